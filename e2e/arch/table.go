@@ -1,0 +1,186 @@
+package arch
+
+// Edges is the one direction of imports: `identity` is the floor, `workload` and `hbone` stand on it side by side,
+// `hbone/proxy` and `waypoint` are the only places that join tunnel and workload, `redirect` knows neither, and `cmd`
+// joins everything. Packages that do not exist yet are listed with the place that they will have.
+func Edges() []Edge {
+	return []Edge{
+		{From: "identity"},
+		{From: "identity/svid", To: []string{"identity"}},
+		{From: "identity/manager", To: []string{"identity", "identity/svid"}},
+		{From: "identity/mtls", To: []string{"identity", "identity/svid"}},
+		{From: "identity/ca", To: []string{"identity", "identity/svid"}},
+		{From: "identity/ca/issuer", To: []string{"identity", "identity/svid"}},
+		{From: "identity/spire", To: []string{"identity", "identity/svid"}},
+		{From: "identity/identitytest", To: []string{"identity/**"}},
+
+		{From: "workload", To: []string{"identity"}},
+		{From: "workload/policy", To: []string{"workload", "identity"}},
+		{From: "workload/route", To: []string{"workload", "identity"}},
+		{From: "workload/dns", To: []string{"workload"}},
+		{From: "workload/dns/server", To: []string{"workload/dns", "workload"}},
+		{From: "workload/netpol", To: []string{"workload", "identity"}},
+		{From: "workload/status", To: []string{"workload", "workload/policy"}},
+		{From: "workload/telemetry", To: []string{"workload", "identity"}},
+		{From: "workload/source/*", To: []string{"workload", "workload/policy", "identity"}},
+		{From: "workload/publish", To: []string{"workload", "workload/policy", "workload/netpol", "identity"}},
+		{From: "workload/workloadtest", To: []string{"workload/**", "identity"}},
+
+		{From: "hbone", To: []string{"identity", "hbone/tunnel"}},
+		{From: "hbone/record"},
+		{From: "hbone/h2"},
+		{From: "hbone/loop"},
+		{From: "hbone/tunnel", To: []string{"hbone/record", "hbone/h2", "hbone/loop", "identity"}},
+		{From: "hbone/relay", To: []string{"hbone/loop", "hbone/tunnel"}},
+		{From: "hbone/pool", To: []string{"hbone/tunnel", "hbone/loop", "identity"}},
+		{From: "hbone/proxy", To: []string{
+			"hbone/pool", "hbone/relay", "hbone/tunnel", "hbone/loop",
+			"identity", "identity/svid", "identity/mtls",
+			"workload", "workload/policy", "workload/netpol", "workload/route",
+		}},
+		{From: "hbone/handover", To: []string{"hbone/proxy", "hbone/pool", "hbone/relay", "hbone/tunnel", "hbone/loop"}},
+		{From: "hbone/hbonetest", To: []string{"hbone/**", "identity/**"}},
+
+		{From: "redirect/netns"},
+		{From: "redirect/nft"},
+		{From: "redirect/origdst", To: []string{"redirect/netns"}},
+		{From: "redirect/wiretap", To: []string{"redirect/netns"}},
+		{From: "redirect/topology", To: []string{"redirect/netns"}},
+		{From: "redirect", To: []string{"redirect/netns", "redirect/nft"}},
+		{From: "redirect/handoff", To: []string{"redirect/netns"}},
+		{From: "redirect/zds", To: []string{"redirect/netns"}},
+		{From: "redirect/podset", To: []string{"redirect", "redirect/netns", "redirect/handoff"}},
+		{From: "redirect/cni", To: []string{"redirect/handoff"}},
+		{From: "redirect/netnstest", To: []string{"redirect/**"}},
+
+		{From: "waypoint/httproute", To: []string{"workload"}},
+		{From: "waypoint/filter", To: []string{"waypoint/httproute", "workload", "workload/policy", "identity"}},
+		{From: "waypoint/upstream", To: []string{"hbone", "workload", "workload/route", "identity"}},
+		{From: "waypoint", To: []string{
+			"waypoint/httproute", "waypoint/filter", "waypoint/upstream",
+			"hbone", "identity", "identity/svid", "identity/mtls", "workload", "workload/policy",
+		}},
+		{From: "waypoint/gatewayapi", To: []string{"waypoint/httproute", "workload"}},
+		{From: "waypoint/controller", To: []string{"waypoint/gatewayapi"}},
+
+		{From: "cmd/internal/*"},
+		{From: "cmd/*", To: []string{"cmd/internal/*", "identity/**", "workload/**", "hbone/**", "redirect/**", "waypoint/**"}},
+
+		{From: "docs"},
+		{From: "e2e/arch"},
+		{From: "e2e/*", To: []string{"redirect/netns", "redirect/topology", "redirect/wiretap"}},
+	}
+}
+
+// Fences keeps each heavy dependency in the few packages that exist to hold it.
+func Fences() []Fence {
+	return []Fence{
+		{
+			Name: "Kubernetes", Tests: true,
+			Prefixes: []string{"k8s.io", "sigs.k8s.io"},
+			Allowed: []string{
+				"workload/source/kube", "workload/status", "waypoint/gatewayapi", "waypoint/controller",
+				"cmd/culvert", "cmd/culvert-node", "cmd/culvert-controller", "cmd/culvert-waypoint", "e2e/**",
+			},
+		},
+		{
+			Name: "gRPC and xDS", Tests: true,
+			Prefixes: []string{"google.golang.org/grpc", "github.com/envoyproxy", "github.com/cncf/xds"},
+			Allowed: []string{
+				"workload/source/xds", "workload/publish", "identity/ca", "identity/ca/issuer", "identity/spire",
+				"identity/identitytest", "workload/workloadtest", "workload/source/xds/*test",
+			},
+		},
+		{
+			Name: "protobuf and Istio's wire types", Tests: true,
+			Prefixes: []string{"google.golang.org/protobuf", "istio.io"},
+			Allowed: []string{
+				"workload/source/xds", "workload/source/kube", "workload/publish", "workload/status",
+				"identity/ca", "identity/ca/issuer", "identity/spire", "redirect/zds", "waypoint/gatewayapi",
+				"identity/identitytest", "workload/workloadtest", "workload/source/xds/*test", "e2e/**",
+			},
+		},
+		{
+			Name: "SPIFFE's Workload API", Tests: true,
+			Prefixes: []string{"github.com/spiffe"},
+			Allowed:  []string{"identity/spire", "identity/identitytest"},
+		},
+		{
+			Name:     "netlink, nftables and raw system calls",
+			Prefixes: []string{"github.com/vishvananda", "github.com/google/nftables", "github.com/mdlayher", "golang.org/x/sys", "github.com/cilium/ebpf"},
+			Allowed:  []string{"redirect/**", "hbone/loop"},
+		},
+		{
+			Name:     "unsafe",
+			Prefixes: []string{"unsafe"},
+			Allowed:  []string{"redirect/**", "hbone/loop"},
+		},
+		{
+			Name:     "Prometheus",
+			Prefixes: []string{"github.com/prometheus"},
+			Allowed:  []string{"workload/telemetry", "waypoint/**", "cmd/internal/admin", "e2e/**"},
+		},
+		{
+			Name:     "HTTP/2 implementations",
+			Prefixes: []string{"golang.org/x/net/http2"},
+			Except:   []string{"golang.org/x/net/http2/hpack"},
+			Allowed:  []string{"hbone/hbonetest", "waypoint/**", "e2e/**"},
+		},
+		{
+			Name:     "HPACK",
+			Prefixes: []string{"golang.org/x/net/http2/hpack"},
+			Allowed:  []string{"hbone/**", "waypoint/**", "e2e/**"},
+		},
+		{
+			Name:     "DNS messages",
+			Prefixes: []string{"github.com/miekg/dns"},
+			Allowed:  []string{"workload/dns/**", "e2e/**"},
+		},
+		{
+			Name:     "YAML",
+			Prefixes: []string{"go.yaml.in/yaml", "sigs.k8s.io/yaml"},
+			Allowed:  []string{"workload/source/file", "cmd/*", "cmd/internal/conf", "e2e/**"},
+		},
+		{
+			Name: "the command line", Tests: true,
+			Prefixes: []string{"github.com/spf13"},
+			Allowed:  []string{"cmd/*"},
+		},
+		{
+			Name: "CNI", Tests: true,
+			Prefixes: []string{"github.com/containernetworking"},
+			Allowed:  []string{"redirect/cni", "cmd/culvert-cni"},
+		},
+		{
+			Name:     "test libraries",
+			Prefixes: []string{"testing", "github.com/google/go-cmp", "go.uber.org/goleak", "net/http/httptest"},
+			Allowed:  []string{"*test", "*/*test", "*/*/*test", "*/*/*/*test", "e2e/**"},
+		},
+		{
+			Name:     "the outside world (sans-IO packages own no socket, file or clock)",
+			Prefixes: []string{"net", "os", "syscall", "log", "log/slog"},
+			Except:   []string{"net/netip", "net/url"},
+			Allowed:  notSansIO,
+		},
+	}
+}
+
+// notSansIO matches every package but hbone/record and hbone/h2.
+var notSansIO = []string{
+	"", "deps", "docs", "identity/**", "workload/**", "redirect/**", "waypoint/**", "cmd/**", "e2e/**",
+	"hbone", "hbone/loop", "hbone/tunnel", "hbone/relay", "hbone/pool", "hbone/proxy", "hbone/handover", "hbone/hbonetest",
+}
+
+// Closures lists what small programs may not link.
+func Closures() []Closure {
+	return []Closure{
+		{Package: "cmd/culvert-cni", Prefixes: []string{"k8s.io", "sigs.k8s.io", "google.golang.org/grpc", "github.com/prometheus"}},
+		{Package: "cmd/culvert-node", Prefixes: []string{"testing"}},
+		{Package: "cmd/culvert", Prefixes: []string{"testing"}},
+	}
+}
+
+// Default is the module's own set of tables.
+func Default() Tables {
+	return Tables{Edges: Edges(), Fences: Fences(), Closures: Closures()}
+}
