@@ -73,7 +73,10 @@ func Edges() []Edge {
 }
 
 // Fences keeps each heavy dependency in the few packages that exist to hold it.
-func Fences() []Fence {
+func Fences() []Fence { return append(systemFences(), libraryFences()...) }
+
+// systemFences are around what reaches other systems or the kernel.
+func systemFences() []Fence {
 	return []Fence{
 		{
 			Name: "Kubernetes", Tests: true,
@@ -116,6 +119,18 @@ func Fences() []Fence {
 			Allowed:  []string{"redirect/**", "hbone/loop"},
 		},
 		{
+			Name:     "the outside world (sans-IO packages own no socket, file or clock)",
+			Prefixes: []string{"net", "os", "syscall", "log", "log/slog"},
+			Except:   []string{"net/netip", "net/url"},
+			Allowed:  notSansIO(),
+		},
+	}
+}
+
+// libraryFences are around libraries that one place is enough for.
+func libraryFences() []Fence {
+	return []Fence{
+		{
 			Name:     "Prometheus",
 			Prefixes: []string{"github.com/prometheus"},
 			Allowed:  []string{"workload/telemetry", "waypoint/**", "cmd/internal/admin", "e2e/**"},
@@ -156,19 +171,15 @@ func Fences() []Fence {
 			Prefixes: []string{"testing", "github.com/google/go-cmp", "go.uber.org/goleak", "net/http/httptest"},
 			Allowed:  []string{"*test", "*/*test", "*/*/*test", "*/*/*/*test", "e2e/**"},
 		},
-		{
-			Name:     "the outside world (sans-IO packages own no socket, file or clock)",
-			Prefixes: []string{"net", "os", "syscall", "log", "log/slog"},
-			Except:   []string{"net/netip", "net/url"},
-			Allowed:  notSansIO,
-		},
 	}
 }
 
-// notSansIO matches every package but hbone/record and hbone/h2.
-var notSansIO = []string{
-	"", "deps", "docs", "identity/**", "workload/**", "redirect/**", "waypoint/**", "cmd/**", "e2e/**",
-	"hbone", "hbone/loop", "hbone/tunnel", "hbone/relay", "hbone/pool", "hbone/proxy", "hbone/handover", "hbone/hbonetest",
+// notSansIO returns patterns for every package but hbone/record and hbone/h2.
+func notSansIO() []string {
+	return []string{
+		"", "deps", "docs", "identity/**", "workload/**", "redirect/**", "waypoint/**", "cmd/**", "e2e/**",
+		"hbone", "hbone/loop", "hbone/tunnel", "hbone/relay", "hbone/pool", "hbone/proxy", "hbone/handover", "hbone/hbonetest",
+	}
 }
 
 // Closures lists what small programs may not link.

@@ -1,0 +1,67 @@
+# Culvert: build, test, measure. `make help` lists the targets.
+
+SHELL := /bin/bash
+.SHELLFLAGS := -euo pipefail -c
+.DEFAULT_GOAL := build
+
+VERSION  ?= $(shell git describe --tags --always --dirty 2>/dev/null || echo unknown)
+REVISION ?= $(shell git rev-parse HEAD 2>/dev/null || echo unknown)
+LDFLAGS  := -s -w -X main.version=$(VERSION) -X main.revision=$(REVISION)
+
+PROGRAMS := $(notdir $(wildcard cmd/culvert*))
+FUZZTIME ?= 10s
+ROUNDS   ?= 3
+TESTFLAGS ?=
+
+export PATH := $(PATH):/usr/sbin:/sbin
+
+.PHONY: help build test netlab fuzz bench lint generate verify image demo interop deps clean
+
+help: ## this list
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
+
+build: ## static binaries in bin/
+	@mkdir -p bin
+	CGO_ENABLED=0 go build -trimpath -ldflags '$(LDFLAGS)' -o bin/ $(addprefix ./cmd/,$(PROGRAMS))
+
+deps: ## install (as root) or name the Debian packages that tests and benchmarks call
+	@tools/deps.sh
+
+test: deps build ## all tests with the race detector; as root they include the two-node lab
+	go test -race -shuffle=on -timeout 20m $(TESTFLAGS) ./...
+
+netlab: deps build ## only the two-node lab of network namespaces
+	go test -race -shuffle=on -count=1 -timeout 20m $(TESTFLAGS) ./e2e/netlab/...
+
+fuzz: ## every fuzz target for FUZZTIME (default 10s)
+	tools/fuzz.sh $(FUZZTIME)
+
+bench: deps build ## direct, HAProxy pair and Culvert side by side; writes bench.json
+	CGO_ENABLED=0 go build -trimpath -o bin/culvert-bench ./e2e/bench
+	bin/culvert-bench --rounds=$(ROUNDS) --json=bench.json $(BENCHFLAGS)
+
+lint: bin/tools/golangci-lint ## golangci-lint, built on first use from tools/go.mod
+	bin/tools/golangci-lint run ./...
+
+bin/tools/golangci-lint: tools/go.mod tools/go.sum
+	@mkdir -p bin/tools
+	@echo "building golangci-lint (a minute or two, once)"
+	cd tools && CGO_ENABLED=0 go build -o ../bin/tools/golangci-lint github.com/golangci/golangci-lint/v2/cmd/golangci-lint
+
+generate: ## everything that is generated
+	go generate ./...
+
+verify: ## what must be clean before a change lands: format, vet, tidy, generated files, import and house rules
+	tools/verify.sh
+
+image: build ## container image with all binaries: bin/culvert-image.tar (OCI layout)
+	tools/image.sh bin/culvert-image.tar '$(VERSION)' $(addprefix bin/,$(PROGRAMS))
+
+demo: build ## two nodes, four pods, real traffic, on this machine, in a minute
+	bin/culvert demo $(DEMOFLAGS)
+
+interop: deps build ## the lab with another implementation at either end: make interop PEER=path-to-a-ztunnel-binary
+	CULVERT_INTEROP_PEER='$(PEER)' go test -count=1 -v -timeout 20m -run Interop $(TESTFLAGS) ./e2e/netlab/...
+
+clean: ## remove what was built
+	rm -rf bin bench.json
