@@ -115,7 +115,7 @@ func (t Tables) checkEdges(p Package) []Violation {
 		switch {
 		case isTestHelper(target) && !isTestHelper(p.Rel()) && !isTestCode(p.Rel()):
 			found = append(found, Violation{p.Rel(), target, "test helpers are for _test.go files"})
-		case isTestHelper(target):
+		case isTestHelper(target), isOwnInternal(p.Rel(), target):
 		case !matchAny(allowed, target):
 			found = append(found, Violation{p.Rel(), target, "not in the import table"})
 		}
@@ -165,6 +165,13 @@ func (t Tables) checkClosures(p Package) []Violation {
 
 // isTestHelper reports whether the package is one that exists for tests: its name ends in "test".
 func isTestHelper(rel string) bool { return strings.HasSuffix(path.Base(rel), "test") && rel != "" }
+
+// isOwnInternal reports whether target is a part of the package that only has a directory of its own: x/internal/y
+// seen from x. Below cmd the table decides.
+func isOwnInternal(from, target string) bool {
+	owner, _, ok := strings.Cut(target, "/internal/")
+	return ok && from == owner
+}
 
 // isTestCode reports whether all files of the package are test code, whatever they are called.
 func isTestCode(rel string) bool { return match("e2e/**", rel) }

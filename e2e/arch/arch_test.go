@@ -76,6 +76,8 @@ func TestCheck(t *testing.T) {
 		{"proxy_to_redirect", production("hbone/proxy", "redirect/origdst"), "not in the import table"},
 		{"proxy_to_telemetry", production("hbone/proxy", "workload/telemetry"), "not in the import table"},
 		{"redirect_knows_neither", production("redirect/podset", "workload"), "not in the import table"},
+		{"own_internal", production("workload", "workload/internal/hamt"), ""},
+		{"foreign_internal", production("workload/route", "workload/internal/hamt"), "not in the import table"},
 		{"sans_io", production("hbone/h2", "net"), "sans-IO"},
 		{"sans_io_netip", production("hbone/h2", "net/netip"), ""},
 		{"raw_calls_in_engine", production("hbone/relay", "golang.org/x/sys/unix"), "raw system calls"},

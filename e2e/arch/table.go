@@ -15,6 +15,7 @@ func Edges() []Edge {
 		{From: "identity/identitytest", To: []string{"identity/**"}},
 
 		{From: "workload", To: []string{"identity"}},
+		{From: "workload/internal/*"},
 		{From: "workload/policy", To: []string{"workload", "identity"}},
 		{From: "workload/route", To: []string{"workload", "identity"}},
 		{From: "workload/dns", To: []string{"workload"}},
