@@ -157,5 +157,5 @@ func (c *checker) node(n ast.Node, fn string) bool {
 }
 
 func (c *checker) mayPanic(fn string) bool {
-	return match("cmd/*", c.pkg) || isTestCode(c.pkg) || isTestHelper(c.pkg) || strings.HasPrefix(fn, "Must")
+	return match("cmd/*", c.pkg) || isTestCode(c.pkg) || isTestHelper(c.pkg) || strings.HasPrefix(fn, "Must") || strings.HasPrefix(fn, "must")
 }
