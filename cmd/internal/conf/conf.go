@@ -59,7 +59,6 @@ type option struct {
 	show     func() string
 	source   string // "--flag", "$VAR" or "" for the default
 	given    bool
-	faulty   bool
 }
 
 type check struct {
