@@ -1,13 +1,25 @@
 package mtls
 
 import (
-	"context"
+	"bytes"
+	"cmp"
+	"crypto/sha256"
 	"crypto/x509"
+	"errors"
+	"fmt"
+	"io/fs"
 	"log/slog"
+	"slices"
+	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/culvert-mesh/culvert/identity"
+	"github.com/culvert-mesh/culvert/identity/svid"
 )
+
+// defaultInterval is ztunnel's debounce time for the same file.
+const defaultInterval = 2 * time.Second
 
 // RevocationConfig configures a Revocation.
 type RevocationConfig struct {
@@ -21,16 +33,155 @@ type RevocationConfig struct {
 }
 
 // Revocation holds the certificate revocation lists of one file.
-type Revocation struct{ cfg RevocationConfig }
+//
+// A list counts for certificates whose issuer has the list's issuer name and
+// signed the list. Certificates that no list speaks of are not revoked, and a
+// list's nextUpdate is ignored: a revocation does not lapse because nobody
+// renewed the list. A nil *Revocation revokes nothing.
+type Revocation struct {
+	path     string
+	interval time.Duration
+	logger   *slog.Logger
 
-// NewRevocation loads the file.
-func NewRevocation(cfg RevocationConfig) (*Revocation, error) { return &Revocation{cfg: cfg}, nil }
+	set atomic.Pointer[crlSet]
 
-// Check returns a RevokedError when a certificate of chain is revoked.
-func (r *Revocation) Check(chain []*x509.Certificate, roots *identity.Bundle) error { return nil }
+	seen   fileState // of Watch, or of NewRevocation before it
+	digest [sha256.Size]byte
 
-// Subscribe registers fn to be called after each change of the lists.
-func (r *Revocation) Subscribe(fn func()) (cancel func()) { return func() {} }
+	mu   sync.Mutex
+	next int
+	subs map[int]func()
+}
 
-// Watch reloads the file when it changes, until ctx ends.
-func (r *Revocation) Watch(ctx context.Context) error { <-ctx.Done(); return nil }
+// NewRevocation loads the file. Content that is not a set of revocation lists
+// is an error; the caller should refuse to start. A file that is not there yet
+// is not: a ConfigMap may come later, and until then nothing is revoked.
+func NewRevocation(cfg RevocationConfig) (*Revocation, error) {
+	if cfg.Path == "" {
+		return nil, errors.New("load revocation lists: no path")
+	}
+	r := &Revocation{
+		path:     cfg.Path,
+		interval: cmp.Or(cfg.Interval, defaultInterval),
+		logger:   cfg.Logger,
+		subs:     make(map[int]func()),
+	}
+	if r.logger == nil {
+		r.logger = slog.New(slog.DiscardHandler)
+	}
+	r.set.Store(&crlSet{})
+	state, content, err := readFile(r.path)
+	if errors.Is(err, fs.ErrNotExist) {
+		r.logger.Warn("revocation file does not exist yet", "path", r.path)
+		return r, nil
+	}
+	if err != nil {
+		return nil, fmt.Errorf("load revocation lists: %w", err)
+	}
+	set, err := parseCRLs(content)
+	if err != nil {
+		return nil, fmt.Errorf("load revocation lists %s: %w", r.path, err)
+	}
+	r.seen, r.digest = state, sha256.Sum256(content)
+	r.set.Store(set)
+	return r, nil
+}
+
+// Check returns a *RevokedError when chain cannot be traced to roots without a
+// revoked certificate. The chain is a peer's as it came in its handshake, leaf
+// first, and has been verified then; validity times are not looked at, so it
+// serves to check live tunnels after a change of the lists. roots are those that
+// the handshake used.
+func (r *Revocation) Check(chain []*x509.Certificate, roots *identity.Bundle) error {
+	if r == nil || len(chain) == 0 {
+		return nil
+	}
+	set := r.set.Load()
+	if set.entries == 0 {
+		return nil
+	}
+	candidates := slices.Concat(roots.Certificates(), chain[1:])
+	if bad := set.trace(chain[0], candidates, roots, len(chain)); bad != nil {
+		return revokedError(chain[0], bad)
+	}
+	return nil
+}
+
+// Subscribe registers fn to be called by Watch after each change of the lists,
+// one call at a time. Calling the returned function ends that; a call that has
+// begun may still be running then.
+func (r *Revocation) Subscribe(fn func()) (cancel func()) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	id := r.next
+	r.next++
+	r.subs[id] = fn
+	return func() {
+		r.mu.Lock()
+		defer r.mu.Unlock()
+		delete(r.subs, id)
+	}
+}
+
+// checkVerified applies the lists to the chains that Certificate.Verify found,
+// of which one without a revoked certificate is enough.
+func (r *Revocation) checkVerified(id identity.ID, chains [][]*x509.Certificate) error {
+	if r == nil {
+		return nil
+	}
+	set := r.set.Load()
+	if set.entries == 0 {
+		return nil
+	}
+	var bad *x509.Certificate
+	for _, chain := range chains {
+		found := set.firstRevoked(chain)
+		if found == nil {
+			return nil
+		}
+		bad = cmp.Or(bad, found)
+	}
+	if bad == nil {
+		return nil
+	}
+	return &RevokedError{Peer: id, Serial: bad.SerialNumber, Issuer: bad.Issuer.String()}
+}
+
+// firstRevoked returns the first revoked certificate of a complete chain.
+func (s *crlSet) firstRevoked(chain []*x509.Certificate) *x509.Certificate {
+	for i := range len(chain) - 1 {
+		if s.revoked(chain[i], chain[i+1]) {
+			return chain[i]
+		}
+	}
+	return nil
+}
+
+// trace walks from cert up to a root over every issuer among candidates, and
+// returns a revoked certificate when all the ways contain one. depth bounds the
+// walk to the length of the peer's chain.
+func (s *crlSet) trace(cert *x509.Certificate, candidates []*x509.Certificate, roots *identity.Bundle, depth int) *x509.Certificate {
+	if depth == 0 || roots.Contains(cert) {
+		return nil
+	}
+	var bad *x509.Certificate
+	for _, issuer := range candidates {
+		if !bytes.Equal(cert.RawIssuer, issuer.RawSubject) || cert.CheckSignatureFrom(issuer) != nil {
+			continue
+		}
+		found := cert
+		if !s.revoked(cert, issuer) {
+			found = s.trace(issuer, candidates, roots, depth-1)
+		}
+		if found == nil {
+			return nil
+		}
+		bad = cmp.Or(bad, found)
+	}
+	return bad
+}
+
+func revokedError(leaf, bad *x509.Certificate) *RevokedError {
+	id, _ := svid.IDFromCert(leaf) // of a verified chain; zero is harmless in a message
+	return &RevokedError{Peer: id, Serial: bad.SerialNumber, Issuer: bad.Issuer.String()}
+}
