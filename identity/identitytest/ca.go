@@ -3,6 +3,7 @@
 package identitytest
 
 import (
+	"crypto"
 	"crypto/ecdsa"
 	"crypto/elliptic"
 	"crypto/rand"
@@ -188,15 +189,19 @@ func sign(t testing.TB, template, parent *x509.Certificate, key, signer *ecdsa.P
 	if template.SerialNumber == nil {
 		template.SerialNumber = serial(t)
 	}
-	der, err := x509.CreateCertificate(rand.Reader, template, parent, key.Public(), signer)
-	if err != nil {
-		t.Fatal(err)
-	}
-	cert, err := x509.ParseCertificate(der)
+	cert, err := signCertificate(template, parent, key.Public(), signer)
 	if err != nil {
 		t.Fatal(err)
 	}
 	return cert
+}
+
+func signCertificate(template, parent *x509.Certificate, public crypto.PublicKey, signer *ecdsa.PrivateKey) (*x509.Certificate, error) {
+	der, err := x509.CreateCertificate(rand.Reader, template, parent, public, signer)
+	if err != nil {
+		return nil, err
+	}
+	return x509.ParseCertificate(der)
 }
 
 func newKey(t testing.TB) *ecdsa.PrivateKey {
@@ -210,9 +215,17 @@ func newKey(t testing.TB) *ecdsa.PrivateKey {
 
 func serial(t testing.TB) *big.Int {
 	t.Helper()
-	n, err := rand.Int(rand.Reader, new(big.Int).Lsh(big.NewInt(1), 120))
+	n, err := newSerial()
 	if err != nil {
 		t.Fatal(err)
 	}
-	return n.Add(n, big.NewInt(1))
+	return n
+}
+
+func newSerial() (*big.Int, error) {
+	n, err := rand.Int(rand.Reader, new(big.Int).Lsh(big.NewInt(1), 120))
+	if err != nil {
+		return nil, err
+	}
+	return n.Add(n, big.NewInt(1)), nil
 }
