@@ -99,6 +99,9 @@ func (c *Conn) Open(rec []byte) ([]byte, error) {
 	if err != nil {
 		return nil, fault(AlertBadRecordMAC, "record does not authenticate")
 	}
+	if len(plain) > MaxPayload+1 { // RFC 8446 section 5.4: padding counts
+		return nil, fault(AlertRecordOverflow, "record plaintext is too long")
+	}
 	end := len(plain) - 1
 	for end >= 0 && plain[end] == 0 {
 		end--
@@ -106,14 +109,11 @@ func (c *Conn) Open(rec []byte) ([]byte, error) {
 	if end < 0 {
 		return nil, fault(AlertUnexpectedMessage, "record without content type")
 	}
-	if end > MaxPayload {
-		return nil, fault(AlertRecordOverflow, "record plaintext is too long")
-	}
 	typ, data := plain[end], plain[:end]
+	if len(c.handshake) > 0 && typ != typeHandshake { // RFC 8446 section 5.1
+		return nil, fault(AlertUnexpectedMessage, "other record inside a handshake message")
+	}
 	if typ == typeApplication && len(data) > 0 {
-		if len(c.handshake) > 0 {
-			return nil, fault(AlertUnexpectedMessage, "application data inside a handshake message")
-		}
 		c.nonAdvancing = 0
 		return data, nil
 	}
