@@ -297,7 +297,11 @@ func (s *Session) settings(f frameHeader, p []byte, ev Events) error {
 	}
 	s.out = appendFrameHeader(s.out, 0, frameSettings, flagAck, 0)
 	if opened {
-		ev.OnWindow(nil)
+		for _, st := range s.streams {
+			if st.send > 0 {
+				ev.OnWindow(st)
+			}
+		}
 	}
 	ev.OnSettings()
 	return nil

@@ -47,7 +47,7 @@ type Events interface {
 	OnHeaders(st *Stream, h *Header, end bool)
 	// OnData gives payload of a stream; p aliases the bytes given to Feed. end says that it was the last.
 	OnData(st *Stream, p []byte, end bool)
-	// OnWindow says that a stream can send again; nil stands for every stream of the session.
+	// OnWindow says that a stream has credit again; nil says that the connection has.
 	OnWindow(st *Stream)
 	// OnReset says that a stream was ended by the peer, or by this side for a fault of the peer (fault set).
 	OnReset(st *Stream, code ErrCode, fault string)

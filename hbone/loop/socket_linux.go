@@ -1,0 +1,228 @@
+package loop
+
+import (
+	"errors"
+	"fmt"
+	"net/netip"
+	"os"
+	"time"
+
+	"golang.org/x/sys/unix"
+)
+
+// CloseFD closes a raw descriptor that no loop owns.
+func CloseFD(fd int) { _ = unix.Close(fd) }
+
+// AbortFD closes a raw TCP socket that no loop owns so that its peer sees a reset.
+func AbortFD(fd int) {
+	_ = unix.SetsockoptLinger(fd, unix.SOL_SOCKET, unix.SO_LINGER, &unix.Linger{Onoff: 1})
+	_ = unix.Close(fd)
+}
+
+// Sockaddr converts an address for system calls.
+func Sockaddr(a netip.AddrPort) unix.Sockaddr {
+	if ip := a.Addr(); ip.Is4() {
+		return &unix.SockaddrInet4{Port: int(a.Port()), Addr: ip.As4()}
+	}
+	return &unix.SockaddrInet6{Port: int(a.Port()), Addr: a.Addr().As16()}
+}
+
+// AddrPort converts an address from a system call; IPv4-mapped addresses become IPv4.
+func AddrPort(sa unix.Sockaddr) netip.AddrPort {
+	switch sa := sa.(type) {
+	case *unix.SockaddrInet4:
+		return netip.AddrPortFrom(netip.AddrFrom4(sa.Addr), uint16(sa.Port))
+	case *unix.SockaddrInet6:
+		return netip.AddrPortFrom(netip.AddrFrom16(sa.Addr).Unmap(), uint16(sa.Port))
+	}
+	return netip.AddrPort{}
+}
+
+// Family is the address family for sockets that talk to a.
+func Family(a netip.Addr) int {
+	if a.Is4() {
+		return unix.AF_INET
+	}
+	return unix.AF_INET6
+}
+
+// LocalAddr returns the socket's own address.
+func LocalAddr(fd int) netip.AddrPort {
+	sa, err := unix.Getsockname(fd)
+	if err != nil {
+		return netip.AddrPort{}
+	}
+	return AddrPort(sa)
+}
+
+// TCPSocket makes a non-blocking TCP socket in the network namespace of the calling thread.
+func TCPSocket(family int) (int, error) {
+	fd, err := unix.Socket(family, unix.SOCK_STREAM|unix.SOCK_NONBLOCK|unix.SOCK_CLOEXEC, 0)
+	if err != nil {
+		return -1, fmt.Errorf("create socket: %w", err)
+	}
+	return fd, nil
+}
+
+// Listen binds a fresh TCP socket to addr and listens on it. reusePort lets a successor bind the same port.
+func Listen(fd int, addr netip.AddrPort, reusePort bool) error {
+	_ = unix.SetsockoptInt(fd, unix.SOL_SOCKET, unix.SO_REUSEADDR, 1)
+	if reusePort {
+		if err := unix.SetsockoptInt(fd, unix.SOL_SOCKET, unix.SO_REUSEPORT, 1); err != nil {
+			return fmt.Errorf("set SO_REUSEPORT: %w", err)
+		}
+	}
+	if addr.Addr().Is6() {
+		_ = unix.SetsockoptInt(fd, unix.IPPROTO_IPV6, unix.IPV6_V6ONLY, 0)
+	}
+	if err := unix.Bind(fd, Sockaddr(addr)); err != nil {
+		return fmt.Errorf("bind %s: %w", addr, err)
+	}
+	if err := unix.Listen(fd, 4096); err != nil {
+		return fmt.Errorf("listen on %s: %w", addr, err)
+	}
+	return nil
+}
+
+// BindTransparent gives a fresh socket a source address that need not be the machine's own (IP_TRANSPARENT, port chosen
+// by the kernel), so that the destination sees the client's address.
+func BindTransparent(fd int, source netip.Addr) error {
+	var err error
+	if source.Is4() {
+		err = unix.SetsockoptInt(fd, unix.SOL_IP, unix.IP_TRANSPARENT, 1)
+	} else {
+		err = unix.SetsockoptInt(fd, unix.SOL_IPV6, unix.IPV6_TRANSPARENT, 1)
+	}
+	if err != nil {
+		return fmt.Errorf("set IP_TRANSPARENT: %w", err)
+	}
+	// Without this the port is taken from the range of (address, any peer) and 28,000 connections use it up.
+	_ = unix.SetsockoptInt(fd, unix.SOL_IP, unix.IP_BIND_ADDRESS_NO_PORT, 1)
+	_ = unix.SetsockoptInt(fd, unix.SOL_SOCKET, unix.SO_REUSEADDR, 1)
+	if err := unix.Bind(fd, Sockaddr(netip.AddrPortFrom(source, 0))); err != nil {
+		return fmt.Errorf("bind %s: %w", source, err)
+	}
+	return nil
+}
+
+// StartConnect begins to connect a non-blocking socket; that it is still under way is no error.
+func StartConnect(fd int, addr netip.AddrPort) error {
+	err := unix.Connect(fd, Sockaddr(addr))
+	if err == nil || errors.Is(err, unix.EINPROGRESS) {
+		return nil
+	}
+	return err
+}
+
+// NoDelay switches Nagle's algorithm off.
+func NoDelay(fd int) { _ = unix.SetsockoptInt(fd, unix.IPPROTO_TCP, unix.TCP_NODELAY, 1) }
+
+// KeepAlive has the kernel probe an idle peer.
+func KeepAlive(fd int, idle, interval time.Duration, probes int) {
+	_ = unix.SetsockoptInt(fd, unix.SOL_SOCKET, unix.SO_KEEPALIVE, 1)
+	_ = unix.SetsockoptInt(fd, unix.IPPROTO_TCP, unix.TCP_KEEPIDLE, int(idle/time.Second))
+	_ = unix.SetsockoptInt(fd, unix.IPPROTO_TCP, unix.TCP_KEEPINTVL, int(interval/time.Second))
+	_ = unix.SetsockoptInt(fd, unix.IPPROTO_TCP, unix.TCP_KEEPCNT, probes)
+}
+
+// SetCongestion chooses the congestion control of one socket.
+func SetCongestion(fd int, name string) error {
+	if err := unix.SetsockoptString(fd, unix.IPPROTO_TCP, unix.TCP_CONGESTION, name); err != nil {
+		return fmt.Errorf("set congestion control %s: %w", name, err)
+	}
+	return nil
+}
+
+// Congestion returns the congestion control of a socket.
+func Congestion(fd int) string {
+	b, err := unix.GetsockoptString(fd, unix.IPPROTO_TCP, unix.TCP_CONGESTION)
+	if err != nil {
+		return ""
+	}
+	return b
+}
+
+// Acceptor accepts raw sockets from a listening one. Waiting is done by the runtime's poller; the accepted sockets never
+// see it. Accept may be called by one goroutine, Close by any.
+type Acceptor struct {
+	file *os.File
+	raw  rawConn
+	addr netip.AddrPort
+}
+
+type rawConn interface {
+	Read(f func(fd uintptr) (done bool)) error
+	Control(f func(fd uintptr)) error
+}
+
+// NewAcceptor takes over a listening, non-blocking socket.
+func NewAcceptor(fd int) (*Acceptor, error) {
+	addr := LocalAddr(fd)
+	file := os.NewFile(uintptr(fd), "listener")
+	raw, err := file.SyscallConn()
+	if err != nil {
+		_ = file.Close()
+		return nil, fmt.Errorf("watch listener: %w", err)
+	}
+	return &Acceptor{file: file, raw: raw, addr: addr}, nil
+}
+
+// Addr returns the address that the socket is bound to.
+func (a *Acceptor) Addr() netip.AddrPort { return a.addr }
+
+// Accept waits for a connection and returns its non-blocking socket, which the caller owns, and the peer's address.
+// After Close it fails with an error that is os.ErrClosed.
+func (a *Acceptor) Accept() (fd int, peer netip.AddrPort, err error) {
+	for {
+		var sa unix.Sockaddr
+		var aerr error
+		err := a.raw.Read(func(l uintptr) bool {
+			fd, sa, aerr = unix.Accept4(int(l), unix.SOCK_NONBLOCK|unix.SOCK_CLOEXEC)
+			return !errors.Is(aerr, unix.EAGAIN)
+		})
+		switch {
+		case err != nil:
+			return -1, netip.AddrPort{}, err
+		case aerr == nil:
+			return fd, AddrPort(sa), nil
+		case errors.Is(aerr, unix.EINTR) || errors.Is(aerr, unix.ECONNABORTED):
+		default:
+			return -1, netip.AddrPort{}, fmt.Errorf("accept on %s: %w", a.addr, aerr)
+		}
+	}
+}
+
+// Temporary reports an Accept error that goes away, such as running out of descriptors.
+func Temporary(err error) bool {
+	return errors.Is(err, unix.EMFILE) || errors.Is(err, unix.ENFILE) || errors.Is(err, unix.ENOBUFS) || errors.Is(err, unix.ENOMEM)
+}
+
+// Close stops listening and ends Accept.
+func (a *Acceptor) Close() error { return a.file.Close() }
+
+// RemoteAddr returns the address of the socket's peer.
+func RemoteAddr(fd int) netip.AddrPort {
+	sa, err := unix.Getpeername(fd)
+	if err != nil {
+		return netip.AddrPort{}
+	}
+	return AddrPort(sa)
+}
+
+// Duplicate takes the socket out of f, which the runtime's poller watches, as a descriptor that nothing watches. f is
+// still to be closed.
+func Duplicate(f *os.File) (int, error) {
+	raw, err := f.SyscallConn()
+	if err != nil {
+		return -1, fmt.Errorf("take socket from poller: %w", err)
+	}
+	dup := -1
+	var derr error
+	if err := raw.Control(func(fd uintptr) { dup, derr = unix.FcntlInt(fd, unix.F_DUPFD_CLOEXEC, 0) }); err != nil {
+		return -1, fmt.Errorf("take socket from poller: %w", err)
+	}
+	if derr != nil {
+		return -1, fmt.Errorf("duplicate socket: %w", derr)
+	}
+	return dup, nil
+}

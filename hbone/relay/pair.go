@@ -1,0 +1,199 @@
+package relay
+
+import (
+	"fmt"
+	"sync/atomic"
+	"time"
+
+	"github.com/culvert-mesh/culvert/hbone/loop"
+)
+
+// Pair joins two TCP sockets on one loop: A, whose connection was accepted, and B, which is dialled.
+type Pair struct {
+	// AToB and BToA count payload bytes written. They may be read from anywhere.
+	AToB, BToA atomic.Int64
+
+	loop      *loop.Loop
+	done      func(error)
+	connected func(error)
+	timer     loop.Timer
+	a, b      end
+	fdA       int // A before bytes move
+	over      bool
+}
+
+// end is one socket of a pair and the direction that is read from it.
+type end struct {
+	pair    *Pair
+	other   *end
+	fd      loop.FD
+	count   *atomic.Int64
+	name    string
+	pending []byte // read from here, not taken by other
+	ended   bool   // its end was read
+	passed  bool   // and passed on to other
+	drain   bool
+	queued  bool
+}
+
+// NewPair returns a pair on l that takes over the sockets: a is connected, the connect of b has been started and may
+// take d. connected is called once when it is over; after an error of it, which ends the pair, a is still the caller's.
+// done is called once when both directions have ended, nil for an orderly end. All on the loop.
+func NewPair(l *loop.Loop, a, b int, d time.Duration, connected, done func(error)) *Pair {
+	p := &Pair{loop: l, done: done, connected: connected, fdA: a}
+	p.a = end{pair: p, other: &p.b, count: &p.AToB, name: "application"}
+	p.b = end{pair: p, other: &p.a, count: &p.BToA, name: "destination"}
+	if err := p.b.fd.AttachConnecting(l, b, &p.b); err != nil {
+		loop.CloseFD(b)
+		p.over = true
+		connected(err)
+		return p
+	}
+	l.After(&p.timer, d, func() { p.connectDone(ErrConnectTimeout) })
+	return p
+}
+
+func (p *Pair) connectDone(err error) {
+	connected := p.connected
+	p.connected = nil
+	p.loop.Stop(&p.timer)
+	if err == nil {
+		if err = p.a.fd.Attach(p.loop, p.fdA, &p.a); err == nil {
+			p.fdA = -1
+		}
+	}
+	if err != nil {
+		p.over = true
+		p.b.fd.Close()
+		connected(err)
+		return
+	}
+	connected(nil)
+	if !p.over {
+		p.b.read()
+	}
+	if !p.over {
+		p.a.read()
+	}
+}
+
+// Abort ends the pair at once: both sides see a reset. Before connected was called it closes the accepted socket too.
+// On the loop.
+func (p *Pair) Abort(err error) {
+	if p.over {
+		return
+	}
+	p.over = true
+	p.loop.Stop(&p.timer)
+	if p.fdA >= 0 {
+		loop.AbortFD(p.fdA)
+		p.fdA = -1
+	}
+	p.connected = nil
+	p.a.fd.Abort()
+	p.b.fd.Abort()
+	p.a.pending, p.b.pending = nil, nil
+	p.done(err)
+}
+
+// Event implements loop.Handler.
+func (e *end) Event(ev loop.Events) {
+	p := e.pair
+	if p.connected != nil {
+		if ev.Writable() {
+			p.connectDone(e.fd.SocketError())
+		}
+		return
+	}
+	if ev.Failed() {
+		if err := e.fd.SocketError(); err != nil {
+			p.Abort(fmt.Errorf("%s: %w", e.name, err))
+			return
+		}
+	}
+	if ev.Writable() && len(e.other.pending) > 0 {
+		if e.other.flush(); !p.over && len(e.other.pending) == 0 {
+			e.other.read()
+		}
+	}
+	if ev.Readable() && !p.over {
+		e.drain = e.drain || ev.Ended()
+		e.read()
+	}
+}
+
+// Run implements loop.Runner.
+func (e *end) Run() {
+	e.queued = false
+	if !e.pair.over {
+		e.read()
+	}
+}
+
+// read moves at most one turn from here to the other side. What the other side does not take is kept, and nothing more
+// is read until it has.
+func (e *end) read() {
+	if e.ended || len(e.pending) > 0 || !e.other.fd.Attached() {
+		return
+	}
+	buf := e.pair.loop.Buffer
+	n, err := e.fd.Read(buf)
+	switch {
+	case err != nil && loop.Again(err):
+		return
+	case err != nil:
+		e.pair.Abort(fmt.Errorf("%s: %w", e.name, err))
+		return
+	case n == 0:
+		e.ended = true
+		e.flush()
+		return
+	}
+	e.pending = buf[:n]
+	e.flush()
+	if e.pair.over {
+		return
+	}
+	if len(e.pending) > 0 {
+		e.pending = append([]byte(nil), e.pending...)
+		return
+	}
+	if (n == len(buf) || e.drain) && !e.queued {
+		e.queued = true
+		e.pair.loop.RunLater(e)
+	}
+}
+
+// flush writes what is pending to the other side and passes on the end behind it.
+func (e *end) flush() {
+	to := &e.other.fd
+	if len(e.pending) > 0 {
+		n, err := to.Write(e.pending)
+		if err != nil && !loop.Again(err) {
+			e.pair.Abort(fmt.Errorf("%s: %w", e.other.name, err))
+			return
+		}
+		n = max(n, 0)
+		e.count.Add(int64(n))
+		if e.pending = e.pending[n:]; len(e.pending) > 0 {
+			to.ArmWrite()
+			return
+		}
+		e.pending = nil
+	}
+	if e.ended && !e.passed {
+		e.passed = true
+		to.CloseWrite()
+		e.pair.finishIfDone()
+	}
+}
+
+func (p *Pair) finishIfDone() {
+	if p.over || !p.a.passed || !p.b.passed {
+		return
+	}
+	p.over = true
+	p.a.fd.Close()
+	p.b.fd.Close()
+	p.done(nil)
+}

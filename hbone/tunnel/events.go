@@ -1,0 +1,103 @@
+package tunnel
+
+import "github.com/culvert-mesh/culvert/hbone/h2"
+
+// events is the tunnel as its session sees it, so that these methods are not part of Tunnel's own.
+type events Tunnel
+
+// OnSettings implements h2.Events.
+func (e *events) OnSettings() {}
+
+// OnHeaders implements h2.Events.
+func (e *events) OnHeaders(s *h2.Stream, h *h2.Header, end bool) {
+	t := (*Tunnel)(e)
+	if st, ok := s.User.(*Stream); ok {
+		if st.Handler != nil {
+			st.Handler.Response(h, end)
+		}
+		return
+	}
+	st := &Stream{t: t, s: s}
+	s.User = st
+	t.cfg.OnRequest(st, h)
+	if st.Handler == nil && !st.Gone() {
+		st.Reset(h2.RefusedStream)
+		return
+	}
+	if end && st.Handler != nil {
+		e.OnData(s, nil, true)
+	}
+}
+
+// OnData implements h2.Events.
+func (e *events) OnData(s *h2.Stream, p []byte, end bool) {
+	t := (*Tunnel)(e)
+	st := s.User.(*Stream)
+	if st.Handler == nil {
+		return
+	}
+	if !st.touched {
+		st.touched = true
+		t.touched = append(t.touched, st)
+	}
+	st.Handler.Data(p, end)
+}
+
+// OnWindow implements h2.Events.
+func (e *events) OnWindow(s *h2.Stream) {
+	t := (*Tunnel)(e)
+	if s == nil {
+		t.resumeLater()
+		return
+	}
+	st := s.User.(*Stream)
+	if st.starved && st.Handler != nil {
+		st.starved = false
+		st.Handler.Writable()
+	}
+}
+
+// OnReset implements h2.Events.
+func (e *events) OnReset(s *h2.Stream, code h2.ErrCode, fault string) {
+	st := s.User.(*Stream)
+	if st.Handler == nil {
+		return
+	}
+	if st.touched {
+		st.Handler.DataDone() // what came before the reset
+	}
+	h := st.Handler
+	st.Handler = nil
+	h.Closed(&ResetError{Code: code, Fault: fault})
+}
+
+// OnGoAway implements h2.Events.
+func (e *events) OnGoAway(uint32, h2.ErrCode, string) {
+	t := (*Tunnel)(e)
+	if t.draining {
+		return
+	}
+	t.draining = true
+	if t.cfg.OnDrain != nil {
+		t.cfg.OnDrain(t)
+	}
+}
+
+// OnPong implements h2.Events.
+func (e *events) OnPong(data [8]byte) {
+	t := (*Tunnel)(e)
+	switch data {
+	case pingAlive:
+		if t.pinged != 0 {
+			t.h2.RTT = t.loop.Now() - t.pinged
+			t.pinged = 0
+			t.loop.After(&t.ping, t.cfg.PingInterval, t.onPing)
+		}
+	case pingDrain:
+		if t.draining && !t.drained {
+			t.drained = true
+			t.h2.GoAway(true, h2.NoError, "")
+			t.settle()
+		}
+	}
+}

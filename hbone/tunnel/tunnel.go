@@ -1,0 +1,369 @@
+package tunnel
+
+import (
+	"context"
+	"crypto/tls"
+	"crypto/x509"
+	"errors"
+	"fmt"
+	"io"
+	"net/netip"
+	"sync/atomic"
+	"time"
+
+	"github.com/culvert-mesh/culvert/hbone/h2"
+	"github.com/culvert-mesh/culvert/hbone/loop"
+	"github.com/culvert-mesh/culvert/hbone/record"
+)
+
+// Errors that end a tunnel, and with it its streams.
+var (
+	// ErrTruncated is a transport that ended without close_notify: what was in flight may be lost.
+	ErrTruncated = errors.New("tunnel lost: connection ended without close_notify")
+	// ErrPeerClosed is the peer's orderly end of the connection.
+	ErrPeerClosed = errors.New("tunnel closed by peer")
+	// ErrDead is a peer that has not answered pings.
+	ErrDead = errors.New("tunnel lost: peer does not answer pings")
+	// ErrClosed is this side's own end of the tunnel.
+	ErrClosed = errors.New("tunnel closed")
+)
+
+// Config is what a tunnel needs besides its socket. Loop is required.
+type Config struct {
+	Loop *loop.Loop
+	// H2 is what the session announces; Server is set by the role.
+	H2 h2.Config
+	// PingInterval is how long a tunnel is left alone before it is pinged; 0 means 10 s.
+	PingInterval time.Duration
+	// PingTimeout is how long it may be silent after a ping; 0 means 20 s.
+	PingTimeout time.Duration
+	// OnRequest gives a peer's request to a server, on the loop. It sets Stream.Handler before it returns, or answers.
+	OnRequest func(st *Stream, h *h2.Header)
+	// OnDrain says that the peer, or this side's Drain, wants no further streams here. On the loop; may be nil.
+	OnDrain func(t *Tunnel)
+	// OnClose is called once, on the loop, when the tunnel is gone; its streams have been told before. May be nil.
+	OnClose func(t *Tunnel, err error)
+}
+
+// Tunnel is an established HBONE connection.
+type Tunnel struct {
+	// Chain is the peer's certificate chain, leaf first.
+	Chain []*x509.Certificate
+	// Local and Remote are the ends of the TCP connection.
+	Local, Remote netip.AddrPort
+	// User is for the owner; it is set before the tunnel's first callback or never changed.
+	User any
+
+	cfg  Config
+	loop *loop.Loop
+	fd   loop.FD
+	rec  *record.Conn
+	h2   *h2.Session
+
+	partial []byte // start of a record that has not arrived wholly
+	touched []*Stream
+
+	out     []byte // ciphertext to send is out[r:w]; nil when there is none
+	r, w    int
+	blocked bool // the socket took less than it was given
+	dirty   bool
+	pieces  []loop.Iovec
+
+	waiting  []*Stream // streams that want to send: no room in out, or no credit of the connection
+	resuming bool
+
+	ping     loop.Timer
+	pinged   int64 // when the outstanding ping was sent, 0 when there is none
+	heard    int64 // when bytes came last
+	draining bool
+	drained  bool // the final GOAWAY is out
+	err      error
+
+	open   atomic.Int32
+	closed atomic.Bool
+}
+
+// The pings that mean something to this side when they come back.
+var (
+	pingAlive = [8]byte{'a', 'l', 'i', 'v', 'e'}
+	pingDrain = [8]byte{'d', 'r', 'a', 'i', 'n'}
+)
+
+// Client does a TLS handshake as the client on fd, a connected non-blocking socket that it owns from now on, and starts
+// the tunnel on its loop. ctx bounds the handshake only. A peer that refuses our certificate may say so only after that:
+// the tunnel then ends with a *record.Error that holds its alert.
+func Client(ctx context.Context, fd int, config *tls.Config, cfg Config) (*Tunnel, error) {
+	return start(ctx, fd, config, cfg, false, nil)
+}
+
+// Server does a TLS handshake as the server, as Client does as the client. ready, which may be nil, is called before the
+// tunnel's first event and may refuse the peer by an error.
+func Server(ctx context.Context, fd int, config *tls.Config, cfg Config, ready func(*Tunnel) error) (*Tunnel, error) {
+	return start(ctx, fd, config, cfg, true, ready)
+}
+
+func start(ctx context.Context, fd int, config *tls.Config, cfg Config, server bool, ready func(*Tunnel) error) (*Tunnel, error) {
+	t := &Tunnel{cfg: cfg, loop: cfg.Loop, Local: loop.LocalAddr(fd), Remote: loop.RemoteAddr(fd)}
+	if t.cfg.PingInterval == 0 {
+		t.cfg.PingInterval = 10 * time.Second
+	}
+	if t.cfg.PingTimeout == 0 {
+		t.cfg.PingTimeout = 20 * time.Second
+	}
+	fd, rec, state, err := handshake(ctx, fd, config, server)
+	if err != nil {
+		return nil, err
+	}
+	t.rec, t.Chain = rec, state.PeerCertificates
+	cfg.H2.Server = server
+	t.h2 = h2.NewSession(cfg.H2)
+	if ready != nil {
+		if err := ready(t); err != nil {
+			loop.CloseFD(fd)
+			return nil, err
+		}
+	}
+	if !t.loop.Post(func() { t.attach(fd) }) {
+		loop.CloseFD(fd)
+		return nil, loop.ErrClosed
+	}
+	return t, nil
+}
+
+func (t *Tunnel) attach(fd int) {
+	t.heard = t.loop.Now()
+	if err := t.fd.Attach(t.loop, fd, t); err != nil {
+		loop.CloseFD(fd)
+		t.fail(err)
+		return
+	}
+	if t.err != nil {
+		return
+	}
+	// The first ping measures the round trip, which steers how windows grow.
+	t.sendPing(pingAlive)
+	t.mark()
+}
+
+// Loop returns the loop that the tunnel lives on.
+func (t *Tunnel) Loop() *loop.Loop { return t.loop }
+
+// Streams returns how many streams were open a moment ago. It may be called from anywhere.
+func (t *Tunnel) Streams() int { return int(t.open.Load()) }
+
+// Closed reports that the tunnel is gone. It may be called from anywhere.
+func (t *Tunnel) Closed() bool { return t.closed.Load() }
+
+// PeerStreams returns how many concurrent streams the peer allows. On the loop.
+func (t *Tunnel) PeerStreams() uint32 {
+	n, _ := t.h2.PeerStreams()
+	return n
+}
+
+// Post has f called on the tunnel's loop; see loop.Loop.Post.
+func (t *Tunnel) Post(f func()) bool { return t.loop.Post(f) }
+
+// Event implements loop.Handler.
+func (t *Tunnel) Event(ev loop.Events) {
+	if ev.Writable() && t.blocked {
+		t.blocked = false
+		t.mark()
+	}
+	if ev.Readable() {
+		t.read(ev.Ended())
+	}
+}
+
+// Run implements loop.Runner: it goes on with reading where Event stopped to let others have their turn.
+func (t *Tunnel) Run() { t.read(true) }
+
+// read takes one buffer from the socket. A read that fills it is followed by another in the next round; a short one
+// means that the socket is empty, unless the peer has ended (drain), which only another read tells.
+func (t *Tunnel) read(drain bool) {
+	if !t.fd.Attached() {
+		return
+	}
+	buf := t.loop.Buffer
+	have := copy(buf, t.partial)
+	n, err := t.fd.Read(buf[have:])
+	switch {
+	case err != nil && loop.Again(err):
+		return
+	case err != nil:
+		t.fail(fmt.Errorf("tunnel lost: %w", err))
+		return
+	case n == 0:
+		t.fail(ErrTruncated)
+		return
+	}
+	t.heard = t.loop.Now()
+	t.h2.Now = t.heard
+	err = t.consume(buf[:have+n])
+	t.deliver()
+	if err != nil {
+		t.fail(err)
+		return
+	}
+	if drain || n == len(buf)-have {
+		t.loop.RunLater(t)
+	}
+	t.settle()
+}
+
+func (t *Tunnel) consume(b []byte) error {
+	for {
+		n, err := record.Split(b)
+		if err != nil {
+			return err
+		}
+		if n == 0 {
+			break
+		}
+		data, err := t.rec.Open(b[:n])
+		if err == io.EOF {
+			return ErrPeerClosed
+		}
+		if err != nil {
+			return err
+		}
+		if err := t.h2.Feed(data, (*events)(t)); err != nil {
+			return err
+		}
+		if t.err != nil {
+			return t.err
+		}
+		b = b[n:]
+	}
+	t.partial = append(t.partial[:0], b...)
+	return nil
+}
+
+// deliver lets the streams that got data in this read pass it on.
+func (t *Tunnel) deliver() {
+	for i := 0; i < len(t.touched); i++ {
+		st := t.touched[i]
+		t.touched[i] = nil
+		st.touched = false
+		if st.Handler != nil {
+			st.Handler.DataDone()
+		}
+	}
+	t.touched = t.touched[:0]
+}
+
+// settle is called whenever something may have changed what is to be sent or how many streams there are.
+func (t *Tunnel) settle() {
+	if t.err != nil {
+		return
+	}
+	n := t.h2.Streams()
+	t.open.Store(int32(n))
+	if len(t.h2.Out()) > 0 || t.rec.KeyUpdateDue() {
+		t.mark()
+	}
+	if t.draining && n == 0 {
+		t.mark()
+	}
+}
+
+// Drain has the tunnel end when its streams have: the peer is told to open no more (RFC 9113 section 6.8). On the loop.
+func (t *Tunnel) Drain() {
+	if t.err != nil || t.draining {
+		return
+	}
+	t.draining = true
+	if t.cfg.OnDrain != nil {
+		t.cfg.OnDrain(t)
+	}
+	if t.cfg.OnRequest == nil {
+		t.h2.GoAway(true, h2.NoError, "")
+		t.drained = true
+	} else {
+		// The peer learns it, and what it sent before it did still counts, before the last stream is named.
+		t.h2.GoAway(false, h2.NoError, "")
+		t.h2.Ping(pingDrain)
+	}
+	t.settle()
+	t.mark()
+}
+
+// Close ends the tunnel and all its streams at once. On the loop.
+func (t *Tunnel) Close(err error) {
+	if err == nil {
+		err = ErrClosed
+	}
+	t.fail(err)
+}
+
+// fail ends the tunnel: the peer is told why as far as possible, then streams and owner are.
+func (t *Tunnel) fail(err error) {
+	if t.err != nil {
+		return
+	}
+	t.err = err
+	t.closed.Store(true)
+	t.open.Store(0)
+	t.deliver()
+	t.loop.Stop(&t.ping)
+	t.farewell(err)
+	t.fd.Close()
+	t.release()
+	t.partial, t.waiting = nil, nil
+	t.h2.Each(func(s *h2.Stream) {
+		if st := s.User.(*Stream); st.Handler != nil {
+			st.lost = true
+			st.Handler.Closed(err)
+		}
+	})
+	if t.cfg.OnDrain != nil && !t.draining {
+		t.cfg.OnDrain(t)
+	}
+	if t.cfg.OnClose != nil {
+		t.cfg.OnClose(t, err)
+	}
+}
+
+// farewell sends what is due before the socket closes: GOAWAY, then an alert.
+func (t *Tunnel) farewell(err error) {
+	if !t.fd.Attached() || errors.Is(err, ErrTruncated) || errors.Is(err, ErrDead) {
+		return
+	}
+	alert := record.AlertCloseNotify
+	var re *record.Error
+	var ce *h2.ConnError
+	switch {
+	case errors.As(err, &re):
+		if re.Remote {
+			return
+		}
+		alert = re.Alert
+	case errors.As(err, &ce), t.drained:
+	default:
+		t.h2.GoAway(true, h2.NoError, "")
+	}
+	t.buffer()
+	t.sealControl()
+	if t.w+record.ControlLen <= len(t.out) {
+		t.w = len(t.rec.AppendAlert(t.out[:t.w], alert))
+	}
+	t.write()
+}
+
+func (t *Tunnel) sendPing(data [8]byte) {
+	t.h2.Ping(data)
+	t.pinged = t.loop.Now()
+	t.loop.After(&t.ping, t.cfg.PingTimeout, t.onPing)
+}
+
+// onPing runs when a ping is due, or when one was not answered in time. Any byte of the peer counts as an answer.
+func (t *Tunnel) onPing() {
+	if cap(t.partial) > 0 && len(t.partial) == 0 {
+		t.partial = nil
+	}
+	if t.pinged != 0 && t.heard < t.pinged {
+		t.fail(ErrDead)
+		return
+	}
+	t.sendPing(pingAlive)
+	t.mark()
+}

@@ -1,0 +1,192 @@
+package tunnel
+
+import (
+	"fmt"
+
+	"github.com/culvert-mesh/culvert/hbone/h2"
+	"github.com/culvert-mesh/culvert/hbone/loop"
+	"github.com/culvert-mesh/culvert/hbone/record"
+)
+
+// What stands around the payload of one DATA frame in a record of its own:
+//
+//	record header (5) | frame header (9) | payload … | content type (1) | tag (16)
+const (
+	before  = record.HeaderLen + h2.FrameHeaderLen
+	around  = before + record.TrailerLen
+	maxData = record.MaxPayload - h2.FrameHeaderLen
+	// minSlot is the least payload room for which a record is begun, so that the end of a buffer is not cut into crumbs.
+	minSlot = 1024
+)
+
+// mark has the tunnel flushed at the end of this batch of events.
+func (t *Tunnel) mark() {
+	if !t.dirty && t.err == nil {
+		t.dirty = true
+		t.loop.FlushLater(t)
+	}
+}
+
+// Flush implements loop.Flusher: everything that this batch produced goes out in one write.
+func (t *Tunnel) Flush() {
+	t.dirty = false
+	if t.err != nil || !t.fd.Attached() {
+		return
+	}
+	if len(t.h2.Out()) > 0 || t.rec.KeyUpdateDue() {
+		t.buffer()
+		t.sealControl()
+	}
+	t.write()
+	t.open.Store(int32(t.h2.Streams()))
+	if t.draining && t.err == nil && t.h2.Streams() == 0 && t.r == t.w && len(t.h2.Out()) == 0 {
+		t.fail(ErrClosed)
+	}
+}
+
+// buffer makes sure that there is a buffer to seal into.
+func (t *Tunnel) buffer() {
+	if t.out == nil {
+		t.out, t.r, t.w = t.loop.Get(), 0, 0
+	}
+}
+
+func (t *Tunnel) release() {
+	if t.out != nil {
+		t.loop.Put(t.out)
+		t.out, t.r, t.w = nil, 0, 0
+	}
+}
+
+// sealControl moves frames that wait in the session, and a KeyUpdate that is due, into the buffer. It reports whether
+// all of them found room: DATA must not overtake them.
+func (t *Tunnel) sealControl() bool {
+	for {
+		frames := t.h2.Out()
+		if len(frames) == 0 {
+			break
+		}
+		n := min(len(frames), record.MaxPayload, len(t.out)-t.w-record.HeaderLen-record.TrailerLen)
+		if n <= 0 {
+			return false
+		}
+		copy(t.out[t.w+record.HeaderLen:], frames[:n])
+		t.w += t.rec.Seal(t.out[t.w:], n)
+		t.h2.Sent(n)
+	}
+	if t.rec.KeyUpdateDue() {
+		if t.w+record.ControlLen > len(t.out) {
+			return false
+		}
+		b, err := t.rec.AppendKeyUpdate(t.out[:t.w], false)
+		if err != nil {
+			t.fail(err)
+			return false
+		}
+		t.w = len(b)
+	}
+	return true
+}
+
+// write gives the kernel what is sealed. What it does not take stays until the socket is writable again.
+func (t *Tunnel) write() {
+	if t.blocked || t.r == t.w {
+		if t.r == t.w {
+			t.release()
+			t.resumeLater()
+		}
+		return
+	}
+	n, err := t.fd.Write(t.out[t.r:t.w])
+	switch {
+	case err != nil && loop.Again(err):
+		n = 0
+	case err != nil:
+		t.fail(fmt.Errorf("tunnel lost: %w", err))
+		return
+	}
+	t.r += n
+	if t.r < t.w {
+		t.blocked = true
+		t.fd.ArmWrite()
+		return
+	}
+	t.release()
+	t.resumeLater()
+}
+
+// resumeLater has waiting streams resumed in the next round, behind the events that have come meanwhile.
+func (t *Tunnel) resumeLater() {
+	if len(t.waiting) > 0 && !t.resuming {
+		t.resuming = true
+		t.loop.RunLater((*resumer)(t))
+	}
+}
+
+// resumer is the loop.Runner of resumeLater.
+type resumer Tunnel
+
+// Run implements loop.Runner.
+func (r *resumer) Run() {
+	r.resuming = false
+	(*Tunnel)(r).resume()
+}
+
+// resume gives the streams that wait for room their turn, in the order in which they began to wait.
+func (t *Tunnel) resume() {
+	waiting := t.waiting
+	if len(waiting) == 0 {
+		return
+	}
+	t.waiting = nil
+	for i, st := range waiting {
+		if t.err != nil {
+			return
+		}
+		st.waiting = false
+		if st.s.Gone() {
+			continue
+		}
+		if st.Handler != nil {
+			st.Handler.Writable()
+		}
+		waiting[i] = nil
+	}
+	if t.waiting == nil {
+		t.waiting = waiting[:0]
+	}
+}
+
+func (t *Tunnel) wait(st *Stream) {
+	if !st.waiting {
+		st.waiting = true
+		t.waiting = append(t.waiting, st)
+	}
+}
+
+// room reports whether a DATA frame can be sealed now, after everything that has to go before it.
+func (t *Tunnel) room() bool {
+	if t.err != nil || !t.fd.Attached() {
+		return false
+	}
+	t.buffer()
+	if t.sealControl() && t.w+around+minSlot <= len(t.out) {
+		return true
+	}
+	if t.err != nil || t.blocked {
+		return false
+	}
+	n, err := t.fd.Write(t.out[t.r:t.w])
+	if err != nil && !loop.Again(err) {
+		t.fail(fmt.Errorf("tunnel lost: %w", err))
+		return false
+	}
+	t.r += max(n, 0)
+	if t.r < t.w {
+		t.blocked = true
+		t.fd.ArmWrite()
+		return false
+	}
+	t.r, t.w = 0, 0
+	return t.sealControl()
+}
