@@ -1,0 +1,203 @@
+package nft
+
+import (
+	"errors"
+	"fmt"
+	"slices"
+
+	"github.com/google/nftables"
+	"github.com/google/nftables/userdata"
+	"github.com/vishvananda/netlink"
+	"github.com/vishvananda/netlink/nl"
+	"golang.org/x/sys/unix"
+
+	"github.com/culvert-mesh/culvert/redirect/netns"
+)
+
+// hooks are the netfilter hooks of family inet by number.
+var hooks = [...]string{
+	unix.NF_INET_PRE_ROUTING:  "prerouting",
+	unix.NF_INET_LOCAL_IN:     "input",
+	unix.NF_INET_FORWARD:      "forward",
+	unix.NF_INET_LOCAL_OUT:    "output",
+	unix.NF_INET_POST_ROUTING: "postrouting",
+}
+
+// Apply makes the kernel's table in ns exactly t, in one transaction: a packet
+// meets the old rules or the new ones, and connection tracking goes on in between,
+// so that established connections keep their translation. Nothing is changed when
+// an error is returned. t must come from Desired.
+func (t *Table) Apply(ns *netns.NS) error {
+	err := ns.Do(func() error {
+		return transact(func(c *nftables.Conn) {
+			table := &nftables.Table{Name: t.Name, Family: nftables.TableFamilyINet}
+			c.AddTable(table) // so that deleting it never fails
+			c.DelTable(table)
+			c.AddTable(table)
+			for _, chain := range t.Chains {
+				chain.queue(c, table)
+			}
+		})
+	})
+	if err != nil {
+		return fmt.Errorf("apply nftables table %s in %s: %w", t.Name, ns, err)
+	}
+	return nil
+}
+
+// Delete removes the table from ns, if it is there. Connections that are redirected
+// lose their translation and stall; drain them before.
+func Delete(ns *netns.NS) error {
+	err := ns.Do(func() error {
+		return transact(func(c *nftables.Conn) {
+			table := &nftables.Table{Name: TableName, Family: nftables.TableFamilyINet}
+			c.AddTable(table)
+			c.DelTable(table)
+		})
+	})
+	if err != nil {
+		return fmt.Errorf("delete nftables table %s in %s: %w", TableName, ns, err)
+	}
+	return nil
+}
+
+// transact sends what fill queues as one batch, in the current namespace.
+func transact(fill func(*nftables.Conn)) error {
+	c, err := nftables.New()
+	if err != nil {
+		return err
+	}
+	fill(c)
+	return c.Flush()
+}
+
+func (c Chain) queue(conn *nftables.Conn, table *nftables.Table) {
+	chain := &nftables.Chain{Name: c.Name, Table: table}
+	if c.Hook != "" {
+		policy := nftables.ChainPolicyAccept
+		if c.Drop {
+			policy = nftables.ChainPolicyDrop
+		}
+		chain.Type = nftables.ChainType(c.Type)
+		chain.Hooknum = nftables.ChainHookRef(nftables.ChainHook(slices.Index(hooks[:], c.Hook)))
+		chain.Priority = nftables.ChainPriorityRef(nftables.ChainPriority(c.Priority))
+		chain.Policy = &policy
+	}
+	conn.AddChain(chain)
+	for _, r := range c.Rules {
+		rule := &nftables.Rule{Table: table, Chain: chain, Exprs: r.exprs}
+		if r.Comment != "" {
+			rule.UserData = userdata.AppendString(nil, userdata.TypeComment, r.Comment)
+		}
+		conn.AddRule(rule)
+	}
+}
+
+// Read returns the table that ns has now, or nil when it has none.
+func Read(ns *netns.NS) (*Table, error) {
+	var t *Table
+	err := ns.Do(func() error {
+		var err error
+		for range 5 { // a dump is interrupted when somebody changes rules meanwhile
+			if t, err = read(); !errors.Is(err, netlink.ErrDumpInterrupted) {
+				return err
+			}
+		}
+		return err
+	})
+	if err != nil {
+		return nil, fmt.Errorf("read nftables table %s in %s: %w", TableName, ns, err)
+	}
+	return t, nil
+}
+
+func read() (*Table, error) {
+	var t *Table
+	err := dump(unix.NFT_MSG_GETTABLE, nil, func(f fields) {
+		if f.text(unix.NFTA_TABLE_NAME) == TableName {
+			t = &Table{Name: TableName, Flags: f.uint32(unix.NFTA_TABLE_FLAGS)}
+		}
+	})
+	if err != nil || t == nil {
+		return nil, err
+	}
+	err = dump(unix.NFT_MSG_GETCHAIN, nil, func(f fields) {
+		if f.text(unix.NFTA_CHAIN_TABLE) == TableName {
+			t.Chains = append(t.Chains, parseChain(f))
+		}
+	})
+	if err != nil {
+		return nil, err
+	}
+	var bad error
+	filter := nl.NewRtAttr(unix.NFTA_RULE_TABLE, nl.ZeroTerminated(TableName))
+	err = dump(unix.NFT_MSG_GETRULE, filter, func(f fields) {
+		c := t.Chain(f.text(unix.NFTA_RULE_CHAIN))
+		if c == nil || f.text(unix.NFTA_RULE_TABLE) != TableName {
+			return
+		}
+		r, err := parseRule(f)
+		bad = errors.Join(bad, err)
+		c.Rules = append(c.Rules, r)
+	})
+	return t, errors.Join(err, bad)
+}
+
+// dump asks for all objects of one kind in family inet, in the current namespace.
+func dump(kind int, filter *nl.RtAttr, each func(fields)) error {
+	req := nl.NewNetlinkRequest(unix.NFNL_SUBSYS_NFTABLES<<8|kind, unix.NLM_F_DUMP)
+	req.AddData(&nl.Nfgenmsg{NfgenFamily: unix.NFPROTO_INET, Version: nl.NFNETLINK_V0})
+	if filter != nil {
+		req.AddData(filter)
+	}
+	messages, err := req.Execute(unix.NETLINK_NETFILTER, 0)
+	if err != nil {
+		return err
+	}
+	for _, m := range messages {
+		if len(m) >= nl.SizeofNfgenmsg {
+			each(parseFields(m[nl.SizeofNfgenmsg:]))
+		}
+	}
+	return nil
+}
+
+func parseChain(f fields) Chain {
+	c := Chain{Name: f.text(unix.NFTA_CHAIN_NAME)}
+	if hook, ok := f[unix.NFTA_CHAIN_HOOK]; ok {
+		h := parseFields(hook)
+		c.Type = f.text(unix.NFTA_CHAIN_TYPE)
+		c.Priority = int(int32(h.uint32(unix.NFTA_HOOK_PRIORITY)))
+		c.Drop = f.uint32(unix.NFTA_CHAIN_POLICY) == uint32(nftables.ChainPolicyDrop)
+		if num := h.uint32(unix.NFTA_HOOK_HOOKNUM); int(num) < len(hooks) {
+			c.Hook = hooks[num]
+		} else {
+			c.Hook = fmt.Sprint(num)
+		}
+	}
+	return c
+}
+
+func parseRule(f fields) (Rule, error) {
+	var elems []element
+	for _, data := range attrs(f[unix.NFTA_RULE_EXPRESSIONS]) {
+		e, err := parseElement(data)
+		if err != nil {
+			return Rule{}, fmt.Errorf("read rule of chain %s: %w", f.text(unix.NFTA_RULE_CHAIN), err)
+		}
+		elems = append(elems, e)
+	}
+	return Rule{Text: render(elems), Comment: parseComment(f[unix.NFTA_RULE_USERDATA])}, nil
+}
+
+// parseComment finds the comment in the user data of a rule: entries of type,
+// length and value, each one byte, the value of a comment with a final zero.
+func parseComment(b []byte) string {
+	for len(b) >= 2 && len(b) >= 2+int(b[1]) {
+		if b[0] == byte(userdata.TypeComment) {
+			return cString(b[2 : 2+int(b[1])])
+		}
+		b = b[2+int(b[1]):]
+	}
+	return ""
+}
