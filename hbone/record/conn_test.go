@@ -232,7 +232,7 @@ func TestOpenRules(t *testing.T) {
 		{"sixteen_tickets", repeat(16, inner(hs, ticket(9), 0)), 0, 0, false},
 		{"seventeen_tickets", repeat(17, inner(hs, ticket(9), 0)), 0, record.AlertUnexpectedMessage, false},
 		{"huge_ticket", [][]byte{inner(hs, []byte{msgNewSessionTicket, 1, 0, 1}, 0)}, 0, record.AlertUnexpectedMessage, false},
-		{"largest_ticket", append(append([][]byte{inner(hs, ticket(1<<16)[:4], 0)}, repeat(4, inner(hs, full, 0))...), inner(app, []byte("x"), 0)), 1, 0, false},
+		{"largest_ticket", append(append([][]byte{inner(hs, ticket(1 << 16)[:4], 0)}, repeat(4, inner(hs, full, 0))...), inner(app, []byte("x"), 0)), 1, 0, false},
 		{"data_inside_a_ticket", [][]byte{inner(hs, ticket(50)[:10], 0), inner(app, []byte("x"), 0)}, 0, record.AlertUnexpectedMessage, false},
 		{"empty_data_inside_a_ticket", [][]byte{inner(hs, ticket(50)[:10], 0), inner(app, nil, 0)}, 0, record.AlertUnexpectedMessage, false},
 		{"alert_inside_a_ticket", [][]byte{inner(hs, ticket(50)[:10], 0), inner(typeAlert, []byte{1, 0}, 0)}, 0, record.AlertUnexpectedMessage, false},

@@ -154,15 +154,16 @@ func opensslClient(t *testing.T, suite string) (*link, *tool) {
 	raw.SetDeadline(time.Now().Add(30 * time.Second))
 	t.Cleanup(func() { raw.Close() })
 	l := takeOver(t, raw, true, serverConfig(t))
-	p.waitFor("read R BLOCK\n") // commands are read from here on
+	p.waitFor("Verify return code") // commands are read from here on
 	return l, p
 }
 
 func TestOpenSSL(t *testing.T) {
 	for _, peer := range []struct {
-		name string
-		dial func(*testing.T, string) (*link, *tool)
-	}{{"s_server", opensslServer}, {"s_client", opensslClient}} {
+		name    string
+		dial    func(*testing.T, string) (*link, *tool)
+		updated string // what it prints when it has sent a KeyUpdate
+	}{{"s_server", opensslServer, "SSL_do_handshake -> 1"}, {"s_client", opensslClient, "KEYUPDATE"}} {
 		for _, suite := range opensslSuites {
 			t.Run(peer.name+"/"+suite, func(t *testing.T) {
 				l, p := peer.dial(t, suite)
@@ -174,11 +175,11 @@ func TestOpenSSL(t *testing.T) {
 					t.Errorf("only %d records read: the two tickets are missing", l.conn.State().ReadSeq)
 				}
 
-				// Both asks for ours and does not.
+				// "K" asks for our update too, "k" does not.
 				for i, command := range []string{"k\n", "K\n", "K\n", "k\n"} {
 					before := l.conn.State().ReadSecret
 					p.command(command)
-					p.waitFor("KEYUPDATE")
+					p.waitFor(peer.updated)
 					talk(t, l, p, byte('b'+i))
 					if bytes.Equal(before, l.conn.State().ReadSecret) {
 						t.Errorf("command %q did not renew the peer's key", command)

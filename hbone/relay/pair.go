@@ -29,9 +29,9 @@ type end struct {
 	fd      loop.FD
 	count   *atomic.Int64
 	name    string
-	pending []byte // read from here, not taken by other
-	ended   bool   // its end was read
-	passed  bool   // and passed on to other
+	pending backlog // read from here, not taken by other
+	ended   bool    // its end was read
+	passed  bool    // and passed on to other
 	drain   bool
 	queued  bool
 }
@@ -92,7 +92,8 @@ func (p *Pair) Abort(err error) {
 	p.connected = nil
 	p.a.fd.Abort()
 	p.b.fd.Abort()
-	p.a.pending, p.b.pending = nil, nil
+	p.a.pending.free(p.loop)
+	p.b.pending.free(p.loop)
 	p.done(err)
 }
 
@@ -111,8 +112,8 @@ func (e *end) Event(ev loop.Events) {
 			return
 		}
 	}
-	if ev.Writable() && len(e.other.pending) > 0 {
-		if e.other.flush(); !p.over && len(e.other.pending) == 0 {
+	if ev.Writable() && !e.other.pending.empty() {
+		if e.other.flush(); !p.over && e.other.pending.empty() {
 			e.other.read()
 		}
 	}
@@ -133,7 +134,7 @@ func (e *end) Run() {
 // read moves at most one turn from here to the other side. What the other side does not take is kept, and nothing more
 // is read until it has.
 func (e *end) read() {
-	if e.ended || len(e.pending) > 0 || !e.other.fd.Attached() {
+	if e.ended || !e.pending.empty() || !e.other.fd.Attached() {
 		return
 	}
 	buf := e.pair.loop.Buffer
@@ -146,16 +147,16 @@ func (e *end) read() {
 		return
 	case n == 0:
 		e.ended = true
-		e.flush()
+		e.passEnd()
 		return
 	}
-	e.pending = buf[:n]
-	e.flush()
-	if e.pair.over {
+	took, ok := e.write(buf[:n])
+	if !ok {
 		return
 	}
-	if len(e.pending) > 0 {
-		e.pending = append([]byte(nil), e.pending...)
+	if took < n {
+		e.pending.add(e.pair.loop, buf[took:n], n-took)
+		e.other.fd.ArmWrite()
 		return
 	}
 	if (n == len(buf) || e.drain) && !e.queued {
@@ -164,26 +165,33 @@ func (e *end) read() {
 	}
 }
 
+// write gives p to the other side; a failure ends the pair.
+func (e *end) write(p []byte) (took int, ok bool) {
+	n, err := e.other.fd.Write(p)
+	if err != nil && !loop.Again(err) {
+		e.pair.Abort(fmt.Errorf("%s: %w", e.other.name, err))
+		return 0, false
+	}
+	n = max(n, 0)
+	e.count.Add(int64(n))
+	return n, true
+}
+
 // flush writes what is pending to the other side and passes on the end behind it.
 func (e *end) flush() {
-	to := &e.other.fd
-	if len(e.pending) > 0 {
-		n, err := to.Write(e.pending)
-		if err != nil && !loop.Again(err) {
-			e.pair.Abort(fmt.Errorf("%s: %w", e.other.name, err))
-			return
-		}
-		n = max(n, 0)
-		e.count.Add(int64(n))
-		if e.pending = e.pending[n:]; len(e.pending) > 0 {
-			to.ArmWrite()
-			return
-		}
-		e.pending = nil
+	n, ok := e.write(e.pending.left)
+	if !ok {
+		return
 	}
-	if e.ended && !e.passed {
+	e.pending.took(e.pair.loop, n)
+	e.passEnd()
+}
+
+// passEnd ends the other side's input when everything before the end is there.
+func (e *end) passEnd() {
+	if e.ended && !e.passed && e.pending.empty() {
 		e.passed = true
-		to.CloseWrite()
+		e.other.fd.CloseWrite()
 		e.pair.finishIfDone()
 	}
 }

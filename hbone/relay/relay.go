@@ -41,7 +41,7 @@ type Relay struct {
 	app    loop.FD
 
 	pieces  []loop.Iovec // payload of this read that is to be written
-	pending []byte       // payload that the application has not taken
+	pending backlog      // payload that the application has not taken
 	want    int          // how much the next read asks for
 
 	connected func(error)
@@ -154,7 +154,7 @@ func (r *Relay) Event(ev loop.Events) {
 			return
 		}
 	}
-	if ev.Writable() && len(r.pending) > 0 {
+	if ev.Writable() && !r.pending.empty() {
 		r.flush()
 	}
 	if ev.Readable() && !r.over {
@@ -264,8 +264,8 @@ func (r *Relay) Data(p []byte, end bool) {
 	r.remoteEnd = r.remoteEnd || end
 	switch {
 	case len(p) == 0:
-	case !r.started || len(r.pending) > 0:
-		r.pending = append(r.pending, p...)
+	case !r.started || !r.pending.empty():
+		r.pending.add(r.loop, p, len(p))
 	default:
 		r.pieces = append(r.pieces, loop.Piece(p))
 		if len(r.pieces) == maxPieces {
@@ -296,15 +296,19 @@ func (r *Relay) DataDone() {
 
 // keep copies what the application did not take of this read.
 func (r *Relay) keep(n int) {
+	left := -n
+	for i := range r.pieces {
+		left += int(r.pieces[i].Len)
+	}
 	for i := range r.pieces {
 		b := loop.Bytes(&r.pieces[i])
 		skip := min(n, len(b))
 		n -= skip
-		r.pending = append(r.pending, b[skip:]...)
+		r.pending.add(r.loop, b[skip:], left)
 	}
 	clear(r.pieces)
 	r.pieces = r.pieces[:0]
-	if len(r.pending) > 0 {
+	if !r.pending.empty() {
 		r.app.ArmWrite()
 	}
 }
@@ -318,26 +322,25 @@ func (r *Relay) took(n int) {
 
 // flush writes what is pending.
 func (r *Relay) flush() {
-	if len(r.pending) > 0 {
-		n, err := r.app.Write(r.pending)
+	if !r.pending.empty() {
+		n, err := r.app.Write(r.pending.left)
 		if err != nil && !loop.Again(err) {
 			r.abort(fmt.Errorf("application: %w", err))
 			return
 		}
 		n = max(n, 0)
-		r.pending = r.pending[n:]
+		r.pending.took(r.loop, n)
 		r.took(n)
-		if len(r.pending) > 0 {
+		if !r.pending.empty() {
 			r.app.ArmWrite()
 			return
 		}
-		r.pending = nil
 	}
 	r.endIfFlushed()
 }
 
 func (r *Relay) endIfFlushed() {
-	if r.started && r.remoteEnd && !r.finSent && len(r.pending) == 0 && !r.over {
+	if r.started && r.remoteEnd && !r.finSent && r.pending.empty() && !r.over {
 		r.finSent = true
 		r.app.CloseWrite()
 		r.finishIfDone()
@@ -391,7 +394,8 @@ func (r *Relay) abort(err error) {
 		r.st.Reset(h2.ConnectError)
 	}
 	r.app.Abort()
-	r.pending, r.pieces = nil, nil
+	r.pending.free(r.loop)
+	r.pieces = nil
 	r.done(err)
 }
 
