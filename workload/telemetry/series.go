@@ -1,0 +1,139 @@
+package telemetry
+
+import (
+	"sync"
+	"sync/atomic"
+
+	"github.com/culvert-mesh/culvert/identity"
+	"github.com/culvert-mesh/culvert/workload"
+)
+
+// series are the counters of one label set.
+type series struct {
+	labels    labels
+	direction Direction
+	overflow  bool // for connections beyond the limit
+
+	opened, closed, failed atomic.Uint64
+	// Bytes of closed connections and, as of the last scrape, of live ones.
+	received, sent atomic.Uint64
+	// The series of the same labels with a failure flag, once needed.
+	flags [numFlags]atomic.Pointer[series]
+}
+
+// maxRecent bounds the shortcut by pointers; beyond it starts anew.
+const maxRecent = 8192
+
+// recentKey finds a series by what a connection points to: hashing pointers is
+// much cheaper than hashing some twenty label values.
+type recentKey struct {
+	direction           Direction
+	security            Security
+	source, destination *workload.Workload
+	service             *workload.Service
+	sourceID, destID    identity.ID
+}
+
+// table holds all series. Series are never removed, as in Istio; their number is
+// bounded.
+type table struct {
+	max int
+
+	mu       sync.RWMutex
+	recent   map[recentKey]*series
+	byLabels map[labels]*series
+	all      []*series // append-only
+}
+
+func (t *table) init(max int) {
+	t.max = max
+	t.recent = make(map[recentKey]*series)
+	t.byLabels = make(map[labels]*series)
+}
+
+// of returns the connection's series.
+func (t *table) of(c *Connection) *series {
+	if c.Source.Workload == nil && c.Source.Baggage != nil || c.Destination.Workload == nil && c.Destination.Baggage != nil {
+		return t.byLabel(labelsOf(c), c.Direction, false) // baggage is new with every connection
+	}
+	key := recentKey{
+		direction: c.Direction, security: c.Security,
+		source: c.Source.Workload, destination: c.Destination.Workload, service: c.Service,
+		sourceID: c.Source.ID, destID: c.Destination.ID,
+	}
+	t.mu.RLock()
+	s := t.recent[key]
+	t.mu.RUnlock()
+	if s != nil {
+		return s
+	}
+	s = t.byLabel(labelsOf(c), c.Direction, false)
+	t.mu.Lock()
+	if len(t.recent) >= maxRecent {
+		clear(t.recent)
+	}
+	t.recent[key] = s
+	t.mu.Unlock()
+	return s
+}
+
+// forget empties the shortcut, so that it keeps no replaced workload alive for
+// longer than the time between two scrapes.
+func (t *table) forget() {
+	t.mu.Lock()
+	clear(t.recent)
+	t.mu.Unlock()
+}
+
+// flagged returns the series of the same labels with the flag.
+func (t *table) flagged(s *series, f Flag) *series {
+	if f == None {
+		return s
+	}
+	if f >= numFlags {
+		f = ConnectFailure
+	}
+	if found := s.flags[f].Load(); found != nil {
+		return found
+	}
+	l := s.labels
+	l[lFlags] = f.String()
+	found := t.byLabel(l, s.direction, s.overflow)
+	s.flags[f].Store(found)
+	return found
+}
+
+// byLabel returns the series of a label set. Beyond the limit it is the one for
+// overflow, which itself (and its flagged ones) may always be made.
+func (t *table) byLabel(l labels, d Direction, overflow bool) *series {
+	t.mu.RLock()
+	s := t.byLabels[l]
+	t.mu.RUnlock()
+	if s != nil {
+		return s
+	}
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	if s := t.byLabels[l]; s != nil {
+		return s
+	}
+	if len(t.all) >= t.max && !overflow {
+		flag := l[lFlags]
+		l, overflow = overflowLabels(d), true
+		l[lFlags] = flag
+		if s := t.byLabels[l]; s != nil {
+			return s
+		}
+	}
+	s = &series{labels: l, direction: d, overflow: overflow}
+	t.byLabels[l] = s
+	t.all = append(t.all, s)
+	return s
+}
+
+// list returns all series in the order in which they were made.
+func (t *table) list() []*series {
+	t.mu.RLock()
+	defer t.mu.RUnlock()
+	return t.all[:len(t.all):len(t.all)]
+}
