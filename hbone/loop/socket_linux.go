@@ -1,6 +1,7 @@
 package loop
 
 import (
+	"context"
 	"errors"
 	"fmt"
 	"net/netip"
@@ -225,4 +226,42 @@ func Duplicate(f *os.File) (int, error) {
 		return -1, fmt.Errorf("duplicate socket: %w", derr)
 	}
 	return dup, nil
+}
+
+// Connect connects a fresh socket on the calling goroutine, which waits in the runtime's poller until ctx ends. The
+// socket is consumed; the returned one, connected and non-blocking, is the caller's.
+func Connect(ctx context.Context, fd int, addr netip.AddrPort) (int, error) {
+	if err := StartConnect(fd, addr); err != nil {
+		_ = unix.Close(fd)
+		return -1, err
+	}
+	file := os.NewFile(uintptr(fd), "socket")
+	defer func() { _ = file.Close() }()
+	stop := context.AfterFunc(ctx, func() { _ = file.SetWriteDeadline(time.Unix(1, 0)) })
+	defer stop()
+	raw, err := file.SyscallConn()
+	if err != nil {
+		return -1, err
+	}
+	var cerr error
+	err = raw.Write(func(fd uintptr) bool {
+		n, err := unix.GetsockoptInt(int(fd), unix.SOL_SOCKET, unix.SO_ERROR)
+		if err == nil && n != 0 {
+			err = unix.Errno(n)
+		}
+		if cerr = err; err != nil {
+			return true
+		}
+		_, err = unix.Getpeername(int(fd))
+		return err == nil
+	})
+	switch {
+	case err != nil && ctx.Err() != nil:
+		return -1, context.Cause(ctx)
+	case err != nil:
+		return -1, err
+	case cerr != nil:
+		return -1, cerr
+	}
+	return Duplicate(file)
 }
