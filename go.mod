@@ -49,3 +49,5 @@ require (
 	golang.org/x/text v0.43.0 // indirect
 	google.golang.org/genproto/googleapis/rpc v0.0.0-20260817212433-ac3dfec99bb1 // indirect
 )
+
+exclude istio.io/client-go v1.31.0-rc.0.0.20260824155257-512e1cfc6c15
