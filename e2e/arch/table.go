@@ -16,7 +16,7 @@ func Edges() []Edge {
 
 		{From: "workload", To: []string{"identity"}},
 		{From: "workload/internal/*"},
-		{From: "workload/policy", To: []string{"workload", "identity"}},
+		{From: "workload/policy", To: []string{"workload", "workload/internal/hamt", "identity"}},
 		{From: "workload/route", To: []string{"workload", "identity"}},
 		{From: "workload/dns", To: []string{"workload"}},
 		{From: "workload/dns/server", To: []string{"workload/dns", "workload"}},
@@ -27,12 +27,12 @@ func Edges() []Edge {
 		{From: "workload/publish", To: []string{"workload", "workload/policy", "workload/netpol", "identity"}},
 		{From: "workload/workloadtest", To: []string{"workload/**", "identity"}},
 
-		{From: "hbone", To: []string{"identity", "hbone/tunnel"}},
+		{From: "hbone", To: []string{"identity", "hbone/tunnel", "hbone/loop"}},
 		{From: "hbone/record"},
 		{From: "hbone/h2"},
 		{From: "hbone/loop"},
 		{From: "hbone/tunnel", To: []string{"hbone/record", "hbone/h2", "hbone/loop", "identity"}},
-		{From: "hbone/relay", To: []string{"hbone/loop", "hbone/tunnel"}},
+		{From: "hbone/relay", To: []string{"hbone/h2", "hbone/loop", "hbone/tunnel"}},
 		{From: "hbone/pool", To: []string{"hbone/tunnel", "hbone/loop", "identity"}},
 		{From: "hbone/proxy", To: []string{
 			"hbone/pool", "hbone/relay", "hbone/tunnel", "hbone/loop",
@@ -43,7 +43,7 @@ func Edges() []Edge {
 		{From: "hbone/hbonetest", To: []string{"hbone/**", "identity/**"}},
 
 		{From: "redirect/netns"},
-		{From: "redirect/nft"},
+		{From: "redirect/nft", To: []string{"redirect/netns"}},
 		{From: "redirect/origdst", To: []string{"redirect/netns"}},
 		{From: "redirect/wiretap", To: []string{"redirect/netns"}},
 		{From: "redirect/topology", To: []string{"redirect/netns"}},
