@@ -27,7 +27,7 @@ func Edges() []Edge {
 		{From: "workload/publish", To: []string{"workload", "workload/policy", "workload/netpol", "identity"}},
 		{From: "workload/workloadtest", To: []string{"workload/**", "identity"}},
 
-		{From: "hbone", To: []string{"identity", "hbone/tunnel", "hbone/loop"}},
+		{From: "hbone", To: []string{"identity", "hbone/tunnel", "hbone/loop", "hbone/h2"}},
 		{From: "hbone/record"},
 		{From: "hbone/h2"},
 		{From: "hbone/loop"},
