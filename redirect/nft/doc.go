@@ -20,12 +20,13 @@
 // First, TCP is captured by its SYN only. A connection older than the rules becomes
 // known to connection tracking in mid-stream; redirecting that packet would reset it.
 //
-// Second, because of the first, the guard chains. A packet without SYN makes a
-// tracking entry that is not translated. A SYN that then meets the entry (it stays
-// for seconds after a reset) would pass the redirect rules by, in either direction:
-// a stranger could reach the application past its policy, and an application's
-// bytes could leave in the clear. So a SYN that ought to have been redirected and was
-// not is dropped; the sender repeats it, and by then the entry is gone.
+// Second, because of the first, the guard chains. The entry of such an older
+// connection is not translated, and it stays for seconds after a reset. A SYN
+// between the same ports meets it and would pass the redirect rules by, in either
+// direction: a stranger would reach the application past its policy, or an
+// application's bytes would leave in the clear. So a SYN that ought to have been
+// redirected and was not is dropped; its sender repeats it, and when the entry is
+// gone it is captured.
 //
 //	in   ─► raw ─► [conntrack] ─► mangle: agent's mark? remember 0x111
 //	          ─► nat: SYN ─► 15006 ─► guard_input ─► socket

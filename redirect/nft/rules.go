@@ -43,12 +43,7 @@ func Desired(o Options, saved map[string]string) (*Table, error) {
 		t.Chains = append(t.Chains, c)
 	}
 	if len(saved) > 0 {
-		c := Chain{Name: savedChain}
-		for _, key := range slices.Sorted(maps.Keys(saved)) {
-			c.add(leave())
-			c.Rules[len(c.Rules)-1].Comment = key + savedSeparator + saved[key]
-		}
-		t.Chains = append(t.Chains, c)
+		t.Chains = append(t.Chains, savedAs(saved))
 	}
 	if err := t.encode(); err != nil {
 		return nil, fmt.Errorf("make capture rules: %w", err)
@@ -216,4 +211,23 @@ func (b builder) guardCommon(c *Chain) {
 	}
 	c.add(redirected(), accept())
 	c.add(mark(AgentMark), accept())
+}
+
+// SavedOnly returns a table that holds saved and captures nothing, for a namespace
+// that has been touched but not captured yet. The rules for saved are Desired's.
+func SavedOnly(saved map[string]string) (*Table, error) {
+	t := &Table{Name: TableName, Chains: []Chain{savedAs(saved)}}
+	if err := t.encode(); err != nil {
+		return nil, fmt.Errorf("remember settings: %w", err)
+	}
+	return t, nil
+}
+
+func savedAs(saved map[string]string) Chain {
+	c := Chain{Name: savedChain}
+	for _, key := range slices.Sorted(maps.Keys(saved)) {
+		c.add(leave())
+		c.Rules[len(c.Rules)-1].Comment = key + savedSeparator + saved[key]
+	}
+	return c
 }

@@ -1,0 +1,282 @@
+package redirect
+
+import (
+	"errors"
+	"fmt"
+	"maps"
+	"time"
+
+	"github.com/culvert-mesh/culvert/redirect/netns"
+	"github.com/culvert-mesh/culvert/redirect/nft"
+)
+
+// What is agreed between the capture rules and whoever serves the captured traffic.
+const (
+	AgentMark  = nft.AgentMark  // SO_MARK of every socket of the agent
+	ReturnMark = nft.ReturnMark // mark of packets that are routed back to the agent
+	MarkMask   = nft.MarkMask   // our part of both
+
+	PortOutbound = nft.PortOutbound
+	PortInbound  = nft.PortInbound
+	PortHBONE    = nft.PortHBONE
+	PortDNS      = nft.PortDNS
+
+	// RouteTable and RulePriority are where the policy routing is.
+	RouteTable   = 100
+	RulePriority = 32764
+
+	// FirstReservedPort to LastReservedPort are no ephemeral ports in an enrolled
+	// namespace: an application's outgoing connection could otherwise have taken
+	// the port of a listener.
+	FirstReservedPort = 15000
+	LastReservedPort  = 15090
+
+	// HalfCloseTimeout is how long a captured connection may be silent after one
+	// side has closed.
+	HalfCloseTimeout = 12 * time.Hour
+)
+
+// Options choose what is captured. The zero value captures TCP of both families in
+// both directions.
+type Options struct {
+	// DNS captures UDP and TCP port 53 too.
+	DNS bool
+	// NoIPv6 leaves IPv6 alone. Then it passes unseen; leave it false unless the
+	// namespace must not be touched there.
+	NoIPv6 bool
+	// Ingress leaves inbound connections alone (a gateway).
+	Ingress bool
+	// Probes exempts the addresses that istio-cni gives to the kubelet's probes.
+	// Only where istio-cni captures on the host.
+	Probes bool
+	// VirtualInterfaces are interfaces of machines nested in the pod.
+	VirtualInterfaces []string
+	// ExcludeInbound and ExcludeOutbound are TCP ports that are not captured.
+	ExcludeInbound, ExcludeOutbound []uint16
+}
+
+// Validate reports all faults of the options.
+func (o Options) Validate() error { return o.nft(false).Validate() }
+
+func (o Options) nft(draining bool) nft.Options {
+	return nft.Options{
+		DNS: o.DNS, IPv6: !o.NoIPv6, Ingress: o.Ingress, Probes: o.Probes,
+		VirtualInterfaces: o.VirtualInterfaces,
+		ExcludeInbound:    o.ExcludeInbound, ExcludeOutbound: o.ExcludeOutbound,
+		Draining: draining,
+	}
+}
+
+// Part is the part of a capture that a Finding is about.
+type Part string
+
+// The parts of a capture.
+const (
+	PartRules    Part = "nftables"
+	PartRule     Part = "policy rule"
+	PartRoute    Part = "route"
+	PartSysctl   Part = "sysctl"
+	PartLoopback Part = "loopback"
+)
+
+// Finding is one difference between what should be and what is.
+type Finding struct {
+	Part Part
+	Text string // in words, with the names of things
+}
+
+// String returns "part: text".
+func (f Finding) String() string { return string(f.Part) + ": " + f.Text }
+
+// Capture is the desired capture of one namespace. It does not own the namespace.
+type Capture struct {
+	ns *netns.NS
+	o  Options
+}
+
+// New returns the capture of ns. Nothing is changed yet; faulty options are
+// refused.
+func New(ns *netns.NS, o Options) (*Capture, error) {
+	if ns == nil {
+		return nil, errors.New("capture traffic: no network namespace")
+	}
+	if err := o.Validate(); err != nil {
+		return nil, fmt.Errorf("capture traffic in %s: %w", ns, err)
+	}
+	return &Capture{ns: ns, o: o}, nil
+}
+
+// Reserve keeps the agent's ports from being given to applications as ephemeral
+// ones. Call it before opening listeners. An error is no reason to give up: it names
+// what may go wrong, which is rare.
+func (c *Capture) Reserve() error {
+	saved, err := c.saved()
+	if err != nil {
+		return fmt.Errorf("reserve ports in %s: %w", c.ns, err)
+	}
+	before := maps.Clone(saved)
+	err = c.ns.Do(func() error { return rememberPorts(saved) })
+	if err != nil {
+		return fmt.Errorf("reserve ports in %s: %w", c.ns, err)
+	}
+	if !maps.Equal(before, saved) { // the first time here: there is no capture yet
+		t, err := nft.SavedOnly(saved)
+		if err == nil {
+			err = t.Apply(c.ns)
+		}
+		if err != nil {
+			return fmt.Errorf("reserve ports in %s: %w", c.ns, err)
+		}
+	}
+	if err := c.ns.Do(reservePorts); err != nil {
+		return fmt.Errorf("reserve ports in %s: %w", c.ns, err)
+	}
+	return nil
+}
+
+// Apply makes the kernel capture, whatever was there of it before, and also after
+// StopNew. Connections that exist are left alone: old ones stay direct, captured
+// ones stay captured. Routing comes first and rules last in one transaction, so a
+// failed Apply captures nothing.
+//
+// The findings are what could not be made right although traffic is captured, which
+// is sysctls that may not be written.
+func (c *Capture) Apply() ([]Finding, error) {
+	saved, err := c.saved()
+	if err != nil {
+		return nil, fmt.Errorf("capture traffic in %s: %w", c.ns, err)
+	}
+	var left []Finding
+	err = c.ns.Do(func() error {
+		left = append(left, failed(rememberPorts(saved), reservePorts)...)
+		return addRouting(!c.o.NoIPv6)
+	})
+	if err != nil {
+		return nil, fmt.Errorf("capture traffic in %s: %w", c.ns, err)
+	}
+	if err := c.applyRules(false, saved); err != nil {
+		return nil, fmt.Errorf("capture traffic in %s: %w", c.ns, err)
+	}
+	// The rules have loaded connection tracking, so its sysctls are there now.
+	before := maps.Clone(saved)
+	if err := c.ns.Do(func() error { return rememberTimeouts(saved) }); err != nil {
+		return append(left, Finding{PartSysctl, err.Error()}), nil
+	}
+	if !maps.Equal(before, saved) {
+		if err := c.applyRules(false, saved); err != nil {
+			return nil, fmt.Errorf("capture traffic in %s: %w", c.ns, err)
+		}
+	}
+	if err := c.ns.Do(raiseTimeouts); err != nil {
+		left = append(left, Finding{PartSysctl, err.Error()})
+	}
+	return left, nil
+}
+
+func failed(err error, then func() error) []Finding {
+	if err == nil {
+		err = then()
+	}
+	if err == nil {
+		return nil
+	}
+	return []Finding{{PartSysctl, err.Error()}}
+}
+
+// Verify compares the kernel with what Apply makes and returns the differences,
+// none when all is well.
+func (c *Capture) Verify() ([]Finding, error) { return c.verify(false) }
+
+// VerifyDraining is Verify for the time between StopNew and Delete.
+func (c *Capture) VerifyDraining() ([]Finding, error) { return c.verify(true) }
+
+func (c *Capture) verify(draining bool) ([]Finding, error) {
+	have, err := nft.Read(c.ns)
+	if err != nil {
+		return nil, fmt.Errorf("verify capture in %s: %w", c.ns, err)
+	}
+	want, err := nft.Desired(c.o.nft(draining), have.Saved())
+	if err != nil {
+		return nil, fmt.Errorf("verify capture in %s: %w", c.ns, err)
+	}
+	var found []Finding
+	for _, text := range nft.Diff(want, have) {
+		found = append(found, Finding{PartRules, text})
+	}
+	err = c.ns.Do(func() error {
+		routing, err := verifyRouting(!c.o.NoIPv6)
+		found = append(found, routing...)
+		found = append(found, verifySysctls()...)
+		return err
+	})
+	if err != nil {
+		return nil, fmt.Errorf("verify capture in %s: %w", c.ns, err)
+	}
+	return found, nil
+}
+
+// Repair verifies and, when something differs, applies. It returns what it found
+// and what of it is left.
+func (c *Capture) Repair() (found, left []Finding, err error) {
+	if found, err = c.Verify(); err != nil || len(found) == 0 {
+		return found, nil, err
+	}
+	if left, err = c.Apply(); err != nil {
+		return found, found, err
+	}
+	return found, left, nil
+}
+
+// StopNew stops capturing new connections; those that are captured go on. It is the
+// first step of leaving.
+func (c *Capture) StopNew() error {
+	saved, err := c.saved()
+	if err != nil {
+		return fmt.Errorf("stop capturing in %s: %w", c.ns, err)
+	}
+	if err := c.applyRules(true, saved); err != nil {
+		return fmt.Errorf("stop capturing in %s: %w", c.ns, err)
+	}
+	return nil
+}
+
+// Delete removes everything and restores the sysctls. Captured connections that are
+// still there stall; StopNew and patience come first. It goes on after an error and
+// returns all of them; deleting what is not there is none.
+func (c *Capture) Delete() error {
+	saved, err := c.saved()
+	if err != nil {
+		return fmt.Errorf("delete capture in %s: %w", c.ns, err)
+	}
+	err = errors.Join(
+		nft.Delete(c.ns),
+		c.ns.Do(func() error { return errors.Join(deleteRouting(), restoreSysctls(saved)) }),
+	)
+	if err != nil {
+		return fmt.Errorf("delete capture in %s: %w", c.ns, err)
+	}
+	return nil
+}
+
+// Text returns the rules that the kernel has, as canonical text, for people to read.
+func (c *Capture) Text() (string, error) {
+	t, err := nft.Read(c.ns)
+	return t.Text(), err
+}
+
+// saved reads what an earlier Reserve or Apply has remembered.
+func (c *Capture) saved() (map[string]string, error) {
+	t, err := nft.Read(c.ns)
+	if err != nil {
+		return nil, err
+	}
+	return t.Saved(), nil
+}
+
+func (c *Capture) applyRules(draining bool, saved map[string]string) error {
+	t, err := nft.Desired(c.o.nft(draining), saved)
+	if err != nil {
+		return err
+	}
+	return t.Apply(c.ns)
+}
