@@ -1,11 +1,13 @@
 package mtls
 
 import (
+	"context"
 	"crypto/tls"
 	"errors"
 	"fmt"
 	"math/big"
 	"net"
+	"os"
 	"strings"
 
 	"github.com/culvert-mesh/culvert/identity"
@@ -24,6 +26,7 @@ const (
 	ReasonBadCertificate   = "bad certificate"
 	ReasonNotTLS           = "not TLS"
 	ReasonRefusedByPeer    = "refused by peer"
+	ReasonTimeout          = "timeout"
 	ReasonHandshake        = "handshake failed"
 )
 
@@ -113,11 +116,16 @@ func Reason(err error) string {
 	if _, ok := errors.AsType[tls.RecordHeaderError](err); ok {
 		return ReasonNotTLS
 	}
+	// The text is that of crypto/tls, which has no value for it.
 	if errors.Is(err, ErrNoCertificate) || strings.Contains(err.Error(), "client didn't provide a certificate") {
 		return ReasonNoCertificate
 	}
 	if e, ok := errors.AsType[*net.OpError](err); ok && e.Op == "remote error" {
 		return ReasonRefusedByPeer
+	}
+	// net's and crypto/tls's deadline errors are os.ErrDeadlineExceeded.
+	if errors.Is(err, os.ErrDeadlineExceeded) || errors.Is(err, context.DeadlineExceeded) {
+		return ReasonTimeout
 	}
 	return ReasonHandshake
 }
