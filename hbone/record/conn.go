@@ -227,7 +227,7 @@ func (c *Conn) AppendKeyUpdate(dst []byte, request bool) ([]byte, error) {
 	}
 	dst = c.appendControl(dst, typeHandshake, msg[:])
 	c.updateOwed = false
-	return dst, nil
+	return dst, c.out.next()
 }
 
 // AppendAlert appends a sealed alert record; after it nothing else may be sealed.
