@@ -2,6 +2,7 @@ package workload
 
 import (
 	"maps"
+	"net/netip"
 	"slices"
 	"strconv"
 	"strings"
@@ -71,7 +72,12 @@ func (in *interner) workload(given *Workload) *Workload {
 	for _, f := range w.fields() {
 		*f = in.string(*f)
 	}
-	w.Addresses = slices.Clip(w.Addresses)
+	if slices.ContainsFunc(w.Addresses, netip.Addr.Is4In6) {
+		w.Addresses = slices.Clone(w.Addresses)
+		for i, a := range w.Addresses {
+			w.Addresses[i] = a.Unmap()
+		}
+	}
 	w.Waypoint = in.gateway(w.Waypoint)
 	w.NetworkGateway = in.gateway(w.NetworkGateway)
 	if t := w.ApplicationTunnel; t != nil {

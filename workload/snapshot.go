@@ -107,23 +107,43 @@ func (s *Snapshot) ServiceByVIP(addr NetworkAddress, clientNamespace string) *Se
 	return s.serviceByPrefix(addr, clientNamespace)
 }
 
-func (s *Snapshot) serviceByPrefix(addr NetworkAddress, clientNamespace string) *Service {
-	lengths := s.prefixLengths.At(addr.Network)
-	if lengths == nil || !addr.Addr.IsValid() {
-		return nil
+// ServicesByVIP returns all services that have the address, whoever may see
+// them: those with the exact VIP in the order of their keys, then those with a
+// prefix, longest first.
+func (s *Snapshot) ServicesByVIP(addr NetworkAddress) []*Service {
+	addr = addr.normal()
+	out := slices.Collect(s.byVIP.all(addr))
+	for p := range s.prefixesOf(addr) {
+		out = slices.AppendSeq(out, s.byCIDR.all(p))
 	}
+	return out
+}
+
+// prefixesOf iterates over the prefixes that contain the address and have a
+// length that some CIDR VIP of its network has, longest first.
+func (s *Snapshot) prefixesOf(addr NetworkAddress) iter.Seq[NetworkPrefix] {
+	return func(yield func(NetworkPrefix) bool) {
+		lengths := s.prefixLengths.At(addr.Network)
+		if lengths == nil || !addr.Addr.IsValid() {
+			return
+		}
+		for bits := addr.Addr.BitLen(); bits >= 0; bits-- {
+			if !lengths.has(addr.Addr, bits) {
+				continue
+			}
+			if p, err := addr.Addr.Prefix(bits); err == nil && !yield(NetworkPrefix{addr.Network, p}) {
+				return
+			}
+		}
+	}
+}
+
+func (s *Snapshot) serviceByPrefix(addr NetworkAddress, clientNamespace string) *Service {
 	// Longest first, so the first match in the client's namespace is the
 	// winner and any other match only until one is found.
 	var other *Service
-	for bits := addr.Addr.BitLen(); bits >= 0; bits-- {
-		if !lengths.has(addr.Addr, bits) {
-			continue
-		}
-		p, err := addr.Addr.Prefix(bits)
-		if err != nil {
-			continue
-		}
-		svc := best(s.byCIDR.all(NetworkPrefix{addr.Network, p}), clientNamespace)
+	for p := range s.prefixesOf(addr) {
+		svc := best(s.byCIDR.all(p), clientNamespace)
 		if svc == nil {
 			continue
 		}

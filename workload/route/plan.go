@@ -1,6 +1,7 @@
 package route
 
 import (
+	"errors"
 	"net/netip"
 
 	"github.com/culvert-mesh/culvert/identity"
@@ -63,6 +64,18 @@ func (p Protocol) String() string {
 // MaxTargets bounds Plan.Targets.
 const MaxTargets = 8
 
+// DefaultHBONEPort is where peers accept HBONE.
+const DefaultHBONEPort = 15008
+
+// Why a connection is refused. Plan.Err wraps one of them.
+var (
+	ErrUnknownWaypoint    = errors.New("unknown waypoint")
+	ErrUnknownGateway     = errors.New("unknown network gateway")
+	ErrNoHealthyUpstream  = errors.New("no healthy upstream")
+	ErrNoValidDestination = errors.New("no valid routing destination for workload")
+	ErrNoService          = errors.New("no service for target address")
+)
+
 // Input is all that a Plan depends on.
 type Input struct {
 	// Snapshot is required.
@@ -76,7 +89,7 @@ type Input struct {
 	Destination netip.AddrPort
 	// Network is the network that this node serves.
 	Network string
-	// HBONEPort is where peers accept HBONE; 0 means 15008.
+	// HBONEPort is where peers accept HBONE; 0 means DefaultHBONEPort.
 	HBONEPort uint16
 
 	// Load returns the connections open to a workload; nil means 0.
@@ -99,8 +112,9 @@ type Plan struct {
 	// Service is the service that the destination address means, or nil.
 	Service *workload.Service
 	// Targets are the endpoints to try, in order: never empty for TCP and
-	// Tunnel, at most MaxTargets. For Passthrough it has one target, the
-	// original destination.
+	// Tunnel, at most MaxTargets. Kind is that of the first, but each has its
+	// own Protocol; a tunnel is never followed by plain TCP. A Passthrough has
+	// one target, the original destination.
 	Targets []Target
 }
 
@@ -117,8 +131,8 @@ type Target struct {
 	Hostname string
 	DialPort uint16
 	// Authority goes into the CONNECT: "ip:port", or "host:port" across
-	// networks, where it serves both tunnels. With Hostname set and an HBONE
-	// protocol it may be empty; see ResolvedAuthority.
+	// networks, where it serves both tunnels. It may be empty while Hostname
+	// is set; see Resolved. Empty for TCP.
 	Authority string
 	// Expected are the identities of which the peer must have one.
 	Expected []identity.ID
@@ -133,7 +147,8 @@ type Target struct {
 	authorityPort uint16
 }
 
-// Resolved returns the target with Hostname resolved to addr.
+// Resolved returns the target with Hostname resolved to addr. Of several
+// answers one in the family of the original destination is to be preferred.
 func (t Target) Resolved(addr netip.Addr) Target {
 	addr = addr.Unmap()
 	t.Dial = netip.AddrPortFrom(addr, t.DialPort)
@@ -143,6 +158,3 @@ func (t Target) Resolved(addr netip.Addr) Target {
 	t.Hostname = ""
 	return t
 }
-
-// Make decides about one outbound connection.
-func Make(in Input) Plan { return Plan{} }
