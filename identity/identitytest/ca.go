@@ -34,7 +34,8 @@ type CA struct {
 }
 
 // NewCA makes a root authority of a trust domain, "cluster.local" for example.
-func NewCA(t testing.TB, trustDomain string) *CA {
+// All roots of one trust domain have the same name.
+func NewCA(t testing.TB, trustDomain string, opts ...Option) *CA {
 	t.Helper()
 	td, err := identity.ParseTrustDomain(trustDomain)
 	if err != nil {
@@ -42,6 +43,9 @@ func NewCA(t testing.TB, trustDomain string) *CA {
 	}
 	key := newKey(t)
 	template := caTemplate(td, "root of "+trustDomain)
+	for _, opt := range opts {
+		opt(template)
+	}
 	cert := sign(t, template, template, key, key)
 	return &CA{TrustDomain: td, Certificate: cert, Key: key, root: cert}
 }
@@ -50,7 +54,7 @@ func NewCA(t testing.TB, trustDomain string) *CA {
 func (ca *CA) Intermediate(t testing.TB) *CA {
 	t.Helper()
 	key := newKey(t)
-	template := caTemplate(ca.TrustDomain, "intermediate of "+ca.TrustDomain.String())
+	template := caTemplate(ca.TrustDomain, "below "+ca.Certificate.Subject.CommonName)
 	cert := sign(t, template, ca.Certificate, key, ca.Key)
 	return &CA{
 		TrustDomain: ca.TrustDomain,
@@ -59,6 +63,14 @@ func (ca *CA) Intermediate(t testing.TB) *CA {
 		chain:       slices.Concat([]*x509.Certificate{cert}, ca.chain),
 		root:        ca.root,
 	}
+}
+
+// CrossSign returns a second certificate for the key and name of other, signed
+// by ca.
+func (ca *CA) CrossSign(t testing.TB, other *CA) *x509.Certificate {
+	t.Helper()
+	template := caTemplate(other.TrustDomain, other.Certificate.Subject.CommonName)
+	return sign(t, template, ca.Certificate, other.Key, ca.Key)
 }
 
 // Bundle returns the root as the trust domain's bundle.
@@ -145,7 +157,9 @@ func (ca *CA) CRL(t testing.TB, revoked ...*x509.Certificate) []byte {
 			RevocationTime: time.Now().Add(-time.Minute),
 		})
 	}
-	der, err := x509.CreateRevocationList(rand.Reader, template, ca.Certificate, ca.Key)
+	issuer := *ca.Certificate
+	issuer.KeyUsage |= x509.KeyUsageCRLSign // which CreateRevocationList insists on
+	der, err := x509.CreateRevocationList(rand.Reader, template, &issuer, ca.Key)
 	if err != nil {
 		t.Fatal(err)
 	}
