@@ -1,0 +1,240 @@
+package xds
+
+import (
+	"errors"
+	"fmt"
+	"net/netip"
+	"slices"
+
+	"istio.io/istio/pkg/workloadapi"
+
+	"github.com/culvert-mesh/culvert/identity"
+	"github.com/culvert-mesh/culvert/workload"
+)
+
+// toWorkload converts a workload by the reference's rules.
+func toWorkload(w *workloadapi.Workload) (*workload.Workload, error) {
+	if w.GetUid() == "" {
+		return nil, errors.New("workload without uid")
+	}
+	out := &workload.Workload{
+		UID: w.GetUid(), Name: w.GetName(), Namespace: w.GetNamespace(),
+		TrustDomain: w.GetTrustDomain(), ServiceAccount: w.GetServiceAccount(),
+		Network: w.GetNetwork(), Hostname: w.GetHostname(), Node: w.GetNode(),
+		WorkloadName: w.GetWorkloadName(), WorkloadType: lowerName(w.GetWorkloadType()),
+		CanonicalName: w.GetCanonicalName(), CanonicalRevision: w.GetCanonicalRevision(),
+		ClusterID: w.GetClusterId(), NativeTunnel: w.GetNativeTunnel(),
+		AuthorizationPolicies: slices.Clone(w.GetAuthorizationPolicies()),
+		Locality: workload.Locality{
+			Region: w.GetLocality().GetRegion(), Zone: w.GetLocality().GetZone(), Subzone: w.GetLocality().GetSubzone(),
+		},
+		Capacity: 1,
+	}
+	out.SetDefaults()
+	if w.GetCapacity() != nil {
+		out.Capacity = w.GetCapacity().GetValue()
+	}
+	if err := workloadEnums(out, w); err != nil {
+		return nil, err
+	}
+	var err error
+	if out.Addresses, err = toAddrs(w.GetAddresses()); err != nil {
+		return nil, err
+	}
+	if out.Waypoint, err = toGateway(w.GetWaypoint()); err != nil {
+		return nil, fmt.Errorf("waypoint: %w", err)
+	}
+	if out.NetworkGateway, err = toGateway(w.GetNetworkGateway()); err != nil {
+		return nil, fmt.Errorf("network gateway: %w", err)
+	}
+	if out.ApplicationTunnel, err = toTunnel(w.GetApplicationTunnel()); err != nil {
+		return nil, err
+	}
+	if out.Services, err = toServices(w.GetServices()); err != nil {
+		return nil, err
+	}
+	return out, nil
+}
+
+func workloadEnums(out *workload.Workload, w *workloadapi.Workload) (err error) {
+	// Anything else was Istio's own mTLS once, which nothing here speaks.
+	if out.Protocol, err = enum("tunnel protocol", w.GetTunnelProtocol(), map[workloadapi.TunnelProtocol]workload.Protocol{
+		workloadapi.TunnelProtocol_NONE:  workload.TCP,
+		workloadapi.TunnelProtocol_HBONE: workload.HBONE,
+	}); err != nil {
+		return err
+	}
+	if out.NetworkMode, err = enum("network mode", w.GetNetworkMode(), map[workloadapi.NetworkMode]workload.NetworkMode{
+		workloadapi.NetworkMode_STANDARD:     workload.NetworkStandard,
+		workloadapi.NetworkMode_HOST_NETWORK: workload.HostNetwork,
+	}); err != nil {
+		return err
+	}
+	out.Health, err = enum("status", w.GetStatus(), map[workloadapi.WorkloadStatus]workload.Health{
+		workloadapi.WorkloadStatus_HEALTHY:   workload.Healthy,
+		workloadapi.WorkloadStatus_UNHEALTHY: workload.Unhealthy,
+	})
+	return err
+}
+
+func toAddrs(list [][]byte) ([]netip.Addr, error) {
+	var out []netip.Addr
+	for _, b := range list {
+		addr, err := toAddr(b)
+		if err != nil {
+			return nil, err
+		}
+		out = append(out, addr.Unmap())
+	}
+	return out, nil
+}
+
+func toTunnel(t *workloadapi.ApplicationTunnel) (*workload.ApplicationTunnel, error) {
+	if t == nil {
+		return nil, nil
+	}
+	protocol, err := enum("application tunnel protocol", t.GetProtocol(), map[workloadapi.ApplicationTunnel_Protocol]workload.TunnelProtocol{
+		workloadapi.ApplicationTunnel_NONE:  workload.TunnelNone,
+		workloadapi.ApplicationTunnel_PROXY: workload.TunnelProxy,
+	})
+	if err != nil {
+		return nil, err
+	}
+	return &workload.ApplicationTunnel{Protocol: protocol, Port: uint16(t.GetPort())}, nil
+}
+
+func toServices(services map[string]*workloadapi.PortList) (map[workload.NamespacedHostname]workload.PortMap, error) {
+	if len(services) == 0 {
+		return nil, nil
+	}
+	out := make(map[workload.NamespacedHostname]workload.PortMap, len(services))
+	for name, ports := range services {
+		key, err := workload.ParseNamespacedHostname(name)
+		if err != nil {
+			return nil, err
+		}
+		if out[key], err = toPorts(ports.GetPorts()); err != nil {
+			return nil, fmt.Errorf("service %s: %w", name, err)
+		}
+	}
+	return out, nil
+}
+
+// toService converts a service by the reference's rules. Subject alternative names
+// that are no identity are returned: they can match no peer.
+func toService(s *workloadapi.Service) (out *workload.Service, badNames []string, err error) {
+	if s.GetHostname() == "" {
+		return nil, nil, errors.New("service without hostname")
+	}
+	out = &workload.Service{
+		Name: s.GetName(), Namespace: s.GetNamespace(), Hostname: s.GetHostname(), Canonical: s.GetCanonical(),
+	}
+	// Unknown values are public, as in the reference.
+	if s.GetVisibility() == workloadapi.Service_NAMESPACE {
+		out.Visibility = workload.VisibilityNamespace
+	}
+	for _, a := range s.GetAddresses() {
+		if err := addVIP(out, a); err != nil {
+			return nil, nil, err
+		}
+	}
+	if out.Ports, err = toPorts(s.GetPorts()); err != nil {
+		return nil, nil, err
+	}
+	for _, name := range s.GetSubjectAltNames() {
+		if id, err := identity.Parse(name); err == nil {
+			out.SubjectAltNames = append(out.SubjectAltNames, id)
+		} else {
+			badNames = append(badNames, name)
+		}
+	}
+	if err := waypoints(out, s); err != nil {
+		return nil, nil, err
+	}
+	if out.LoadBalancer, err = toLoadBalancer(s.GetLoadBalancing()); err != nil {
+		return nil, nil, err
+	}
+	out.IPFamilies, err = enum("ip families", s.GetIpFamilies(), map[workloadapi.IPFamilies]workload.IPFamilies{
+		workloadapi.IPFamilies_AUTOMATIC: workload.FamiliesAutomatic,
+		workloadapi.IPFamilies_IPV4_ONLY: workload.FamiliesIPv4,
+		workloadapi.IPFamilies_IPV6_ONLY: workload.FamiliesIPv6,
+		workloadapi.IPFamilies_DUAL:      workload.FamiliesDual,
+	})
+	return out, badNames, err
+}
+
+// addVIP adds an address: an exact one without a length or with the full one,
+// otherwise a prefix.
+func addVIP(out *workload.Service, a *workloadapi.NetworkAddress) error {
+	addr, err := toAddr(a.GetAddress())
+	if err != nil {
+		return err
+	}
+	if a.Length == nil || a.GetLength() == uint32(addr.BitLen()) {
+		out.VIPs = append(out.VIPs, workload.NewNetworkAddress(a.GetNetwork(), addr))
+		return nil
+	}
+	prefix, err := toPrefix(addr, a.GetLength())
+	if err != nil {
+		return err
+	}
+	out.CIDRVIPs = append(out.CIDRVIPs, workload.NetworkPrefix{Network: a.GetNetwork(), Prefix: prefix})
+	return nil
+}
+
+func waypoints(out *workload.Service, s *workloadapi.Service) (err error) {
+	if out.Waypoint, err = toGateway(s.GetWaypoint()); err != nil {
+		return fmt.Errorf("waypoint: %w", err)
+	}
+	for _, w := range s.GetWeightedWaypoints() {
+		destination, err := toGateway(w.GetDestination())
+		if err != nil {
+			return fmt.Errorf("weighted waypoint: %w", err)
+		}
+		if destination == nil {
+			return errors.New("weighted waypoint without destination")
+		}
+		out.WeightedWaypoints = append(out.WeightedWaypoints, workload.WeightedWaypoint{
+			Destination: *destination, Weight: w.GetWeight(),
+		})
+	}
+	return nil
+}
+
+func toLoadBalancer(lb *workloadapi.LoadBalancing) (*workload.LoadBalancer, error) {
+	if lb == nil {
+		return nil, nil
+	}
+	out := new(workload.LoadBalancer)
+	for _, p := range lb.GetRoutingPreference() {
+		scope, err := enum("routing preference", p, map[workloadapi.LoadBalancing_Scope]workload.Scope{
+			workloadapi.LoadBalancing_REGION:  workload.ScopeRegion,
+			workloadapi.LoadBalancing_ZONE:    workload.ScopeZone,
+			workloadapi.LoadBalancing_SUBZONE: workload.ScopeSubzone,
+			workloadapi.LoadBalancing_NODE:    workload.ScopeNode,
+			workloadapi.LoadBalancing_CLUSTER: workload.ScopeCluster,
+			workloadapi.LoadBalancing_NETWORK: workload.ScopeNetwork,
+		})
+		if err != nil {
+			return nil, err
+		}
+		out.Preferences = append(out.Preferences, scope)
+	}
+	var err error
+	if out.Mode, err = enum("load balancing mode", lb.GetMode(), map[workloadapi.LoadBalancing_Mode]workload.Mode{
+		workloadapi.LoadBalancing_UNSPECIFIED_MODE: workload.LBStandard,
+		workloadapi.LoadBalancing_STRICT:           workload.LBStrict,
+		workloadapi.LoadBalancing_FAILOVER:         workload.LBFailover,
+		workloadapi.LoadBalancing_PASSTHROUGH:      workload.LBPassthrough,
+	}); err != nil {
+		return nil, err
+	}
+	out.HealthPolicy, err = enum("health policy", lb.GetHealthPolicy(), map[workloadapi.LoadBalancing_HealthPolicy]workload.HealthPolicy{
+		workloadapi.LoadBalancing_ONLY_HEALTHY: workload.OnlyHealthy,
+		workloadapi.LoadBalancing_ALLOW_ALL:    workload.AllowAll,
+	})
+	if err != nil {
+		return nil, err
+	}
+	return out, nil
+}

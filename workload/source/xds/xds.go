@@ -1,0 +1,197 @@
+// Package xds is the source of workloads, services and policies that speaks
+// delta xDS (ADS) to istiod or to Culvert's own controller.
+//
+// It subscribes to all addresses and authorization policies, converts each to the
+// types of packages workload and policy, writes them into a Store and a Set, and
+// tells the server what it took. While the server is away the last state goes on
+// serving; after a reconnect the server is told which versions are held, so that
+// it sends only differences.
+//
+// One goroutine, that of Run, does everything, in the order in which messages
+// arrive. The wire types end in this package.
+package xds
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"log/slog"
+	"net"
+	"strings"
+	"time"
+
+	"github.com/culvert-mesh/culvert/workload"
+	"github.com/culvert-mesh/culvert/workload/policy"
+)
+
+// The types subscribed to, in the order of their subscription.
+const (
+	AddressType       = "type.googleapis.com/istio.workload.Address"
+	AuthorizationType = "type.googleapis.com/istio.security.Authorization"
+)
+
+// Observer is told about messages and ends of the stream. Called from Run.
+type Observer interface {
+	// Terminated says why a stream ended: ConnectionError, Error, Reconnect or
+	// Complete.
+	Terminated(reason string)
+	// Message reports a response and the bytes of its resources.
+	Message(typeURL string, bytes int)
+}
+
+// Node is what the server is told about this agent.
+type Node struct {
+	// IP is the agent's own address. Empty means 1.1.1.1, as ztunnel says then.
+	IP string
+	// PodName and Namespace name the agent's pod.
+	PodName   string
+	Namespace string
+	// NodeName is the Kubernetes node.
+	NodeName string
+	// Metadata is added to the node's metadata (proxy metadata, whose values are
+	// strings, and whatever else is JSON).
+	Metadata map[string]any
+}
+
+// Config configures a Client.
+type Config struct {
+	// Address is host:port of the server, with or without "https://" before it.
+	// Required; there is no plaintext.
+	Address string
+	// RootCA verifies the server: the path of a PEM file, PEM text, or SYSTEM for
+	// the machine's roots. Read for each attempt to connect. Required.
+	RootCA string
+	// AltHostname is a name that the server's certificate may carry instead of the
+	// host of Address.
+	AltHostname string
+	// TokenFile holds the bearer token, read for each attempt because kubelet
+	// replaces it. Empty: no token is sent.
+	TokenFile string
+	// ClusterID is sent as metadata "clusterid" unless empty.
+	ClusterID string
+	// Headers are sent as further metadata.
+	Headers map[string]string
+	Node    Node
+
+	// Store and Policies receive the state. Required.
+	Store    *workload.Store
+	Policies *policy.Set
+
+	// Observer is optional.
+	Observer Observer
+	// Logger gets rejected resources and ends of the stream. Nil discards.
+	Logger *slog.Logger
+	// Dial opens the connection to Address; nil means an ordinary TCP dial.
+	Dial func(ctx context.Context, address string) (net.Conn, error)
+	// Sleep waits between attempts, and returns early when ctx ends. Nil means a
+	// timer. A seam for tests.
+	Sleep func(ctx context.Context, d time.Duration)
+}
+
+func (c Config) withDefaults() (Config, error) {
+	c.Address = strings.TrimSuffix(strings.TrimPrefix(c.Address, "https://"), "/")
+	var errs []error
+	if _, _, err := net.SplitHostPort(c.Address); err != nil {
+		errs = append(errs, fmt.Errorf("address %q: %w", c.Address, err))
+	}
+	if c.RootCA == "" {
+		errs = append(errs, errors.New("no root certificates given"))
+	}
+	if c.Store == nil || c.Policies == nil {
+		errs = append(errs, errors.New("no store given"))
+	}
+	if _, err := json.Marshal(c.Node.Metadata); err != nil {
+		errs = append(errs, fmt.Errorf("node metadata: %w", err))
+	}
+	if err := errors.Join(errs...); err != nil {
+		return c, fmt.Errorf("configure xds: %w", err)
+	}
+	if c.Observer == nil {
+		c.Observer = discard{}
+	}
+	if c.Logger == nil {
+		c.Logger = slog.New(slog.DiscardHandler)
+	}
+	if c.Dial == nil {
+		c.Dial = dialTCP
+	}
+	if c.Sleep == nil {
+		c.Sleep = sleep
+	}
+	return c, nil
+}
+
+type discard struct{}
+
+func (discard) Terminated(string)   {}
+func (discard) Message(string, int) {}
+
+// Client keeps a Store and a Set in step with a server.
+type Client struct {
+	cfg   Config
+	types []*subscription
+	ready chan struct{}
+}
+
+// subscription is the state of one type; only Run's goroutine touches it.
+type subscription struct {
+	url   string
+	apply func(response) []rejection
+	acked bool
+	// versions holds what the server sent and we took, by resource name.
+	versions map[string]string
+	// keys holds the key of resources whose name is not their key.
+	keys map[string]string
+}
+
+// New returns a Client; it connects when run. The roots are read now too, so that
+// a faulty setting is found at the start.
+func New(cfg Config) (*Client, error) {
+	cfg, err := cfg.withDefaults()
+	if err != nil {
+		return nil, err
+	}
+	if _, err := loadRoots(cfg.RootCA); err != nil {
+		return nil, fmt.Errorf("configure xds: %w", err)
+	}
+	c := &Client{cfg: cfg, ready: make(chan struct{})}
+	addresses := newSubscription(AddressType)
+	addresses.apply = func(r response) []rejection { return c.applyAddresses(addresses, r) }
+	authorizations := newSubscription(AuthorizationType)
+	authorizations.apply = func(r response) []rejection { return c.applyPolicies(authorizations, r) }
+	c.types = []*subscription{addresses, authorizations}
+	return c, nil
+}
+
+func newSubscription(url string) *subscription {
+	return &subscription{url: url, versions: make(map[string]string), keys: make(map[string]string)}
+}
+
+// Ready is closed when a response of each type was taken in whole once: only then
+// does an absent policy mean that there is none.
+func (c *Client) Ready() <-chan struct{} { return c.ready }
+
+// subscription returns the subscription to a type, or nil.
+func (c *Client) subscription(url string) *subscription {
+	for _, s := range c.types {
+		if s.url == url {
+			return s
+		}
+	}
+	return nil
+}
+
+// acknowledged notes that a type was taken in whole.
+func (c *Client) acknowledged(s *subscription) {
+	if s.acked {
+		return
+	}
+	s.acked = true
+	for _, t := range c.types {
+		if !t.acked {
+			return
+		}
+	}
+	close(c.ready)
+}
