@@ -1,0 +1,30 @@
+// Package handoff is how somebody who knows of a pod's network namespace (the CNI
+// plugin, a tool, a test) gives it to the agent of the node, and takes it back.
+//
+// # Protocol
+//
+// A Unix socket of type SOCK_SEQPACKET: one message is one packet, so nothing is
+// framed. A message is a JSON object of at most MaxRequest (to the agent) or
+// MaxResponse bytes. The client asks, the agent answers each request once, in
+// order; only a list may take several answers, all but the last with "more": true.
+//
+//	{"v":1,"op":"add","pod":{"uid":U,"name":N,"namespace":NS,"serviceAccount":SA}}   with the namespace in SCM_RIGHTS
+//	{"v":1,"op":"remove","uid":U}
+//	{"v":1,"op":"list"}
+//	{"v":1}    {"v":1,"error":TEXT}    {"v":1,"pods":[{"pod":{…},"state":S,"netns":INODE,"error":TEXT},…],"more":true}
+//
+// The answer to add comes when the pod is enrolled or has failed to be; the agent
+// goes on trying after a failure, until it is removed. A request of another version
+// is answered by an error that names both. Members that a side does not know are
+// ignored, so adding some needs no new version.
+//
+// # Trust
+//
+// Whoever may add a namespace decides which identity its traffic has. The socket has
+// mode 0600 in a directory of mode 0700, and the peer's uid (SO_PEERCRED) must be
+// allowed besides. Still every byte and descriptor is checked: add wants exactly one
+// descriptor, of a network namespace, and the others none.
+//
+// The package leaves to its Handler what enrolling is. Server and Client are safe
+// for concurrent use; a Client sends one request at a time.
+package handoff

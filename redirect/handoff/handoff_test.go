@@ -1,0 +1,365 @@
+package handoff_test
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"net"
+	"os"
+	"path/filepath"
+	"strings"
+	"sync"
+	"testing"
+	"time"
+
+	"github.com/google/go-cmp/cmp"
+	"golang.org/x/sys/unix"
+
+	"github.com/culvert-mesh/culvert/redirect/handoff"
+	"github.com/culvert-mesh/culvert/redirect/netns"
+	"github.com/culvert-mesh/culvert/redirect/netnstest"
+)
+
+func TestMain(m *testing.M) { os.Exit(netnstest.Main(m)) }
+
+// pods is a Handler that remembers.
+type pods struct {
+	mu     sync.Mutex
+	have   map[string]handoff.Status
+	fail   error
+	block  chan struct{} // Add waits for it when not nil
+	called int
+}
+
+func (p *pods) Add(ctx context.Context, pod handoff.Pod, ns *netns.NS) error {
+	defer ns.Close()
+	if p.block != nil {
+		select {
+		case <-p.block:
+		case <-ctx.Done():
+			return ctx.Err()
+		}
+	}
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	p.called++
+	if p.fail != nil {
+		return p.fail
+	}
+	p.have[pod.UID] = handoff.Status{Pod: pod, State: "enrolled", NetNS: ns.Inode()}
+	return nil
+}
+
+func (p *pods) Remove(_ context.Context, uid string) error {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	p.called++
+	delete(p.have, uid)
+	return p.fail
+}
+
+func (p *pods) List() []handoff.Status {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	p.called++
+	var out []handoff.Status
+	for _, s := range p.have {
+		out = append(out, s)
+	}
+	return out
+}
+
+func (p *pods) calls() int {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	return p.called
+}
+
+// serve runs a server until the end of the test and returns its path.
+func serve(t *testing.T, cfg handoff.Config) string {
+	t.Helper()
+	if cfg.Path == "" {
+		cfg.Path = filepath.Join(t.TempDir(), "run", "agent.sock")
+	}
+	s, err := handoff.Listen(cfg)
+	if err != nil {
+		t.Fatal(err)
+	}
+	ctx, cancel := context.WithCancel(context.WithoutCancel(t.Context()))
+	done := make(chan error, 1)
+	go func() { done <- s.Run(ctx) }()
+	t.Cleanup(func() {
+		cancel()
+		if err := <-done; err != nil {
+			t.Errorf("Run: %v", err)
+		}
+	})
+	return cfg.Path
+}
+
+func dial(t *testing.T, path string) *handoff.Client {
+	t.Helper()
+	c, err := handoff.Dial(t.Context(), path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { _ = c.Close() })
+	return c
+}
+
+var alice = handoff.Pod{UID: "0b1c-Static_1", Name: "alice-0", Namespace: "default", ServiceAccount: "sa-a"}
+
+func TestAddListRemove(t *testing.T) {
+	ns := netnstest.New(t)
+	h := &pods{have: map[string]handoff.Status{}}
+	c := dial(t, serve(t, handoff.Config{Handler: h}))
+	if err := c.Add(t.Context(), alice, ns); err != nil {
+		t.Fatal(err)
+	}
+	got, err := c.List(t.Context())
+	if err != nil {
+		t.Fatal(err)
+	}
+	want := []handoff.Status{{Pod: alice, State: "enrolled", NetNS: ns.Inode()}}
+	if diff := cmp.Diff(want, got); diff != "" {
+		t.Errorf("List (-want +got):\n%s", diff)
+	}
+	if err := c.Remove(t.Context(), alice.UID); err != nil {
+		t.Fatal(err)
+	}
+	if got, err = c.List(t.Context()); err != nil || len(got) != 0 {
+		t.Errorf("after Remove: %v, %v", got, err)
+	}
+	if err := ns.Do(func() error { return nil }); err != nil {
+		t.Errorf("Add took the caller's namespace away: %v", err)
+	}
+}
+
+func TestHandlersError(t *testing.T) {
+	ns := netnstest.New(t)
+	h := &pods{have: map[string]handoff.Status{}, fail: errors.New("port 15001 is taken" + strings.Repeat("!", 5000))}
+	c := dial(t, serve(t, handoff.Config{Handler: h}))
+	err := c.Add(t.Context(), alice, ns)
+	var remote *handoff.RemoteError
+	if !errors.As(err, &remote) || !strings.HasPrefix(remote.Text, "port 15001 is taken") {
+		t.Errorf("Add = %v, want the handler's error", err)
+	}
+	if _, err := c.List(t.Context()); err != nil { // the connection goes on
+		t.Error(err)
+	}
+}
+
+// TestLongList needs many packets.
+func TestLongList(t *testing.T) {
+	h := &pods{have: map[string]handoff.Status{}}
+	for i := range 500 {
+		p := handoff.Pod{UID: fmt.Sprint(i), Name: strings.Repeat("n", 253), Namespace: "default", ServiceAccount: "sa"}
+		h.have[p.UID] = handoff.Status{Pod: p, State: "failed", Error: strings.Repeat("\x00", 4000)}
+	}
+	c := dial(t, serve(t, handoff.Config{Handler: h}))
+	got, err := c.List(t.Context())
+	if err != nil || len(got) != len(h.have) {
+		t.Errorf("List returned %d pods of %d: %v", len(got), len(h.have), err)
+	}
+}
+
+func TestContextEndsWaiting(t *testing.T) {
+	ns := netnstest.New(t)
+	h := &pods{have: map[string]handoff.Status{}, block: make(chan struct{})}
+	c := dial(t, serve(t, handoff.Config{Handler: h}))
+	ctx, cancel := context.WithTimeout(t.Context(), 20*time.Millisecond)
+	defer cancel()
+	if err := c.Add(ctx, alice, ns); !errors.Is(err, context.DeadlineExceeded) {
+		t.Errorf("Add = %v, want the deadline", err)
+	}
+	close(h.block)
+}
+
+func TestSocketIsPrivate(t *testing.T) {
+	dir := filepath.Join(t.TempDir(), "loose")
+	if err := os.Mkdir(dir, 0o777); err != nil {
+		t.Fatal(err)
+	}
+	path := serve(t, handoff.Config{Path: filepath.Join(dir, "s"), Handler: &pods{}})
+	for name, want := range map[string]os.FileMode{dir: 0o700 | os.ModeDir, path: 0o600 | os.ModeSocket} {
+		st, err := os.Stat(name)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if st.Mode() != want {
+			t.Errorf("mode of %s is %v, want %v", filepath.Base(name), st.Mode(), want)
+		}
+	}
+}
+
+func TestForeignUserIsRefused(t *testing.T) {
+	h := &pods{}
+	c := dial(t, serve(t, handoff.Config{Handler: h, AllowUID: func(uint32) bool { return false }}))
+	_, err := c.List(t.Context())
+	if err == nil || !strings.Contains(err.Error(), "may not hand over pods") {
+		t.Errorf("List = %v, want a refusal", err)
+	}
+	if n := h.calls(); n != 0 {
+		t.Errorf("handler was called %d times", n)
+	}
+}
+
+// TestSuccessor: a second server on the path takes over without a gap, and the end of
+// the first does not take its socket away.
+func TestSuccessor(t *testing.T) {
+	path := filepath.Join(t.TempDir(), "agent.sock")
+	first, err := handoff.Listen(handoff.Config{Path: path, Handler: &pods{}})
+	if err != nil {
+		t.Fatal(err)
+	}
+	serve(t, handoff.Config{Path: path, Handler: &pods{}})
+	if err := first.Close(); err != nil {
+		t.Fatal(err)
+	}
+	if err := first.Close(); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := dial(t, path).List(t.Context()); err != nil {
+		t.Errorf("successor does not serve: %v", err)
+	}
+}
+
+func TestBadConfig(t *testing.T) {
+	if _, err := handoff.Listen(handoff.Config{Path: "x"}); err == nil {
+		t.Error("a config without handler was accepted")
+	}
+	file := filepath.Join(t.TempDir(), "file")
+	if err := os.WriteFile(file, nil, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	_, err := handoff.Listen(handoff.Config{Path: filepath.Join(file, "s"), Handler: &pods{}})
+	if err == nil || !strings.Contains(err.Error(), file) {
+		t.Errorf("Listen below a file = %v, want an error that names it", err)
+	}
+}
+
+// TestHostileMessages sends what no client sends; each is answered by an error or a
+// closed connection, reaches no handler, and leaves no descriptor open.
+func TestHostileMessages(t *testing.T) {
+	ns := netnstest.New(t)
+	var nsfd int
+	if err := ns.Control(func(fd int) error { nsfd = fd; return nil }); err != nil {
+		t.Fatal(err)
+	}
+	file, err := os.Open("/dev/null")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer file.Close()
+	add := `{"v":1,"op":"add","pod":{"uid":"u","name":"n","namespace":"ns","serviceAccount":"sa"}}`
+	many := make([]int, 40)
+	for i := range many {
+		many[i] = nsfd
+	}
+	tests := []struct {
+		name string
+		body string
+		fds  []int
+		want string
+	}{
+		{"garbage", "\x00\xff\x00", nil, "parse request"},
+		{"empty_object", "{}", nil, "version 0"},
+		{"future_version", `{"v":7,"op":"list"}`, nil, "version 7, this agent speaks 1"},
+		{"unknown_operation", `{"v":1,"op":"exec"}`, nil, `"exec" is unknown`},
+		{"two_messages", `{"v":1,"op":"list"}{"v":1,"op":"list"}`, nil, "bytes after the message"},
+		{"deep", strings.Repeat("[", 4000), nil, "parse request"},
+		{"too_long", `{"v":1,"op":"list","x":"` + strings.Repeat("x", handoff.MaxRequest) + `"}`, nil, "longer than"},
+		{"add_without_pod", `{"v":1,"op":"add"}`, []int{nsfd}, "names no pod"},
+		{"add_without_descriptor", add, nil, "got 0"},
+		{"add_with_two", add, []int{nsfd, nsfd}, "got 2"},
+		{"add_with_forty", add, many, "more than"},
+		{"add_with_file", add, []int{int(file.Fd())}, "not a network namespace"},
+		{"list_with_descriptor", `{"v":1,"op":"list"}`, []int{nsfd}, "takes no descriptor"},
+		{"garbage_with_descriptor", "?", []int{nsfd}, "parse request"},
+		{"bad_uid", strings.Replace(add, `"u"`, `"../u"`, 1), []int{nsfd}, "is not allowed"},
+		{"bad_name", strings.Replace(add, `"n"`, `"n\n"`, 1), []int{nsfd}, "is not allowed"},
+		{"long_name", strings.Replace(add, `"n"`, `"`+strings.Repeat("n", 254)+`"`, 1), []int{nsfd}, "not between"},
+		{"no_service_account", strings.Replace(add, `"sa"`, `""`, 1), []int{nsfd}, "service account"},
+		{"remove_nothing", `{"v":1,"op":"remove"}`, nil, "not between"},
+		{"wrong_type", `{"v":1,"op":"remove","uid":7}`, nil, "parse request"},
+		{"only_a_descriptor", "", []int{nsfd}, "parse request"}, // package net adds one byte
+	}
+	h := &pods{have: map[string]handoff.Status{}}
+	path := serve(t, handoff.Config{Handler: h})
+	before := openFiles(t)
+	for _, tt := range tests {
+		t.Run(tt.name, func(t *testing.T) {
+			c, err := net.Dial("unixpacket", path)
+			if err != nil {
+				t.Fatal(err)
+			}
+			defer c.Close()
+			var oob []byte
+			if len(tt.fds) > 0 {
+				oob = unix.UnixRights(tt.fds...)
+			}
+			if _, _, err := c.(*net.UnixConn).WriteMsgUnix([]byte(tt.body), oob, nil); err != nil {
+				t.Fatal(err)
+			}
+			_ = c.SetReadDeadline(time.Now().Add(5 * time.Second))
+			buf := make([]byte, handoff.MaxResponse)
+			n, err := c.Read(buf)
+			if err != nil || !strings.Contains(string(buf[:n]), strings.ReplaceAll(tt.want, `"`, `\"`)) {
+				t.Errorf("answer %q, %v, want %q in it", buf[:n], err, tt.want)
+			}
+		})
+	}
+	if n := h.calls(); n != 0 {
+		t.Errorf("handler was called %d times", n)
+	}
+	for deadline := time.Now().Add(5 * time.Second); openFiles(t) > before; time.Sleep(10 * time.Millisecond) {
+		if time.Now().After(deadline) {
+			t.Fatalf("%d descriptors are open, %d before", openFiles(t), before)
+		}
+	}
+}
+
+func openFiles(t *testing.T) int {
+	t.Helper()
+	entries, err := os.ReadDir("/proc/self/fd")
+	if err != nil {
+		t.Fatal(err)
+	}
+	return len(entries)
+}
+
+func TestClientRefusesBadPod(t *testing.T) {
+	c := dial(t, serve(t, handoff.Config{Handler: &pods{}}))
+	err := c.Add(t.Context(), handoff.Pod{UID: "u", Name: "Upper"}, netnstest.New(t))
+	for _, part := range []string{`pod name "Upper"`, "namespace", "service account"} {
+		if err == nil || !strings.Contains(err.Error(), part) {
+			t.Errorf("Add = %v, want %s named", err, part)
+		}
+	}
+}
+
+func TestManyClients(t *testing.T) {
+	h := &pods{have: map[string]handoff.Status{}}
+	path := serve(t, handoff.Config{Handler: h, MaxClients: 3})
+	ns := netnstest.New(t)
+	var wg sync.WaitGroup
+	for i := range 20 {
+		wg.Go(func() {
+			c, err := handoff.Dial(t.Context(), path)
+			if err != nil {
+				t.Error(err)
+				return
+			}
+			defer c.Close()
+			p := alice
+			p.UID = fmt.Sprint(i)
+			if err := c.Add(t.Context(), p, ns); err != nil {
+				t.Error(err)
+			}
+		})
+	}
+	wg.Wait()
+	if len(h.List()) != 20 {
+		t.Errorf("%d pods, want 20", len(h.List()))
+	}
+}
