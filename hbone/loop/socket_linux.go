@@ -182,8 +182,8 @@ func (a *Acceptor) Accept() (fd int, peer netip.AddrPort, err error) {
 			return !errors.Is(aerr, unix.EAGAIN)
 		})
 		switch {
-		case err != nil:
-			return -1, netip.AddrPort{}, err
+		case err != nil: // the poller's own error for a closed file is no os.ErrClosed
+			return -1, netip.AddrPort{}, fmt.Errorf("accept on %s: %w", a.addr, os.ErrClosed)
 		case aerr == nil:
 			return fd, AddrPort(sa), nil
 		case errors.Is(aerr, unix.EINTR) || errors.Is(aerr, unix.ECONNABORTED):
