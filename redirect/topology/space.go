@@ -115,6 +115,11 @@ func (s *space) Dial(ctx context.Context, network, address string) (net.Conn, er
 // SetResolvConf gives processes that are started in the namespace from now on their own /etc/resolv.conf. The text is
 // kept in the file that ResolvConf names.
 func (s *space) SetResolvConf(text string) error {
+	s.topology.mu.Lock()
+	defer s.topology.mu.Unlock()
+	if s.topology.closed {
+		return fmt.Errorf("write resolv.conf of %s: %w", s.name, os.ErrClosed)
+	}
 	dir := filepath.Join(s.topology.dir, "etc", s.name)
 	if err := os.MkdirAll(dir, 0o755); err != nil {
 		return fmt.Errorf("write resolv.conf of %s: %w", s.name, err)
@@ -123,8 +128,6 @@ func (s *space) SetResolvConf(text string) error {
 	if err := os.WriteFile(path, []byte(text), 0o644); err != nil {
 		return fmt.Errorf("write resolv.conf of %s: %w", s.name, err)
 	}
-	s.topology.mu.Lock()
-	defer s.topology.mu.Unlock()
 	s.resolv = path
 	return nil
 }

@@ -154,6 +154,11 @@ func (t *Topology) newSpace(name string) (*space, error) {
 
 // adopt makes the topology own the namespace and gives it a path.
 func (t *Topology) adopt(s *space) error {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	if t.closed {
+		return os.ErrClosed
+	}
 	dir := filepath.Join(t.dir, "netns")
 	if err := os.MkdirAll(dir, 0o755); err != nil {
 		return err
@@ -164,11 +169,6 @@ func (t *Topology) adopt(s *space) error {
 	})
 	if err != nil {
 		return fmt.Errorf("give namespace a path: %w", err)
-	}
-	t.mu.Lock()
-	defer t.mu.Unlock()
-	if t.closed {
-		return os.ErrClosed
 	}
 	t.spaces = append(t.spaces, s)
 	return nil

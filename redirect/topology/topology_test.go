@@ -298,6 +298,12 @@ func TestCloseEndsEverything(t *testing.T) {
 	if _, err := top.Node("n1").AddPod("b"); !errors.Is(err, os.ErrClosed) {
 		t.Errorf("a pod was added to a closed topology: %v", err)
 	}
+	if err := pod.SetResolvConf("x"); !errors.Is(err, os.ErrClosed) {
+		t.Errorf("a file was written in a closed topology: %v", err)
+	}
+	if _, err := os.Stat(top.Dir()); !errors.Is(err, os.ErrNotExist) {
+		t.Errorf("the directory came back: %v", err)
+	}
 }
 
 // TestFirstConnectionIsImmediate guards against links that come up late: a lost first packet costs a second.
