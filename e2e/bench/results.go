@@ -1,0 +1,197 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"maps"
+	"os"
+	"runtime"
+	"slices"
+	"strings"
+	"time"
+)
+
+// results are all figures of a run.
+type results struct {
+	congestion  string
+	versions    map[string]string
+	values      map[string]map[string][]float64 // by row, then system, in the order of the rounds
+	information []extra
+	unaccounted []string // what a system did not count as it was
+}
+
+// extra is a figure for information: no goal, one value.
+type extra struct {
+	Name   string             `json:"name"`
+	Unit   string             `json:"unit"`
+	Values map[string]float64 `json:"values"`
+}
+
+func (r *results) add(system string, f figures) {
+	for row, v := range f {
+		if r.values[row] == nil {
+			r.values[row] = make(map[string][]float64)
+		}
+		r.values[row][system] = append(r.values[row][system], v)
+	}
+}
+
+// open starts every system in a lab of its own.
+func open(ctx context.Context, o *options, congestion, keep string) (benches []*bench, err error) {
+	defer func() {
+		if err != nil {
+			err = errors.Join(err, closeAll(benches))
+		}
+	}()
+	for _, name := range o.systems {
+		l, err := newLab(name, congestion, keep)
+		if err != nil {
+			return benches, err
+		}
+		b := &bench{name: name, lab: l, duration: o.duration}
+		benches = append(benches, b)
+		switch name {
+		case "haproxy":
+			b.system = &haproxy{}
+		case "culvert":
+			b.system = &culvert{program: o.agent, args: o.agentArgs}
+		default:
+			b.system = &direct{}
+		}
+		if err := b.system.start(ctx, l); err != nil {
+			return benches, fmt.Errorf("start %s: %w", name, err)
+		}
+	}
+	return benches, nil
+}
+
+func closeAll(benches []*bench) error {
+	var failed []error
+	for _, b := range benches {
+		if b.system != nil {
+			failed = append(failed, b.system.stop())
+		}
+		failed = append(failed, b.lab.close())
+	}
+	return errors.Join(failed...)
+}
+
+func measureAll(ctx context.Context, o *options, out io.Writer) (*results, error) {
+	r := &results{congestion: o.congestion, versions: map[string]string{}, values: map[string]map[string][]float64{}}
+	benches, err := open(ctx, o, o.congestion, o.keep)
+	if err != nil {
+		return nil, err
+	}
+	for _, b := range benches {
+		if v := b.system.version(); v != "" {
+			r.versions[b.name] = v
+			fmt.Fprintf(out, "%s: %s\n", b.name, v)
+		}
+	}
+	fmt.Fprintf(out, "%s, congestion control %s, %d rounds of %v a figure\n", machine(), o.congestion, o.rounds, o.duration)
+	err = r.rounds(ctx, o, benches, out)
+	if err == nil {
+		r.account(ctx, benches)
+	}
+	if err := errors.Join(err, closeAll(benches)); err != nil {
+		return nil, err
+	}
+	if o.defaultCC && wants(o, []string{"throughput_1", "throughput_8"}) {
+		err = r.underDefault(ctx, o, out)
+	}
+	return r, err
+}
+
+func (r *results) rounds(ctx context.Context, o *options, benches []*bench, out io.Writer) error {
+	for round := range o.rounds {
+		for _, m := range measurements() {
+			if !wants(o, m.rows) {
+				continue
+			}
+			line := fmt.Sprintf("round %d/%d  %-16s", round+1, o.rounds, m.name)
+			for i := range benches {
+				// Another system begins each round, so that what warms up or wears off hits all alike.
+				b := benches[(i+round)%len(benches)]
+				got, err := m.take(ctx, b)
+				if err := errors.Join(ctx.Err(), err); err != nil {
+					return fmt.Errorf("%s over %s: %w", m.name, b.name, err)
+				}
+				r.add(b.name, got)
+				if len(got) > 0 {
+					line += fmt.Sprintf("  %s %s", b.name, brief(got))
+				}
+			}
+			fmt.Fprintln(out, line)
+		}
+	}
+	return nil
+}
+
+// account compares the systems' own books with the connections made.
+func (r *results) account(ctx context.Context, benches []*bench) {
+	for _, b := range benches {
+		if err := b.system.check(ctx, b.made); err != nil {
+			r.unaccounted = append(r.unaccounted, b.name+": "+strings.ReplaceAll(err.Error(), "\n", "; "))
+		}
+	}
+}
+
+// underDefault takes the throughput once more under the machine's own congestion control, for information.
+func (r *results) underDefault(ctx context.Context, o *options, out io.Writer) error {
+	text, err := os.ReadFile("/proc/sys/net/ipv4/tcp_congestion_control")
+	if err != nil {
+		return err
+	}
+	name := strings.TrimSpace(string(text))
+	if name == o.congestion {
+		return nil
+	}
+	benches, err := open(ctx, o, name, "")
+	if err != nil {
+		return err
+	}
+	for _, streams := range []int{1, 8} {
+		e := extra{Name: fmt.Sprintf("throughput_%d under %s", streams, name), Unit: "Gb/s", Values: map[string]float64{}}
+		for _, b := range benches {
+			got, terr := throughput(ctx, b, streams)
+			if err = errors.Join(err, terr); err == nil {
+				e.Values[b.name] = got[fmt.Sprintf("throughput_%d", streams)]
+			}
+		}
+		r.information = append(r.information, e)
+	}
+	fmt.Fprintf(out, "taken for information under %s\n", name)
+	return errors.Join(err, closeAll(benches))
+}
+
+func wants(o *options, rows []string) bool {
+	return len(o.rows) == 0 || slices.ContainsFunc(rows, func(r string) bool { return slices.Contains(o.rows, r) })
+}
+
+func brief(f figures) string {
+	var parts []string
+	for _, name := range slices.Sorted(maps.Keys(f)) {
+		parts = append(parts, number(f[name]))
+	}
+	return strings.Join(parts, "/")
+}
+
+// machine describes where the figures come from.
+func machine() string {
+	model := "unknown processor"
+	if text, err := os.ReadFile("/proc/cpuinfo"); err == nil {
+		for line := range strings.Lines(string(text)) {
+			if key, value, ok := strings.Cut(line, ":"); ok && strings.TrimSpace(key) == "model name" {
+				model = strings.TrimSpace(value)
+				break
+			}
+		}
+	}
+	kernel, err := os.ReadFile("/proc/sys/kernel/osrelease")
+	if err != nil {
+		kernel = []byte("unknown")
+	}
+	return fmt.Sprintf("%d cores %s, Linux %s, %s", runtime.NumCPU(), model, strings.TrimSpace(string(kernel)), time.Now().UTC().Format(time.DateOnly))
+}
