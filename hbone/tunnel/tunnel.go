@@ -18,6 +18,8 @@ import (
 
 // Errors that end a tunnel, and with it its streams.
 var (
+	// ErrLost is a transport that broke; the error wraps the system's too.
+	ErrLost = errors.New("tunnel lost")
 	// ErrTruncated is a transport that ended without close_notify: what was in flight may be lost.
 	ErrTruncated = errors.New("tunnel lost: connection ended without close_notify")
 	// ErrPeerClosed is the peer's orderly end of the connection.
@@ -190,7 +192,7 @@ func (t *Tunnel) read(drain bool) {
 	case err != nil && loop.Again(err):
 		return
 	case err != nil:
-		t.fail(fmt.Errorf("tunnel lost: %w", err))
+		t.fail(fmt.Errorf("%w: %w", ErrLost, err))
 		return
 	case n == 0:
 		t.fail(ErrTruncated)

@@ -102,7 +102,7 @@ func (t *Tunnel) write() {
 	case err != nil && loop.Again(err):
 		n = 0
 	case err != nil:
-		t.fail(fmt.Errorf("tunnel lost: %w", err))
+		t.fail(fmt.Errorf("%w: %w", ErrLost, err))
 		return
 	}
 	t.r += n
@@ -178,7 +178,7 @@ func (t *Tunnel) room() bool {
 	}
 	n, err := t.fd.Write(t.out[t.r:t.w])
 	if err != nil && !loop.Again(err) {
-		t.fail(fmt.Errorf("tunnel lost: %w", err))
+		t.fail(fmt.Errorf("%w: %w", ErrLost, err))
 		return false
 	}
 	t.r += max(n, 0)
