@@ -75,6 +75,9 @@ func (s *Session) request(id uint32, h *Header, end bool, ev Events) error {
 		return nil // behind our final GOAWAY: the peer retries elsewhere
 	}
 	if id <= s.lastID {
+		if s.cut.has(id) {
+			return s.charge("HEADERS on closed streams")
+		}
 		return connFault(StreamClosed, "HEADERS on a closed stream")
 	}
 	s.lastID = id

@@ -44,6 +44,7 @@ const (
 const (
 	maxWindow       = 1<<31 - 1
 	defaultWindow   = 65535
+	defaultTable    = 4096
 	minMaxFrameSize = 1 << 14
 	maxMaxFrameSize = 1<<24 - 1
 	maxStreamID     = 1<<31 - 1

@@ -50,6 +50,9 @@ const (
 	staticStatus400 = 12
 )
 
+// tableSizeZero is a dynamic table size update to 0 (RFC 7541 section 6.3).
+const tableSizeZero = 0x20
+
 // appendRequest encodes a CONNECT request. Nothing is ever added to the dynamic table (RFC 7541 section 6.2.2), so the
 // encoder has no state.
 func appendRequest(b []byte, h *Header) []byte {
@@ -131,7 +134,7 @@ const (
 
 func (r *blockReader) init(maxSize uint32) {
 	r.maxSize = maxSize
-	r.dec = hpack.NewDecoder(4096, r.field)
+	r.dec = hpack.NewDecoder(defaultTable, r.field)
 	r.dec.SetMaxStringLength(int(maxSize))
 }
 
@@ -164,6 +167,10 @@ func (r *blockReader) field(f hpack.HeaderField) {
 	}
 	if !validName(f.Name) || !validValue(f.Value) {
 		r.malformed = "field has invalid characters"
+		return
+	}
+	if f.Name == "te" && f.Value != "trailers" {
+		r.malformed = "field \"te\" other than trailers"
 		return
 	}
 	r.head.Fields = append(r.head.Fields, Field{f.Name, f.Value})

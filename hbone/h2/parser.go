@@ -273,6 +273,10 @@ func (s *Session) settings(f frameHeader, p []byte, ev Events) error {
 	for ; len(p) > 0; p = p[6:] {
 		id, v := binary.BigEndian.Uint16(p), binary.BigEndian.Uint32(p[2:])
 		switch id {
+		case settingHeaderTableSize:
+			if v < defaultTable && s.tableUpdate == tableUntold {
+				s.tableUpdate = tableOwed
+			}
 		case settingEnablePush:
 			if v > 1 || (v == 1 && !s.cfg.Server) {
 				return connFault(ProtocolError, "invalid SETTINGS_ENABLE_PUSH")

@@ -3,6 +3,7 @@ package h2
 import (
 	"encoding/binary"
 	"math"
+	"slices"
 )
 
 // Config says what a session announces. Zero fields take the defaults named.
@@ -79,14 +80,40 @@ type Session struct {
 	peerMaxFrame  int
 	peerStreams   uint32
 	settingsKnown bool
+	tableUpdate   tableUpdate
 	goneAway      bool   // the peer sent GOAWAY
 	refuseAbove   uint32 // our final GOAWAY's last stream
+	cut           cutStreams
 	err           error
 
 	parser parser
 	block  blockReader
 	budget budget
 }
+
+// tableUpdate says whether a peer that lowered its header table has been told that ours is empty, which RFC 7541 section
+// 4.2 wants at the start of the next header block.
+type tableUpdate uint8
+
+const (
+	tableUntold tableUpdate = iota
+	tableOwed
+	tableTold
+)
+
+// cutStreams remembers the streams that this side ended last while the peer could still send: what is on the way on them
+// is late, not wrong (RFC 9113 section 5.1).
+type cutStreams struct {
+	ids [32]uint32
+	at  uint8
+}
+
+func (c *cutStreams) add(id uint32) {
+	c.ids[c.at] = id
+	c.at = (c.at + 1) % uint8(len(c.ids))
+}
+
+func (c *cutStreams) has(id uint32) bool { return slices.Contains(c.ids[:], id) }
 
 // maxOut bounds the control frames that wait for a peer that does not read.
 const maxOut = 1 << 20
@@ -139,6 +166,7 @@ func (s *Session) appendWindowUpdate(stream uint32, n int64) {
 }
 
 func (s *Session) appendReset(stream uint32, code ErrCode) {
+	s.cut.add(stream)
 	s.out = appendFrameHeader(s.out, 4, frameRSTStream, 0, stream)
 	s.out = binary.BigEndian.AppendUint32(s.out, uint32(code))
 }

@@ -63,7 +63,7 @@ func (s *Session) Open(h *Header) (*Stream, error) {
 	}
 	st := s.newStream(s.nextID)
 	s.nextID += 2
-	s.appendBlock(st.ID, appendRequest(nil, h), false)
+	s.appendBlock(st.ID, appendRequest(s.startBlock(), h), false)
 	return st, nil
 }
 
@@ -74,7 +74,7 @@ func (s *Session) Respond(st *Stream, status int, fields []Field, end bool) {
 		return
 	}
 	st.answered = true
-	s.appendBlock(st.ID, appendResponse(nil, status, fields), end)
+	s.appendBlock(st.ID, appendResponse(s.startBlock(), status, fields), end)
 	if !end {
 		return
 	}
@@ -83,6 +83,14 @@ func (s *Session) Respond(st *Stream, status int, fields []Field, end bool) {
 		s.appendReset(st.ID, NoError)
 	}
 	s.remove(st)
+}
+
+func (s *Session) startBlock() []byte {
+	if s.tableUpdate != tableOwed {
+		return nil
+	}
+	s.tableUpdate = tableTold
+	return []byte{tableSizeZero}
 }
 
 func (s *Session) appendBlock(id uint32, block []byte, end bool) {
