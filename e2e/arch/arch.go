@@ -150,6 +150,13 @@ func (t Tables) checkFences(p Package) []Violation {
 
 func (t Tables) checkClosures(p Package) []Violation {
 	var found []Violation
+	if match("cmd/*", p.Rel()) {
+		for _, dep := range p.Deps {
+			if inModule(dep) && isTestHelper(rel(dep)) {
+				found = append(found, Violation{p.Rel(), rel(dep), "a program may not hold a test helper, not even indirectly"})
+			}
+		}
+	}
 	for _, c := range t.Closures {
 		if c.Package != p.Rel() {
 			continue

@@ -92,6 +92,7 @@ func TestCheck(t *testing.T) {
 		{"helper_in_test", arch.Package{ImportPath: in("hbone/pool"), XTestImports: []string{in("identity/identitytest"), "testing"}}, ""},
 		{"test_imports_program", arch.Package{ImportPath: in("hbone/pool"), XTestImports: []string{in("cmd/internal/run")}}, "may not import a program"},
 		{"grpc_in_test", arch.Package{ImportPath: in("workload"), TestImports: []string{"google.golang.org/grpc"}}, "gRPC"},
+		{"helper_in_program", arch.Package{ImportPath: in("cmd/culvert"), Deps: []string{in("redirect/netnstest")}}, "a program may not hold a test helper"},
 		{"indirect", arch.Package{ImportPath: in("cmd/culvert-cni"), Deps: []string{"k8s.io/api/core/v1"}}, "not even indirectly"},
 	}
 	for _, tt := range tests {

@@ -35,7 +35,7 @@ func Edges() []Edge {
 		{From: "hbone/relay", To: []string{"hbone/h2", "hbone/loop", "hbone/tunnel"}},
 		{From: "hbone/pool", To: []string{"hbone/tunnel", "hbone/loop", "identity"}},
 		{From: "hbone/proxy", To: []string{
-			"hbone/pool", "hbone/relay", "hbone/tunnel", "hbone/loop",
+			"hbone/pool", "hbone/relay", "hbone/tunnel", "hbone/loop", "hbone/h2", "hbone/record",
 			"identity", "identity/svid", "identity/mtls",
 			"workload", "workload/policy", "workload/netpol", "workload/route",
 		}},
@@ -65,10 +65,12 @@ func Edges() []Edge {
 		{From: "waypoint/controller", To: []string{"waypoint/gatewayapi"}},
 
 		{From: "cmd/internal/*"},
+		{From: "cmd/culvert", To: []string{"e2e/netlab"}}, // the demonstration is the lab, told to a person
 		{From: "cmd/*", To: []string{"cmd/internal/*", "identity/**", "workload/**", "hbone/**", "redirect/**", "waypoint/**"}},
 
 		{From: "docs"},
 		{From: "e2e/arch"},
+		{From: "e2e/netlab", To: []string{"identity/ca/issuer"}},
 		{From: "e2e/*", To: []string{"redirect/netns", "redirect/topology", "redirect/wiretap"}},
 	}
 }

@@ -32,6 +32,7 @@ type options struct {
 	rows       []string
 	agent      string
 	agentArgs  []string
+	unpooled   []string
 	congestion string
 	json       string
 	keep       string
@@ -68,7 +69,7 @@ func main() {
 
 func parse(args []string) (*options, error) {
 	o := &options{}
-	var systems, rows, agentArgs string
+	var systems, rows, agentArgs, unpooled string
 	f := flag.NewFlagSet("bench", flag.ContinueOnError)
 	f.IntVar(&o.rounds, "rounds", 3, "rounds; medians are reported")
 	f.DurationVar(&o.duration, "duration", 4*time.Second, "length of each measurement, whole seconds")
@@ -76,6 +77,7 @@ func parse(args []string) (*options, error) {
 	f.StringVar(&rows, "rows", "", "which figures to take, by name; all if empty")
 	f.StringVar(&o.agent, "agent", "bin/culvert-node", "the agent's program; without it Culvert is left out")
 	f.StringVar(&agentArgs, "agent-args", "", "more arguments for the agent, separated by blanks")
+	f.StringVar(&unpooled, "unpooled-args", "", "arguments that make the agent open a tunnel for each connection: takes new connections so too, for information")
 	f.StringVar(&o.congestion, "congestion-control", "reno", "TCP congestion control of the namespaces; one that paces hides differences")
 	f.BoolVar(&o.defaultCC, "default-cc", true, "also take the throughput under the machine's default congestion control")
 	f.StringVar(&o.json, "json", "bench.json", "file for the results; none if empty")
@@ -84,6 +86,7 @@ func parse(args []string) (*options, error) {
 		return nil, err
 	}
 	o.agentArgs = strings.Fields(agentArgs)
+	o.unpooled = strings.Fields(unpooled)
 	o.systems = strings.Split(systems, ",")
 	if rows != "" {
 		o.rows = strings.Split(rows, ",")

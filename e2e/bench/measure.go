@@ -206,7 +206,7 @@ func held(ctx context.Context, b *bench) (figures, error) {
 	if err != nil {
 		return nil, err
 	}
-	defer h.end()
+	defer func() { _ = h.end() }() // after an error; otherwise it has ended below
 	var rss [2][]memory
 	for i, n := range []int{low, high} {
 		if err := h.hold(n); err != nil {

@@ -39,13 +39,13 @@ func (r *results) add(system string, f figures) {
 }
 
 // open starts every system in a lab of its own.
-func open(ctx context.Context, o *options, congestion, keep string) (benches []*bench, err error) {
+func open(ctx context.Context, o *options, systems, agentArgs []string, congestion, keep string) (benches []*bench, err error) {
 	defer func() {
 		if err != nil {
 			err = errors.Join(err, closeAll(benches))
 		}
 	}()
-	for _, name := range o.systems {
+	for _, name := range systems {
 		l, err := newLab(name, congestion, keep)
 		if err != nil {
 			return benches, err
@@ -56,7 +56,7 @@ func open(ctx context.Context, o *options, congestion, keep string) (benches []*
 		case "haproxy":
 			b.system = &haproxy{}
 		case "culvert":
-			b.system = &culvert{program: o.agent, args: o.agentArgs}
+			b.system = &culvert{program: o.agent, args: agentArgs}
 		default:
 			b.system = &direct{}
 		}
@@ -80,7 +80,7 @@ func closeAll(benches []*bench) error {
 
 func measureAll(ctx context.Context, o *options, out io.Writer) (*results, error) {
 	r := &results{congestion: o.congestion, versions: map[string]string{}, values: map[string]map[string][]float64{}}
-	benches, err := open(ctx, o, o.congestion, o.keep)
+	benches, err := open(ctx, o, o.systems, o.agentArgs, o.congestion, o.keep)
 	if err != nil {
 		return nil, err
 	}
@@ -98,10 +98,53 @@ func measureAll(ctx context.Context, o *options, out io.Writer) (*results, error
 	if err := errors.Join(err, closeAll(benches)); err != nil {
 		return nil, err
 	}
-	if o.defaultCC && wants(o, []string{"throughput_1", "throughput_8"}) {
-		err = r.underDefault(ctx, o, out)
+	return r, r.forInformation(ctx, o, out)
+}
+
+// forInformation takes what has no goal: throughput under the machine's own congestion control, and new connections
+// without shared tunnels.
+func (r *results) forInformation(ctx context.Context, o *options, out io.Writer) error {
+	text, err := os.ReadFile("/proc/sys/net/ipv4/tcp_congestion_control")
+	if err != nil {
+		return err
 	}
-	return r, err
+	if cc := strings.TrimSpace(string(text)); o.defaultCC && cc != o.congestion && wants(o, []string{"throughput_1", "throughput_8"}) {
+		fmt.Fprintf(out, "for information: under %s\n", cc)
+		for _, row := range []string{"throughput_1", "throughput_8"} {
+			if err := r.once(ctx, o, o.systems, o.agentArgs, cc, row, " under "+cc); err != nil {
+				return err
+			}
+		}
+	}
+	if len(o.unpooled) > 0 && slices.Contains(o.systems, "culvert") && wants(o, []string{"connections"}) {
+		fmt.Fprintln(out, "for information: without shared tunnels")
+		return r.once(ctx, o, []string{"culvert"}, slices.Concat(o.agentArgs, o.unpooled), o.congestion, "connections", " without pooling")
+	}
+	return nil
+}
+
+// once takes one row over the systems, started afresh, and keeps it under its name with the suffix.
+func (r *results) once(ctx context.Context, o *options, systems, agentArgs []string, congestion, name, suffix string) error {
+	benches, err := open(ctx, o, systems, agentArgs, congestion, "")
+	if err != nil {
+		return err
+	}
+	g := goals()[slices.IndexFunc(goals(), func(g goal) bool { return g.name == name })]
+	e := extra{Name: name + suffix, Unit: g.unit, Values: map[string]float64{}}
+	for _, m := range measurements() {
+		if !slices.Contains(m.rows, name) {
+			continue
+		}
+		for _, b := range benches {
+			got, takeErr := m.take(ctx, b)
+			if takeErr != nil {
+				return errors.Join(fmt.Errorf("%s over %s: %w", e.Name, b.name, takeErr), closeAll(benches))
+			}
+			e.Values[b.name] = got[name]
+		}
+	}
+	r.information = append(r.information, e)
+	return closeAll(benches)
 }
 
 func (r *results) rounds(ctx context.Context, o *options, benches []*bench, out io.Writer) error {
@@ -136,34 +179,6 @@ func (r *results) account(ctx context.Context, benches []*bench) {
 			r.unaccounted = append(r.unaccounted, b.name+": "+strings.ReplaceAll(err.Error(), "\n", "; "))
 		}
 	}
-}
-
-// underDefault takes the throughput once more under the machine's own congestion control, for information.
-func (r *results) underDefault(ctx context.Context, o *options, out io.Writer) error {
-	text, err := os.ReadFile("/proc/sys/net/ipv4/tcp_congestion_control")
-	if err != nil {
-		return err
-	}
-	name := strings.TrimSpace(string(text))
-	if name == o.congestion {
-		return nil
-	}
-	benches, err := open(ctx, o, name, "")
-	if err != nil {
-		return err
-	}
-	for _, streams := range []int{1, 8} {
-		e := extra{Name: fmt.Sprintf("throughput_%d under %s", streams, name), Unit: "Gb/s", Values: map[string]float64{}}
-		for _, b := range benches {
-			got, terr := throughput(ctx, b, streams)
-			if err = errors.Join(err, terr); err == nil {
-				e.Values[b.name] = got[fmt.Sprintf("throughput_%d", streams)]
-			}
-		}
-		r.information = append(r.information, e)
-	}
-	fmt.Fprintf(out, "taken for information under %s\n", name)
-	return errors.Join(err, closeAll(benches))
 }
 
 func wants(o *options, rows []string) bool {

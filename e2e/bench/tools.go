@@ -90,7 +90,7 @@ func serveRate(fd int) error {
 }
 
 func answerOnce(c int, b []byte) {
-	defer syscall.Close(c)
+	defer func() { _ = syscall.Close(c) }()
 	if setTimeouts(c) != nil {
 		return
 	}
@@ -172,7 +172,7 @@ func connectOnce(target *syscall.SockaddrInet4) error {
 	if err != nil {
 		return os.NewSyscallError("socket", err)
 	}
-	defer syscall.Close(fd)
+	defer func() { _ = syscall.Close(fd) }()
 	if err := setTimeouts(fd); err != nil {
 		return err
 	}
