@@ -128,7 +128,7 @@ func TestRulesFindHabits(t *testing.T) {
 		".:1: the package has no doc comment",
 		"habits.go:9: no init functions: what they do belongs in a constructor",
 		"habits.go:10: a logger comes in Config",
-		"habits.go:14: time.After leaves its timer behind; use a timer that is stopped",
+		"habits.go:14: time.After cannot be stopped early; use time.NewTimer",
 		"habits.go:18: net.ParseIP makes a net.IP; use netip.ParseAddr",
 		"habits.go:20: panic outside of cmd and Must functions: return an error",
 	}

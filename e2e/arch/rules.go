@@ -33,7 +33,7 @@ type call struct {
 func forbiddenCalls() []call {
 	programs := []string{"cmd/*", "e2e/**"}
 	return []call{
-		{pkg: "time", name: "After", reason: "time.After leaves its timer behind; use a timer that is stopped"},
+		{pkg: "time", name: "After", reason: "time.After cannot be stopped early; use time.NewTimer"},
 		{pkg: "time", name: "Tick", reason: "time.Tick cannot be stopped; use time.NewTicker"},
 		{pkg: "net", name: "ParseIP", reason: "net.ParseIP makes a net.IP; use netip.ParseAddr"},
 		{pkg: "net", name: "ParseCIDR", reason: "net.ParseCIDR makes a net.IP; use netip.ParsePrefix"},
