@@ -228,13 +228,13 @@ func (c *Capture) Repair() (found, left []Finding, err error) {
 }
 
 // StopNew stops capturing new connections; those that are captured go on. It is the
-// first step of leaving.
+// first step of leaving. Where nothing is captured it does nothing.
 func (c *Capture) StopNew() error {
-	saved, err := c.saved()
-	if err != nil {
-		return fmt.Errorf("stop capturing in %s: %w", c.ns, err)
+	have, err := nft.Read(c.ns)
+	if err == nil && have != nil {
+		err = c.applyRules(true, have.Saved())
 	}
-	if err := c.applyRules(true, saved); err != nil {
+	if err != nil {
 		return fmt.Errorf("stop capturing in %s: %w", c.ns, err)
 	}
 	return nil

@@ -1,0 +1,99 @@
+package podset
+
+import (
+	"context"
+	"errors"
+	"log/slog"
+	"time"
+
+	"github.com/culvert-mesh/culvert/redirect"
+	"github.com/culvert-mesh/culvert/redirect/netns"
+)
+
+// Runner serves a pod's captured traffic. Its methods are called concurrently for
+// different pods, never for the same one.
+type Runner interface {
+	// Start brings up everything that serves the pod (listeners inside its
+	// namespace, its identity) and returns when it is up. ctx bounds Start alone,
+	// not what it starts. pod.NS stays the Set's and is open until stop has
+	// returned.
+	//
+	// stop ends the service: it accepts no more, lets what is there finish until
+	// ctx ends, cuts the rest, and returns when everything is closed. It is called
+	// once.
+	Start(ctx context.Context, pod Pod) (stop func(ctx context.Context), err error)
+}
+
+// Checker is a Runner that can tell whether a pod's service still runs. It is asked
+// at each audit; an error makes the Set stop and start it again.
+type Checker interface {
+	Check(pod Pod) error
+}
+
+// Capture is what the Set needs of redirect.Capture.
+type Capture interface {
+	Reserve() error
+	Apply() (left []redirect.Finding, err error)
+	Repair() (found, left []redirect.Finding, err error)
+	StopNew() error
+	Delete() error
+}
+
+// Config describes a Set.
+type Config struct {
+	// Runner is required.
+	Runner Runner
+	// Options are what is captured in each pod.
+	Options redirect.Options
+	// NewCapture makes the capture of a namespace, when redirect.New with Options
+	// is not wanted.
+	NewCapture func(ns *netns.NS) (Capture, error)
+	// StartTimeout bounds one Runner.Start. Zero means 30 s.
+	StartTimeout time.Duration
+	// RetryInterval is the pause after the first failure of a pod; it doubles with
+	// each further one up to a minute. Zero means 5 s.
+	RetryInterval time.Duration
+	// AuditInterval is how often an enrolled pod is looked at. Zero means 5 s.
+	AuditInterval time.Duration
+	// DrainTimeout is how long connections may go on when a pod leaves or the Set
+	// ends. Zero means 30 s; negative cuts them at once.
+	DrainTimeout time.Duration
+	// Cleanup removes the rules of all pods when the Set ends. By default they
+	// stay, so that the pods' traffic is refused until a successor comes.
+	Cleanup bool
+	// OnEvent, when not nil, is called for each event of a pod in order, from the
+	// pod's goroutine. It may call the Set, but must not wait for that pod.
+	OnEvent func(Event)
+	// Logger gets one line per event. nil discards.
+	Logger *slog.Logger
+}
+
+const maxRetryInterval = time.Minute
+
+func (c Config) complete() (Config, error) {
+	if c.Runner == nil {
+		return Config{}, errors.New("make pod set: Runner is required")
+	}
+	if err := c.Options.Validate(); err != nil {
+		return Config{}, err
+	}
+	if c.NewCapture == nil {
+		o := c.Options
+		c.NewCapture = func(ns *netns.NS) (Capture, error) { return redirect.New(ns, o) }
+	}
+	for _, d := range []struct {
+		value    *time.Duration
+		fallback time.Duration
+	}{
+		{&c.StartTimeout, 30 * time.Second}, {&c.RetryInterval, 5 * time.Second},
+		{&c.AuditInterval, 5 * time.Second}, {&c.DrainTimeout, 30 * time.Second},
+	} {
+		if *d.value == 0 {
+			*d.value = d.fallback
+		}
+	}
+	if c.Logger == nil {
+		c.Logger = slog.New(slog.DiscardHandler)
+	}
+	return c, nil
+}

@@ -1,0 +1,263 @@
+package podset
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"sync"
+
+	"github.com/culvert-mesh/culvert/redirect/netns"
+)
+
+var (
+	// ErrRemoved is returned to who waits for a pod that was removed meanwhile.
+	ErrRemoved = errors.New("pod was removed")
+	// ErrClosed is returned when the Set has ended.
+	ErrClosed = errors.New("pod set has ended")
+)
+
+// Set is the set of pods. Make it with New; it does nothing before Run.
+type Set struct {
+	cfg      Config
+	counters counters
+
+	mu      sync.Mutex
+	pods    map[string]*entry   // desired, by UID
+	leaving map[*entry]struct{} // not desired any more, not gone yet
+	owners  map[netns.ID]*entry // who has a namespace, leaving ones too
+	ctx     context.Context     // of Run, which bounds the pods' goroutines; nil before
+	closed  bool
+	wg      sync.WaitGroup // the pods' goroutines
+}
+
+// entry is one pod in one namespace. The Set's mutex guards what is below it.
+type entry struct {
+	pod     Pod
+	removed context.Context // ended by drop, which makes the pod leave
+	drop    context.CancelCauseFunc
+	gone    chan struct{} // closed when it has left
+	wake    chan struct{} // capacity 1: try again at once
+
+	synced   bool // seen in a Sync
+	state    State
+	err      error
+	attempts int
+	changed  chan struct{} // closed and replaced when state changes
+}
+
+// New returns an empty Set.
+func New(cfg Config) (*Set, error) {
+	cfg, err := cfg.complete()
+	if err != nil {
+		return nil, err
+	}
+	return &Set{
+		cfg: cfg, pods: map[string]*entry{}, leaving: map[*entry]struct{}{}, owners: map[netns.ID]*entry{},
+	}, nil
+}
+
+// Run keeps the pods until ctx ends; then it ends all of them (see Config.Cleanup)
+// and returns nil. It is called once.
+func (s *Set) Run(ctx context.Context) error {
+	s.mu.Lock()
+	if s.ctx != nil || s.closed {
+		s.mu.Unlock()
+		return errors.New("run pod set: it runs already or has ended")
+	}
+	s.ctx = ctx
+	for _, e := range s.pods {
+		s.startLocked(e)
+	}
+	s.mu.Unlock()
+
+	<-ctx.Done()
+	s.mu.Lock()
+	s.closed = true
+	s.mu.Unlock()
+	s.wg.Wait()
+	return nil
+}
+
+func (s *Set) startLocked(e *entry) {
+	ctx := s.ctx
+	s.wg.Go(func() { s.look(ctx, e) })
+}
+
+// Add makes pod desired and waits until it is enrolled (nil), an attempt has failed
+// (why; it goes on being tried) or ctx ends. A pod with the UID and namespace of one
+// that is there changes nothing; with another namespace it takes that one's place.
+func (s *Set) Add(ctx context.Context, pod Pod) error {
+	e, attempts, err := s.put(pod, false)
+	if err != nil {
+		return fmt.Errorf("enrol pod %s: %w", pod, err)
+	}
+	if err := s.wait(ctx, e, attempts); err != nil {
+		return fmt.Errorf("enrol pod %s: %w", pod, err)
+	}
+	return nil
+}
+
+// put makes pod desired and returns its entry and the attempts made so far. It owns
+// pod.NS.
+func (s *Set) put(pod Pod, synced bool) (*entry, int, error) {
+	if pod.NS == nil {
+		return nil, 0, errors.New("network namespace is required")
+	}
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	var err error
+	switch {
+	case pod.UID == "":
+		err = errors.New("UID is required")
+	case s.closed:
+		err = ErrClosed
+	}
+	if err != nil {
+		return nil, 0, errors.Join(err, pod.NS.Close())
+	}
+	if e := s.pods[pod.UID]; e != nil {
+		if e.pod.NS.ID() == pod.NS.ID() {
+			_ = pod.NS.Close()
+			e.synced = e.synced || synced
+			if !synced {
+				select {
+				case e.wake <- struct{}{}: // somebody waits now, so do not sleep on a failure
+				default:
+				}
+			}
+			return e, e.attempts, nil
+		}
+		s.dropLocked(e)
+	}
+	e := &entry{
+		pod: pod, synced: synced, state: Starting, gone: make(chan struct{}),
+		wake: make(chan struct{}, 1), changed: make(chan struct{}),
+	}
+	e.removed, e.drop = context.WithCancelCause(context.Background())
+	s.pods[pod.UID] = e
+	if s.ctx != nil {
+		s.startLocked(e)
+	}
+	return e, 0, nil
+}
+
+// wait waits for the outcome of a further attempt than those before.
+func (s *Set) wait(ctx context.Context, e *entry, before int) error {
+	for {
+		s.mu.Lock()
+		state, err, attempts, changed := e.state, e.err, e.attempts, e.changed
+		s.mu.Unlock()
+		switch {
+		case state == Enrolled:
+			return nil
+		case state == Leaving:
+			return ErrRemoved
+		case state == Failed && attempts > before:
+			return err
+		}
+		select {
+		case <-changed:
+		case <-e.gone:
+			return ErrRemoved
+		case <-ctx.Done():
+			return context.Cause(ctx)
+		}
+	}
+}
+
+// Remove makes a pod not desired and waits until it has left or ctx ends; it leaves
+// in any case. Removing what is not there is no error.
+func (s *Set) Remove(ctx context.Context, uid string) error {
+	s.mu.Lock()
+	e := s.pods[uid]
+	if e == nil {
+		for old := range s.leaving {
+			if old.pod.UID == uid {
+				e = old
+			}
+		}
+	} else {
+		s.dropLocked(e)
+	}
+	s.mu.Unlock()
+	if e == nil {
+		return nil
+	}
+	select {
+	case <-e.gone:
+		return nil
+	case <-ctx.Done():
+		return fmt.Errorf("remove pod %s: %w", e.pod, context.Cause(ctx))
+	}
+}
+
+// dropLocked takes e out of the desired pods and makes it leave.
+func (s *Set) dropLocked(e *entry) {
+	delete(s.pods, e.pod.UID)
+	e.drop(ErrRemoved)
+	if s.ctx == nil { // no goroutine has it yet
+		_ = e.pod.NS.Close()
+		close(e.gone)
+		return
+	}
+	s.leaving[e] = struct{}{}
+}
+
+// Sync makes the desired pods those of a complete list: new ones are added, and ones
+// that an earlier Sync had and this one has not are removed. A pod that was only
+// given by Add stays, because the list may not know it yet. A pod without NS stays if
+// it is there and is otherwise passed over. Sync does not wait; faulty pods are
+// returned as one error, and the others are taken.
+func (s *Set) Sync(pods []Pod) error {
+	listed := map[string]bool{}
+	var errs []error
+	for _, pod := range pods {
+		listed[pod.UID] = true
+		if pod.NS == nil && pod.UID != "" {
+			s.keep(pod.UID)
+			continue
+		}
+		if _, _, err := s.put(pod, true); err != nil {
+			errs = append(errs, fmt.Errorf("enrol pod %s: %w", pod, err))
+		}
+	}
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	for uid, e := range s.pods {
+		if e.synced && !listed[uid] {
+			s.dropLocked(e)
+		}
+	}
+	return errors.Join(errs...)
+}
+
+func (s *Set) keep(uid string) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if e := s.pods[uid]; e != nil {
+		e.synced = true
+	}
+}
+
+// Pods returns the state of all pods, by namespace and name; leaving ones too.
+func (s *Set) Pods() []Status {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	var out []Status
+	add := func(e *entry) {
+		st := Status{Pod: e.pod, NetNS: e.pod.NS.ID(), State: e.state, Err: e.err}
+		st.Pod.NS = nil
+		out = append(out, st)
+	}
+	for _, e := range s.pods {
+		add(e)
+	}
+	for e := range s.leaving {
+		add(e)
+	}
+	sortStatuses(out)
+	return out
+}
+
+// Stats returns the counts.
+func (s *Set) Stats() Stats { return s.counters.stats() }

@@ -1,0 +1,302 @@
+package podset
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"math/rand/v2"
+	"time"
+
+	"github.com/culvert-mesh/culvert/redirect"
+)
+
+// worker is the life of one entry. Only its goroutine touches it.
+type worker struct {
+	s       *Set
+	e       *entry
+	capture Capture
+	stop    func(context.Context) // of the running service, nil without one
+	left    string                // findings that the last repair could not put right
+}
+
+// look is the goroutine of one pod, from Starting to gone.
+func (s *Set) look(ctx context.Context, e *entry) {
+	w := &worker{s: s, e: e}
+	defer s.forget(e)
+	for failures := 0; !w.ending(ctx); {
+		err := w.enrol(ctx)
+		if err == nil {
+			failures = 0
+			w.set(Enrolled, nil)
+			w.event(Event{Kind: EventEnrolled})
+			if w.audit(ctx) {
+				continue // the service has to be started again
+			}
+			break
+		}
+		if w.ending(ctx) {
+			break
+		}
+		failures++
+		s.counters.failures.Add(1)
+		w.set(Failed, err)
+		w.event(Event{Kind: EventFailed, Err: err})
+		if !w.pause(ctx, backoff(s.cfg.RetryInterval, failures)) {
+			break
+		}
+		w.set(Starting, nil)
+	}
+	w.leave(ctx)
+}
+
+// backoff returns the pause after a number of failures in a row, ±20 %.
+func backoff(base time.Duration, failures int) time.Duration {
+	d := base
+	for i := 1; i < failures && d < maxRetryInterval; i++ {
+		d *= 2
+	}
+	d = max(base, min(d, maxRetryInterval))
+	return d*4/5 + rand.N(d*2/5+1)
+}
+
+// ending reports whether the pod or the whole set is to end.
+func (w *worker) ending(ctx context.Context) bool {
+	return ctx.Err() != nil || w.e.removed.Err() != nil
+}
+
+// pause waits for d or until somebody asks for the pod; false means the end.
+func (w *worker) pause(ctx context.Context, d time.Duration) bool {
+	timer := time.NewTimer(d)
+	defer timer.Stop()
+	select {
+	case <-timer.C:
+		return true
+	case <-w.e.wake:
+		return true
+	case <-w.e.removed.Done():
+		return false
+	case <-ctx.Done():
+		return false
+	}
+}
+
+// enrol does what is still to be done; after a failure it goes on from there.
+func (w *worker) enrol(ctx context.Context) error {
+	if w.capture == nil {
+		if err := w.own(ctx); err != nil {
+			return err
+		}
+		c, err := w.s.cfg.NewCapture(w.e.pod.NS)
+		if err != nil {
+			return err
+		}
+		w.capture = c
+	}
+	if w.stop == nil {
+		if err := w.capture.Reserve(); err != nil {
+			// Rare trouble at most: a port that an application happens to take.
+			w.s.cfg.Logger.Warn("reserving ports failed", "pod", w.e.pod, "error", err)
+		}
+		if err := w.start(ctx); err != nil {
+			return fmt.Errorf("start service: %w", err)
+		}
+	}
+	left, err := w.capture.Apply()
+	if err != nil {
+		return err
+	}
+	if w.left = fmt.Sprint(left); len(left) > 0 {
+		w.s.cfg.Logger.Warn("capture is incomplete", "pod", w.e.pod, "findings", left)
+	}
+	return nil
+}
+
+// own makes the namespace this pod's. It waits for one that is leaving it and fails
+// when another pod has it.
+func (w *worker) own(ctx context.Context) error {
+	id := w.e.pod.NS.ID()
+	for {
+		w.s.mu.Lock()
+		other := w.s.owners[id]
+		if other == nil || other == w.e {
+			w.s.owners[id] = w.e
+			w.s.mu.Unlock()
+			return nil
+		}
+		w.s.mu.Unlock()
+		if other.removed.Err() == nil {
+			return fmt.Errorf("network namespace %s belongs to pod %s (uid %s)", id, other.pod, other.pod.UID)
+		}
+		select {
+		case <-other.gone:
+		case <-w.e.removed.Done():
+			return ErrRemoved
+		case <-ctx.Done():
+			return context.Cause(ctx)
+		}
+	}
+}
+
+func (w *worker) start(ctx context.Context) error {
+	ctx, cancel := context.WithTimeout(ctx, w.s.cfg.StartTimeout)
+	defer cancel()
+	ctx, end := context.WithCancelCause(ctx)
+	defer end(nil)
+	defer context.AfterFunc(w.e.removed, func() { end(ErrRemoved) })()
+	stop, err := w.s.cfg.Runner.Start(ctx, w.e.pod)
+	if err == nil {
+		w.stop = stop
+	}
+	return err
+}
+
+// audit looks after an enrolled pod until it ends (false) or its service has to be
+// started again (true). Pods are looked at spread over the interval.
+func (w *worker) audit(ctx context.Context) bool {
+	interval := w.s.cfg.AuditInterval
+	timer := time.NewTimer(interval/2 + rand.N(interval/2+1))
+	defer timer.Stop()
+	for {
+		select {
+		case <-w.e.removed.Done():
+			return false
+		case <-ctx.Done():
+			return false
+		case <-timer.C:
+		}
+		w.repair()
+		if checker, ok := w.s.cfg.Runner.(Checker); ok {
+			if err := checker.Check(w.e.pod); err != nil {
+				w.restart(err)
+				return true
+			}
+		}
+		timer.Reset(interval)
+	}
+}
+
+func (w *worker) repair() {
+	w.s.counters.audits.Add(1)
+	found, left, err := w.capture.Repair()
+	if err == nil && len(found) == 0 {
+		w.left = ""
+		w.set(Enrolled, nil)
+		return
+	}
+	if err == nil && len(left) > 0 && fmt.Sprint(found) == w.left {
+		return // known and not to be helped
+	}
+	w.s.counters.damaged.Add(1)
+	w.left = fmt.Sprint(left)
+	if err != nil {
+		w.set(Enrolled, fmt.Errorf("capture is damaged: %w", err))
+		w.event(Event{Kind: EventDamaged, Findings: found, Err: err})
+		return
+	}
+	w.s.counters.repaired.Add(1)
+	w.set(Enrolled, nil)
+	w.event(Event{Kind: EventRepaired, Findings: found, Left: left})
+}
+
+// restart ends a service that does not run any more. The rules stay, so traffic is
+// refused until it is back.
+func (w *worker) restart(why error) {
+	w.s.counters.damaged.Add(1)
+	err := fmt.Errorf("service does not run: %w", why)
+	w.set(Starting, err)
+	w.event(Event{Kind: EventDamaged, Err: err})
+	w.end()
+}
+
+// end stops the service, with the time for draining.
+func (w *worker) end() {
+	if w.stop == nil {
+		return
+	}
+	ctx, cancel := context.WithTimeout(context.Background(), max(0, w.s.cfg.DrainTimeout))
+	defer cancel()
+	w.stop(ctx)
+	w.stop = nil
+}
+
+// leave undoes the enrolment. When the whole set ends, the rules stay unless they
+// shall be cleaned up; a pod that is removed in that moment leaves all the same.
+func (w *worker) leave(ctx context.Context) {
+	w.set(Leaving, nil)
+	var errs []error
+	undo := w.capture != nil && (w.e.removed.Err() != nil || w.s.cfg.Cleanup)
+	if undo {
+		errs = append(errs, w.capture.StopNew())
+	}
+	w.end()
+	if undo {
+		errs = append(errs, w.capture.Delete())
+	}
+	err := errors.Join(errs...)
+	if ctx.Err() == nil || undo {
+		w.event(Event{Kind: EventLeft, Err: err})
+	}
+}
+
+// forget closes what belongs to e, when its goroutine ends.
+func (s *Set) forget(e *entry) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.owners[e.pod.NS.ID()] == e {
+		delete(s.owners, e.pod.NS.ID())
+	}
+	e.drop(ErrRemoved) // frees the context
+	delete(s.leaving, e)
+	if s.pods[e.pod.UID] == e {
+		delete(s.pods, e.pod.UID)
+	}
+	_ = e.pod.NS.Close()
+	close(e.gone)
+}
+
+// set publishes the state.
+func (w *worker) set(state State, err error) {
+	e := w.e
+	w.s.mu.Lock()
+	defer w.s.mu.Unlock()
+	if e.state == state && e.err == nil && err == nil {
+		return
+	}
+	if state == Failed {
+		e.attempts++
+	}
+	e.state, e.err = state, err
+	close(e.changed)
+	e.changed = make(chan struct{})
+}
+
+func (w *worker) event(ev Event) {
+	ev.Pod = w.e.pod
+	ev.Pod.NS = nil
+	log := w.s.cfg.Logger.With("pod", ev.Pod.String(), "uid", ev.Pod.UID, "netns", w.e.pod.NS.String())
+	switch ev.Kind {
+	case EventEnrolled, EventLeft:
+		if ev.Err == nil {
+			log.Info("pod " + string(ev.Kind))
+			break
+		}
+		log.Warn("pod left something behind", "error", ev.Err)
+	case EventFailed:
+		log.Warn("enrolling pod failed", "error", ev.Err)
+	case EventRepaired:
+		log.Warn("capture of pod repaired", "findings", texts(ev.Findings), "left", texts(ev.Left))
+	case EventDamaged:
+		log.Error("capture of pod is damaged", "findings", texts(ev.Findings), "error", ev.Err)
+	}
+	if w.s.cfg.OnEvent != nil {
+		w.s.cfg.OnEvent(ev)
+	}
+}
+
+func texts(findings []redirect.Finding) []string {
+	out := make([]string, len(findings))
+	for i, f := range findings {
+		out[i] = f.String()
+	}
+	return out
+}
