@@ -11,6 +11,17 @@ func (p *Pool) Conns() []*Conn {
 	return all
 }
 
+// All returns the tunnels that have not ended, those that take no further streams included, in no order.
+func (p *Pool) All() []*Conn {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	all := make([]*Conn, 0, len(p.all))
+	for c := range p.all {
+		all = append(all, c)
+	}
+	return all
+}
+
 // Retain retires the tunnels whose key keep does not want any more. keep is called without a lock held.
 func (p *Pool) Retain(keep func(Key) bool) {
 	for _, c := range p.Conns() {

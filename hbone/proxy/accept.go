@@ -1,0 +1,125 @@
+package proxy
+
+import (
+	"errors"
+	"fmt"
+	"net/netip"
+	"os"
+	"slices"
+	"time"
+
+	"github.com/culvert-mesh/culvert/hbone/loop"
+)
+
+// Keepalive of connections from applications and from outside the mesh: tunnels have pings of their own.
+const (
+	keepAliveIdle     = 180 * time.Second
+	keepAliveInterval = 180 * time.Second
+	keepAliveProbes   = 9
+)
+
+// How long an accept loop rests when the process has run out of descriptors or memory.
+const (
+	acceptRest    = 10 * time.Millisecond
+	acceptRestMax = 100 * time.Millisecond
+)
+
+// prepareListeners sets on the listeners what accepted sockets are to inherit.
+func (p *Pod) prepareListeners() error {
+	if l := p.cfg.Outbound; l != nil {
+		err := l.Control(func(fd int) {
+			p.congestion = p.proxy.chooseCongestion(fd)
+			loop.NoDelay(fd)
+			loop.KeepAlive(fd, keepAliveIdle, keepAliveInterval, keepAliveProbes)
+		})
+		if err != nil {
+			return fmt.Errorf("prepare outbound listener: %w", err)
+		}
+	} else if fd, err := p.cfg.Sockets.Socket(loop.Family(netip.IPv4Unspecified())); err == nil {
+		p.congestion = p.proxy.chooseCongestion(fd)
+		loop.CloseFD(fd)
+	}
+	if l := p.cfg.Inbound; l != nil {
+		if err := l.Control(loop.NoDelay); err != nil {
+			return fmt.Errorf("prepare inbound listener: %w", err)
+		}
+	}
+	if l := p.cfg.Passthrough; l != nil {
+		err := l.Control(func(fd int) {
+			loop.NoDelay(fd)
+			loop.KeepAlive(fd, keepAliveIdle, keepAliveInterval, keepAliveProbes)
+		})
+		if err != nil {
+			return fmt.Errorf("prepare passthrough listener: %w", err)
+		}
+	}
+	return nil
+}
+
+// chooseCongestion sets a congestion control that does not pace on fd and returns its name, empty where the default is
+// fine or nothing else is allowed: between an application and its agent there is no network to be careful with.
+func (p *Proxy) chooseCongestion(fd int) string {
+	if loop.Congestion(fd) != "bbr" {
+		return ""
+	}
+	for _, name := range p.cfg.Congestion {
+		if loop.SetCongestion(fd, name) == nil {
+			return name
+		}
+	}
+	return ""
+}
+
+// accept serves one listener until it is closed. Running out of descriptors makes it rest, never end.
+func (p *Pod) accept(l *loop.Acceptor, name string, serve func(fd int, client netip.AddrPort)) {
+	rest := acceptRest
+	for {
+		fd, client, err := l.Accept()
+		switch {
+		case err == nil:
+			rest = acceptRest
+			serve(fd, client)
+		case errors.Is(err, os.ErrClosed):
+			return
+		case loop.Temporary(err):
+			if rest == acceptRest {
+				p.log.Warn("accepting connections pauses", "listener", name, "error", err)
+			}
+			if !p.rest(rest) {
+				return
+			}
+			rest = min(2*rest, acceptRestMax)
+		default:
+			p.log.Error("accepting connections ended", "listener", name, "error", err)
+			return
+		}
+	}
+}
+
+// rest waits, and reports false when the pod is stopped meanwhile.
+func (p *Pod) rest(d time.Duration) bool {
+	t := time.NewTimer(d)
+	defer t.Stop()
+	select {
+	case <-t.C:
+		return true
+	case <-p.stopping:
+		return false
+	}
+}
+
+// callsItself reports whether a connection to dst would come back to the agent: one of its ports on a loopback or own
+// address, or one of its listeners.
+func (p *Pod) callsItself(dst netip.AddrPort) bool {
+	if slices.Contains(p.listeners, dst) {
+		return true
+	}
+	if !slices.Contains(p.own, dst.Port()) {
+		return false
+	}
+	if dst.Addr().IsLoopback() || dst.Addr().IsUnspecified() {
+		return true
+	}
+	local := p.localNow()
+	return local != nil && local.workload.HasAddress(dst.Addr())
+}

@@ -1,0 +1,168 @@
+package proxy
+
+import (
+	"context"
+	"errors"
+	"log/slog"
+	"net/netip"
+	"slices"
+	"time"
+
+	"github.com/culvert-mesh/culvert/hbone/loop"
+	"github.com/culvert-mesh/culvert/identity"
+	"github.com/culvert-mesh/culvert/identity/mtls"
+	"github.com/culvert-mesh/culvert/identity/svid"
+	"github.com/culvert-mesh/culvert/workload"
+	"github.com/culvert-mesh/culvert/workload/policy"
+)
+
+// The ports that are a contract with whoever redirects traffic.
+const (
+	OutboundPort    = 15001
+	PassthroughPort = 15006
+	HBONEPort       = 15008
+)
+
+// Certificates gives the certificate to present for an identity; identity/manager does. It may be called concurrently
+// and returns when ctx ends.
+type Certificates interface {
+	Get(ctx context.Context, id identity.ID) (*svid.SVID, error)
+}
+
+// Sockets makes sockets for one pod: non-blocking TCP sockets of the family (AF_INET or AF_INET6) inside its network
+// namespace, marked so that they are not captured again. It may be called concurrently.
+type Sockets interface {
+	Socket(family int) (fd int, err error)
+}
+
+// SourceMode says whether applications see the client's own address as the source of inbound connections.
+type SourceMode uint8
+
+// SourceAuto tries, and goes on without after one warning where the kernel does not let us. SourceAlways refuses
+// connections for which it cannot be done, SourceNever does not try.
+const (
+	SourceAuto SourceMode = iota
+	SourceAlways
+	SourceNever
+)
+
+// Config is what all pods of a node share. Store, Policies, Certificates and Loops are required.
+type Config struct {
+	Store        *workload.Store
+	Policies     *policy.Set
+	Certificates Certificates
+	// Revocation may be nil: then nothing is revoked.
+	Revocation *mtls.Revocation
+	// Loops are running event loops; they must outlive the Proxy.
+	Loops []*loop.Loop
+	// Observer is told about flows; nil means nobody.
+	Observer Observer
+	// Logger gets what an operator should know; single connections go to Observer. Nil discards.
+	Logger *slog.Logger
+
+	// Network is the network that this node serves, Node its name: with one, only workloads of the node are looked at for
+	// its pods. Both may be empty.
+	Network, Node string
+	// HBONEPort is where peers accept HBONE; 0 means 15008.
+	HBONEPort uint16
+	// Source says whether inbound connections keep the client's address.
+	Source SourceMode
+	// HideWorkload leaves the baggage header out of answers.
+	HideWorkload bool
+	// RefusePassthrough refuses outbound connections to addresses that the mesh does not know.
+	RefusePassthrough bool
+	// Resolve looks up the addresses of a host name, for workloads that have no address. Nil means that those cannot be
+	// reached.
+	Resolve func(ctx context.Context, host string) ([]netip.Addr, error)
+	// Congestion are the algorithms, in order of preference, for sockets that face an application where the system's
+	// default paces (bbr). Nil means cubic, then reno; an empty list changes nothing.
+	Congestion []string
+
+	// ConnectTimeout bounds everything until a connection is established; 0 means 10 s.
+	ConnectTimeout time.Duration
+	// HandshakeTimeout bounds the TLS handshake of a peer that connects; 0 means 10 s.
+	HandshakeTimeout time.Duration
+	// WorkloadTimeout is how long a connection waits for the pod's own workload and for policies that it names to become
+	// known; 0 means 5 s.
+	WorkloadTimeout time.Duration
+	// PoolIdle is how long an unused tunnel is kept; 0 means 5 minutes.
+	PoolIdle time.Duration
+	// PoolMaxStreams bounds the streams of one tunnel below what its peer allows; 0 means no bound of our own.
+	PoolMaxStreams int
+	// MaxHandshakes bounds the concurrent handshakes of one pod's inbound listener; 0 means 256.
+	MaxHandshakes int
+	// Suspension is how long an endpoint that failed is tried last; it doubles with each failure up to 12 times as much.
+	// 0 means 5 s.
+	Suspension time.Duration
+}
+
+func (c Config) withDefaults() (Config, error) {
+	var errs []error
+	need := func(ok bool, what string) {
+		if !ok {
+			errs = append(errs, errors.New("proxy: no "+what))
+		}
+	}
+	need(c.Store != nil, "workload store")
+	need(c.Policies != nil, "policy set")
+	need(c.Certificates != nil, "certificates")
+	need(len(c.Loops) > 0, "loops")
+	c.Loops = slices.Clone(c.Loops)
+	if c.Observer == nil {
+		c.Observer = nobody{}
+	}
+	if c.Logger == nil {
+		c.Logger = slog.New(slog.DiscardHandler)
+	}
+	if c.Congestion == nil {
+		c.Congestion = []string{"cubic", "reno"}
+	}
+	if c.HBONEPort == 0 {
+		c.HBONEPort = HBONEPort
+	}
+	if c.MaxHandshakes == 0 {
+		c.MaxHandshakes = 256
+	}
+	set := func(d *time.Duration, v time.Duration) {
+		if *d == 0 {
+			*d = v
+		}
+	}
+	set(&c.ConnectTimeout, 10*time.Second)
+	set(&c.HandshakeTimeout, 10*time.Second)
+	set(&c.WorkloadTimeout, 5*time.Second)
+	set(&c.Suspension, 5*time.Second)
+	return c, errors.Join(errs...)
+}
+
+// PodConfig is one enrolled pod. UID, Namespace, Name, ServiceAccount, Sockets and OriginalDst are required, and at
+// least one listener.
+type PodConfig struct {
+	// UID is the pod's Kubernetes UID, for logs and dumps.
+	UID string
+	// Namespace, Name and ServiceAccount find the pod's workload. They come from whoever handed over the network
+	// namespace, never from an address.
+	Namespace, Name, ServiceAccount string
+	// Sockets makes sockets in the pod's namespace.
+	Sockets Sockets
+	// OriginalDst returns where the client of an accepted socket wanted to go.
+	OriginalDst func(fd int) (netip.AddrPort, error)
+	// Outbound, Inbound and Passthrough are the listeners, in the pod's namespace. The Pod owns them. Any of them may be
+	// nil.
+	Outbound, Inbound, Passthrough *loop.Acceptor
+}
+
+func (c PodConfig) validate() error {
+	var errs []error
+	need := func(ok bool, what string) {
+		if !ok {
+			errs = append(errs, errors.New("pod "+c.Namespace+"/"+c.Name+": no "+what))
+		}
+	}
+	need(c.UID != "", "UID")
+	need(c.Namespace != "" && c.Name != "" && c.ServiceAccount != "", "namespace, name and service account")
+	need(c.Sockets != nil, "sockets")
+	need(c.OriginalDst != nil, "way to learn original destinations")
+	need(c.Outbound != nil || c.Inbound != nil || c.Passthrough != nil, "listener")
+	return errors.Join(errs...)
+}

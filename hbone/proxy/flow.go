@@ -1,0 +1,164 @@
+package proxy
+
+import (
+	"net/netip"
+	"sync/atomic"
+	"time"
+
+	"github.com/culvert-mesh/culvert/identity"
+	"github.com/culvert-mesh/culvert/workload"
+	"github.com/culvert-mesh/culvert/workload/policy"
+)
+
+// Observer is told about flows. It is called on loops and in accepting goroutines, so it must be quick and must not
+// block; it may be called concurrently, but for one Flow in order.
+type Observer interface {
+	// Opened says that a flow's ends are known: for an outbound one that it was established or has finally failed, for an
+	// inbound one that it goes to be judged by policy. From now on its fields do not change but for the outcome.
+	Opened(*Flow)
+	// Closed gives the outcome. Flows that were refused before their ends were known get this call alone, with Early set.
+	Closed(*Flow)
+}
+
+type nobody struct{}
+
+func (nobody) Opened(*Flow) {}
+func (nobody) Closed(*Flow) {}
+
+// Direction says which end of a connection the pod is.
+type Direction uint8
+
+// An Outbound flow was dialled by the pod's application; an Inbound one is for it.
+const (
+	Outbound Direction = iota
+	Inbound
+)
+
+// String returns the word used in logs.
+func (d Direction) String() string {
+	if d == Inbound {
+		return "inbound"
+	}
+	return "outbound"
+}
+
+// Protocol is how a flow travels between nodes.
+type Protocol uint8
+
+// TCP is plain, HBONE in a tunnel.
+const (
+	TCP Protocol = iota
+	HBONE
+)
+
+// String returns the name used in dumps.
+func (p Protocol) String() string {
+	if p == HBONE {
+		return "HBONE"
+	}
+	return "TCP"
+}
+
+// Peer is one end of a flow as far as it is known.
+type Peer struct {
+	Addr netip.AddrPort
+	// Workload is nil when nothing is known about the address.
+	Workload *workload.Workload
+	// Baggage is what the peer says about itself; set only where Workload is nil, because anybody may say anything.
+	Baggage *workload.Baggage
+	// ID is the identity that was proven, the pod's own included; zero without mTLS.
+	ID identity.ID
+}
+
+// Flow is one application connection.
+type Flow struct {
+	// ID is unique in the process.
+	ID        uint64
+	Direction Direction
+	Protocol  Protocol
+	// PodUID is that of the pod that the flow belongs to.
+	PodUID string
+	// Source and Destination are the ends on the wire: Destination.Addr is what was dialled, or the listener that a peer
+	// reached.
+	Source, Destination Peer
+	// OriginalDst is what the client asked for, ActualDst where its bytes end up.
+	OriginalDst, ActualDst netip.AddrPort
+	// Authority is that of the CONNECT request; empty without a tunnel.
+	Authority string
+	// Service is the service that was addressed, or nil.
+	Service *workload.Service
+	Start   time.Time
+	// Attempts counts the targets that were tried, the last one included. Outbound only.
+	Attempts int
+	// User is for the Observer.
+	User any
+
+	// The outcome, valid in Observer.Closed.
+
+	// Early says that the flow was refused before its ends were known: only addresses, Direction, Err and Flag count.
+	Early bool
+	// Err says why the flow did not end in order; nil when it did.
+	Err error
+	// Flag sorts Err for metrics.
+	Flag Flag
+	// Policy is the key of the policy that refused or ended the flow, if one did.
+	Policy string
+	End    time.Time
+
+	pod                *Pod
+	owner              cutter
+	facts              policy.Connection // inbound: what policy is asked about
+	toServer, toClient atomic.Pointer[atomic.Int64]
+	opened             atomic.Bool
+	prev, next         *Flow // in the pod's table
+}
+
+// cutter ends a live connection with an error. It may be called from anywhere and more than once.
+type cutter interface{ cut(err error) }
+
+// Bytes returns the payload bytes that went from client to server and from server to client so far. It may be called
+// from anywhere.
+func (f *Flow) Bytes() (toServer, toClient uint64) {
+	if n := f.toServer.Load(); n != nil {
+		toServer = uint64(n.Load())
+	}
+	if n := f.toClient.Load(); n != nil {
+		toClient = uint64(n.Load())
+	}
+	return toServer, toClient
+}
+
+// count names the counters of the flow's bytes.
+func (f *Flow) count(toServer, toClient *atomic.Int64) {
+	f.toServer.Store(toServer)
+	f.toClient.Store(toClient)
+}
+
+// MutualTLS reports whether the flow travels under identities that both sides have proven.
+func (f *Flow) MutualTLS() bool { return f.Protocol == HBONE }
+
+// init registers the flow with its pod, which from now on waits for its end.
+func (f *Flow) init(p *Pod, d Direction, owner cutter, source, destination netip.AddrPort) {
+	f.ID = p.proxy.lastFlow.Add(1)
+	f.Direction, f.PodUID, f.Start = d, p.cfg.UID, time.Now()
+	f.Source.Addr, f.Destination.Addr, f.OriginalDst = source, destination, destination
+	f.pod, f.owner = p, owner
+	p.work.Add(1)
+	p.flows.add(f)
+}
+
+// open tells the observer that the ends are known. The counters may be named later, if there are any.
+func (f *Flow) open(toServer, toClient *atomic.Int64) {
+	f.count(toServer, toClient)
+	f.opened.Store(true)
+	f.pod.proxy.cfg.Observer.Opened(f)
+}
+
+// finish tells the observer the outcome. It is called once.
+func (f *Flow) finish(err error) {
+	f.Err, f.Flag, f.Policy, f.End = err, flagOf(err), policyOf(err), time.Now()
+	f.Early = !f.opened.Load()
+	f.pod.flows.remove(f)
+	f.pod.proxy.cfg.Observer.Closed(f)
+	f.pod.work.Done()
+}

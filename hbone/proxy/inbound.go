@@ -1,0 +1,142 @@
+package proxy
+
+import (
+	"context"
+	"errors"
+	"net/netip"
+
+	"github.com/culvert-mesh/culvert/hbone/loop"
+	"github.com/culvert-mesh/culvert/hbone/tunnel"
+	"github.com/culvert-mesh/culvert/identity/mtls"
+)
+
+// peer is one inbound tunnel.
+type peer struct {
+	pod   *Pod
+	t     *tunnel.Tunnel
+	trust trust
+	gone  bool // guarded by Pod.mu
+}
+
+var errHandshakeTimeout = errors.New("handshake timed out")
+
+// serveInbound begins the handshake with an accepted peer. When too many are under way it waits, and the kernel keeps the
+// next peers in its queue.
+func (p *Pod) serveInbound(fd int, client netip.AddrPort) {
+	select {
+	case p.handshakes <- struct{}{}:
+	case <-p.stopping:
+		loop.CloseFD(fd)
+		return
+	}
+	p.work.Add(1)
+	p.spawn(func() {
+		local := loop.LocalAddr(fd)
+		err := p.acceptTunnel(fd)
+		<-p.handshakes
+		if err != nil {
+			p.refuse(client, local, err)
+			p.work.Done()
+		}
+	})
+}
+
+// refuse reports a peer that got no tunnel.
+func (p *Pod) refuse(client, local netip.AddrPort, err error) {
+	f := &Flow{}
+	f.init(p, Inbound, f, client, local)
+	f.finish(err)
+}
+
+// cut implements cutter for a flow that is over already.
+func (f *Flow) cut(error) {}
+
+// acceptTunnel does the server's handshake under the identity of the pod whose listener was reached; with which name the
+// peer asked for it plays no part. The count in Pod.work goes over to the tunnel.
+func (p *Pod) acceptTunnel(fd int) error {
+	cfg := &p.proxy.cfg
+	ctx, cancel := context.WithTimeoutCause(p.ctx, cfg.HandshakeTimeout, errHandshakeTimeout)
+	defer cancel()
+	local, err := p.waitLocal(ctx)
+	if err != nil {
+		loop.AbortFD(fd)
+		return err
+	}
+	s, err := cfg.Certificates.Get(ctx, local.id)
+	if err != nil {
+		loop.AbortFD(fd)
+		return &IdentityError{local.id, err}
+	}
+	pr := &peer{pod: p, trust: trust{bundle: s.Bundle}}
+	_, err = tunnel.Server(ctx, fd, mtls.Server(s, cfg.Revocation),
+		tunnel.Config{Loop: p.proxy.quietest(), OnRequest: pr.request, OnClose: pr.closed}, pr.ready)
+	if err != nil {
+		return err
+	}
+	p.register(pr)
+	return nil
+}
+
+// ready implements the last check of tunnel.Server, before the first event.
+func (pr *peer) ready(t *tunnel.Tunnel) error {
+	id, err := peerID(t)
+	if err != nil {
+		return err
+	}
+	pr.t, pr.trust.peer = t, id
+	return nil
+}
+
+// register makes the tunnel known to whoever ends tunnels, and does what they may have missed.
+func (p *Pod) register(pr *peer) {
+	p.mu.Lock()
+	if !pr.gone {
+		p.tunnels[pr] = struct{}{}
+	}
+	draining := p.draining
+	p.mu.Unlock()
+	switch {
+	case p.ctx.Err() != nil:
+		pr.close(ErrDrain)
+	case draining:
+		pr.drain()
+	}
+	pr.recheck()
+}
+
+// closed is the tunnel's OnClose.
+func (pr *peer) closed(*tunnel.Tunnel, error) {
+	p := pr.pod
+	p.mu.Lock()
+	pr.gone = true
+	delete(p.tunnels, pr)
+	p.mu.Unlock()
+	p.work.Done()
+}
+
+func (pr *peer) drain() { pr.t.Post(pr.t.Drain) }
+
+func (pr *peer) close(err error) {
+	pr.t.Post(func() { pr.t.Close(err) })
+}
+
+// recheck ends the tunnel if a certificate of the peer's chain has been revoked.
+func (pr *peer) recheck() {
+	if err := pr.trust.check(pr.pod.proxy.cfg.Revocation, pr.t); err != nil {
+		pr.close(err)
+	}
+}
+
+func (p *Pod) peersLocked() []*peer {
+	peers := make([]*peer, 0, len(p.tunnels))
+	for pr := range p.tunnels {
+		peers = append(peers, pr)
+	}
+	return peers
+}
+
+func (p *Pod) peers() []*peer {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	return p.peersLocked()
+}

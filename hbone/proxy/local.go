@@ -1,0 +1,48 @@
+package proxy
+
+import (
+	"context"
+
+	"github.com/culvert-mesh/culvert/identity"
+	"github.com/culvert-mesh/culvert/workload"
+)
+
+// localState is what is known about the pod's own workload, and what follows from it.
+type localState struct {
+	version  uint64 // of the store's snapshot
+	workload *workload.Workload
+	id       identity.ID
+	baggage  string
+}
+
+// localNow returns the pod's workload as of the newest snapshot, nil when it is not known.
+func (p *Pod) localNow() *localState { return p.localIn(p.proxy.cfg.Store.Snapshot()) }
+
+func (p *Pod) localIn(snap *workload.Snapshot) *localState {
+	last := p.local.Load()
+	if last != nil && last.version == snap.Version() {
+		return last
+	}
+	w := snap.WorkloadByPod(p.cfg.Namespace, p.cfg.Name, p.cfg.ServiceAccount, p.proxy.cfg.Node)
+	if w == nil {
+		return nil
+	}
+	next := &localState{version: snap.Version(), workload: w}
+	if last != nil && last.workload == w {
+		next.id, next.baggage = last.id, last.baggage
+	} else {
+		next.id, next.baggage = w.Identity(), w.Baggage().String()
+	}
+	p.local.Store(next)
+	return next
+}
+
+// waitLocal waits until the pod's workload is known, for as long as Config says.
+func (p *Pod) waitLocal(ctx context.Context) (*localState, error) {
+	ctx, cancel := context.WithTimeoutCause(ctx, p.proxy.cfg.WorkloadTimeout, ErrLocalWorkload)
+	defer cancel()
+	return workload.Wait(ctx, p.proxy.cfg.Store, func(s *workload.Snapshot) (*localState, bool) {
+		local := p.localIn(s)
+		return local, local != nil
+	})
+}
