@@ -80,20 +80,30 @@ func New() (*NS, error) {
 		return nil, fmt.Errorf("open own network namespace: %w", err)
 	}
 	var n *NS
-	err = h.run(func() error {
-		if err := unix.Unshare(unix.CLONE_NEWNET); err != nil {
-			return fmt.Errorf("unshare network namespace: %w", err)
-		}
-		if n, err = openPath(selfPath); err != nil {
+	err = apart(func() error {
+		return h.enter(func() error {
+			var err error
+			n, err = unshare()
 			return err
-		}
-		if err := setUp("lo"); err != nil {
-			return errors.Join(err, n.Close())
-		}
-		return nil
+		})
 	})
 	if err != nil {
 		return nil, err
+	}
+	return n, nil
+}
+
+// unshare moves the current thread into a new namespace.
+func unshare() (*NS, error) {
+	if err := unix.Unshare(unix.CLONE_NEWNET); err != nil {
+		return nil, fmt.Errorf("unshare network namespace: %w", err)
+	}
+	n, err := openPath(selfPath)
+	if err != nil {
+		return nil, err
+	}
+	if err := setUp("lo"); err != nil {
+		return nil, errors.Join(err, n.Close())
 	}
 	return n, nil
 }
@@ -180,14 +190,28 @@ func (n *NS) Do(f func() error) error {
 	})
 }
 
-// run calls f on a fresh goroutine, locked to a thread inside the namespace, and
-// waits for it.
+// run calls f inside the namespace, on a fresh goroutine, and waits for it. Where the
+// namespace is the process's own there is nothing to enter, so a dedicated agent
+// needs no CAP_SYS_ADMIN.
 func (n *NS) run(f func() error) error {
+	h, err := home()
+	if err != nil {
+		return fmt.Errorf("open own network namespace: %w", err)
+	}
+	if h.id == n.id {
+		return apart(func() error { return n.control(func(int) error { return f() }) })
+	}
+	return apart(func() error { return n.enter(f) })
+}
+
+// apart calls f on a fresh goroutine, which no caller has locked to a thread inside
+// some namespace.
+func apart(f func() error) error {
 	done := make(chan error, 1)
 	go func() {
-		err := fmt.Errorf("enter network namespace %s: function did not return", n)
+		err := errors.New("function for a network namespace did not return")
 		defer func() { done <- err }() // also after runtime.Goexit, which a test's FailNow is
-		err = n.enter(f)
+		err = f()
 	}()
 	return <-done
 }

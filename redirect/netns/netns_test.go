@@ -130,6 +130,29 @@ func TestDo(t *testing.T) {
 	}
 }
 
+// TestOwnNamespace: an agent that serves the namespace it runs in may lack
+// CAP_SYS_ADMIN, so nothing is entered there.
+func TestOwnNamespace(t *testing.T) {
+	own, err := netns.Current()
+	if err != nil {
+		t.Fatal(err)
+	}
+	fd, err := own.Socket(unix.AF_INET, unix.SOCK_STREAM, 0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer unix.Close(fd)
+	if got := namespaceOfSocket(t, fd); got != own.ID() {
+		t.Errorf("socket is in %v, want %v", got, own)
+	}
+	if err := own.Close(); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := own.Socket(unix.AF_INET, unix.SOCK_STREAM, 0); !errors.Is(err, os.ErrClosed) {
+		t.Errorf("Socket after Close = %v, want ErrClosed", err)
+	}
+}
+
 func TestOpen(t *testing.T) {
 	ns := netnstest.New(t)
 	var path string
