@@ -163,6 +163,45 @@ func TestLifeOfAConnection(t *testing.T) {
 	check("only-closed", map[string]float64{opened: 3, closed: 3, received: 211, sockets: 0})
 }
 
+// TestEachDifferenceCounts: connections that differ in one label do not share a
+// series, however their labels are found.
+func TestEachDifferenceCounts(t *testing.T) {
+	other := identity.MustParse("spiffe://td/ns/x/sa/y")
+	src, dst, svc := client(), server(), service()
+	tests := []struct {
+		name   string
+		change func(*telemetry.Connection)
+	}{
+		{"direction", func(c *telemetry.Connection) { c.Direction = telemetry.Inbound }},
+		{"security", func(c *telemetry.Connection) { c.Security = telemetry.SameNode }},
+		{"source", func(c *telemetry.Connection) { c.Source.Workload = server() }},
+		{"destination", func(c *telemetry.Connection) { c.Destination.Workload = client() }},
+		{"service", func(c *telemetry.Connection) { c.Service = nil }},
+		{"source-identity", func(c *telemetry.Connection) { c.Source.ID = other }},
+		{"destination-identity", func(c *telemetry.Connection) { c.Destination.ID = other }},
+		{"source-from-baggage", func(c *telemetry.Connection) {
+			c.Source.Workload, c.Source.Baggage = nil, &workload.Baggage{Service: "b"}
+		}},
+	}
+	for _, tt := range tests {
+		t.Run(tt.name, func(t *testing.T) {
+			tel := newTelemetry(t, telemetry.Config{})
+			for range 3 {
+				for _, change := range []func(*telemetry.Connection){func(*telemetry.Connection) {}, tt.change} {
+					c := outbound()
+					c.Source.Workload, c.Destination.Workload, c.Service = src, dst, svc
+					change(c)
+					tel.Opened(c)
+				}
+			}
+			got := scrape(t, tel, "istio_tcp_connections_opened_total")
+			if strings.Count(got, "} 3\n") != 2 {
+				t.Errorf("want two series of three connections, got\n%s", got)
+			}
+		})
+	}
+}
+
 // TestFailureFlag: the end of a failed connection is in a series of its own.
 func TestFailureFlag(t *testing.T) {
 	tests := []struct {

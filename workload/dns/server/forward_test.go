@@ -299,7 +299,9 @@ func TestForwardIgnoresOthers(t *testing.T) {
 					good := answering(t, func(_ string, m *dns.Msg) {
 						m.Answer = []dns.RR{rr(t, "abc.example. 1 IN A 1.1.1.1")}
 					})(p, q)[0]
-					return [][]byte{spoil(bytes.Clone(good)), good}
+					bad := bytes.Clone(good)
+					bad[3] |= dns.RcodeNameError // so that it is seen when it is taken
+					return [][]byte{spoil(bad), good}
 				})
 				s := start(t, server.Config{OriginalDst: u.asked})
 				m := s.ask(t, proto, question("abc.example.", dns.TypeA))
@@ -383,6 +385,19 @@ func TestForwardLimit(t *testing.T) {
 	}
 	if m := s.ask(t, "tcp", question("large.com.", dns.TypeA)); len(m.Answer) != 256 {
 		t.Errorf("known name gets %d answers", len(m.Answer))
+	}
+}
+
+// TestPlacesAreGivenBack: the limits are of questions at a time.
+func TestPlacesAreGivenBack(t *testing.T) {
+	u := startUpstream(t, answering(t, func(_ string, m *dns.Msg) { m.Rcode = dns.RcodeNameError }))
+	s := start(t, server.Config{OriginalDst: u.asked, MaxForwards: 1})
+	for _, proto := range []string{"udp", "tcp"} {
+		for i := range 5 {
+			eventually(t, fmt.Sprintf("question %d over %s is forwarded", i, proto), func() bool {
+				return s.ask(t, proto, question("a.example.", dns.TypeA)).Rcode == dns.RcodeNameError
+			})
+		}
 	}
 }
 
