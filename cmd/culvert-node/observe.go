@@ -1,0 +1,51 @@
+package main
+
+import (
+	"github.com/culvert-mesh/culvert/hbone/proxy"
+	"github.com/culvert-mesh/culvert/workload/telemetry"
+)
+
+// observer hands the proxy's flows to telemetry, which does not know the proxy.
+type observer struct{ telemetry *telemetry.Telemetry }
+
+// Opened implements proxy.Observer.
+func (o observer) Opened(f *proxy.Flow) {
+	c := &telemetry.Connection{
+		Direction:   telemetry.Direction(f.Direction),
+		Source:      peerOf(&f.Source),
+		Destination: peerOf(&f.Destination),
+		HBONE:       f.Authority,
+		Service:     f.Service,
+		Start:       f.Start,
+		Bytes:       f,
+	}
+	if f.MutualTLS() {
+		c.Security = telemetry.MutualTLS
+	}
+	f.User = c
+	o.telemetry.Opened(c)
+}
+
+// Closed implements proxy.Observer.
+func (o observer) Closed(f *proxy.Flow) {
+	c, opened := f.User.(*telemetry.Connection)
+	if !opened {
+		c = &telemetry.Connection{Direction: telemetry.Direction(f.Direction), Source: peerOf(&f.Source), Destination: peerOf(&f.Destination), HBONE: f.Authority, Start: f.Start}
+	}
+	c.Flag = telemetry.Flag(f.Flag)
+	if f.Err != nil {
+		c.Error = f.Err.Error()
+	}
+	if f.Flag == proxy.FlagCertRevoked {
+		o.telemetry.CRLRejected(c.Direction)
+	}
+	if opened {
+		o.telemetry.Closed(c)
+	} else {
+		o.telemetry.Refused(c)
+	}
+}
+
+func peerOf(p *proxy.Peer) telemetry.Peer {
+	return telemetry.Peer{Addr: p.Addr, Workload: p.Workload, Baggage: p.Baggage, ID: p.ID}
+}

@@ -1,0 +1,249 @@
+package main
+
+import (
+	"errors"
+	"fmt"
+	"io/fs"
+	"net/netip"
+	"os"
+	"runtime"
+	"strings"
+	"time"
+
+	"github.com/culvert-mesh/culvert/cmd/internal/conf"
+)
+
+type mode string
+
+const (
+	modeNode      mode = "node"      // many pods, each in its own network namespace
+	modeDedicated mode = "dedicated" // one workload, in the namespace that the agent runs in
+)
+
+// toggle is a choice that may be left to the machine.
+type toggle string
+
+const (
+	auto toggle = "auto"
+	on   toggle = "true"
+	off  toggle = "false"
+)
+
+// workloadName is namespace/name/service account.
+type workloadName struct{ namespace, name, serviceAccount string }
+
+// String returns the form in which it is given.
+func (w workloadName) String() string {
+	if w == (workloadName{}) {
+		return ""
+	}
+	return w.namespace + "/" + w.name + "/" + w.serviceAccount
+}
+
+func parseWorkloadName(text string) (workloadName, error) {
+	parts := strings.Split(text, "/")
+	if len(parts) != 3 || parts[0] == "" || parts[1] == "" || parts[2] == "" {
+		return workloadName{}, errors.New("want namespace/name/service-account")
+	}
+	return workloadName{parts[0], parts[1], parts[2]}, nil
+}
+
+// settings is everything that flags and environment decide.
+type settings struct {
+	mode         mode
+	pods         string
+	workload     workloadName
+	capture      bool
+	handoff      string
+	leave        bool
+	workloads    string
+	xdsAddress   string
+	xdsRootCA    string
+	xdsHostname  string
+	caAddress    string
+	caRootCA     string
+	caHostname   string
+	tokenFile    string
+	caCert       string
+	caKey        string
+	spire        string
+	crl          string
+	secretTTL    time.Duration
+	node         string
+	network      string
+	cluster      string
+	domain       string
+	trustDomain  string
+	dns          bool
+	resolvConf   string
+	ipv6         bool
+	originalSrc  toggle
+	refuse       bool
+	loops        int
+	drain        time.Duration
+	poolIdle     time.Duration
+	admin        netip.AddrPort
+	metrics      netip.AddrPort
+	ready        netip.AddrPort
+	logLevel     string
+	logFormat    string
+	accessLog    toggle
+	podName      string
+	podNamespace string
+	serviceAcct  string
+	instanceIP   string
+}
+
+// The names of ztunnel's variables are kept, so that a deployment can change the image and nothing else.
+func readSettings(args []string) (*settings, *conf.Set, error) {
+	s := &settings{
+		mode: modeNode, secretTTL: 24 * time.Hour, cluster: "Kubernetes", domain: "cluster.local", trustDomain: "cluster.local",
+		dns: true, ipv6: true, originalSrc: auto, loops: max(1, runtime.NumCPU()/4), drain: 5 * time.Second, poolIdle: 5 * time.Minute,
+		admin: netip.MustParseAddrPort("127.0.0.1:15000"), metrics: netip.MustParseAddrPort("[::]:15020"), ready: netip.MustParseAddrPort("[::]:15021"),
+		logLevel: "info", logFormat: "text", accessLog: on,
+	}
+	set := conf.New("culvert-node", os.LookupEnv)
+	s.declareWhat(set)
+	s.declareIdentity(set)
+	s.declareHow(set)
+	s.check(set)
+	if err := set.Parse(args); err != nil {
+		return nil, set, err
+	}
+	return s, set, nil
+}
+
+func (s *settings) declareWhat(set *conf.Set) {
+	conf.Add(set, &s.mode, parseMode, conf.Option{Flag: "mode", Env: []string{"CULVERT_MODE", "PROXY_MODE"}, Usage: "node: serve many pods; dedicated: serve the namespace that this runs in"})
+	conf.Add(set, &s.pods, conf.File, conf.Option{Flag: "pods", Usage: "YAML list of pods {uid, name, namespace, serviceAccount, netns: path} to serve in node mode"})
+	conf.Add(set, &s.handoff, conf.String, conf.Option{Flag: "handoff-socket", Env: []string{"CULVERT_HANDOFF_SOCKET"}, Usage: "unix socket on which pods are handed over in node mode"})
+	conf.Add(set, &s.workload, parseWorkloadName, conf.Option{Flag: "workload", Env: []string{"PROXY_WORKLOAD_INFO"}, Usage: "namespace/name/service-account of the workload in dedicated mode"})
+	conf.Add(set, &s.capture, conf.Bool, conf.Option{Flag: "capture", Usage: "apply the redirect rules in dedicated mode"})
+	conf.Add(set, &s.leave, conf.Bool, conf.Option{Flag: "remove-rules-on-exit", Usage: "remove the redirect rules when stopped; pods leave the mesh then instead of being refused"})
+	conf.Add(set, &s.workloads, conf.File, conf.Option{Flag: "workloads", Env: []string{"LOCAL_XDS_PATH"}, Usage: "YAML file of workloads, services and policies, watched for changes"})
+	conf.Add(set, &s.xdsAddress, conf.String, conf.Option{Flag: "xds-address", Env: []string{"XDS_ADDRESS"}, Usage: "discovery server, host:port"})
+	conf.Add(set, &s.xdsRootCA, conf.String, conf.Option{Flag: "xds-root-ca", Env: []string{"XDS_ROOT_CA"}, Usage: "roots of the discovery server: file, PEM or SYSTEM"})
+	conf.Add(set, &s.xdsHostname, conf.String, conf.Option{Flag: "xds-hostname", Env: []string{"ALT_XDS_HOSTNAME"}, Usage: "name in the discovery server's certificate, if not the host of its address"})
+	conf.Add(set, &s.node, conf.String, conf.Option{Flag: "node", Env: []string{"NODE_NAME"}, Usage: "name of this node"})
+	conf.Add(set, &s.network, conf.String, conf.Option{Flag: "network", Env: []string{"NETWORK"}, Usage: "name of the network that this node is in"})
+	conf.Add(set, &s.cluster, conf.String, conf.Option{Flag: "cluster", Env: []string{"ISTIO_META_CLUSTER_ID", "CLUSTER_ID"}, Usage: "name of this cluster"})
+	conf.Add(set, &s.domain, conf.String, conf.Option{Flag: "cluster-domain", Env: []string{"CLUSTER_DOMAIN"}, Usage: "DNS suffix of the cluster"})
+	conf.Add(set, &s.podName, conf.String, conf.Option{Flag: "pod-name", Env: []string{"POD_NAME"}, Usage: "name of the agent's own pod, for discovery"})
+	conf.Add(set, &s.podNamespace, conf.String, conf.Option{Flag: "pod-namespace", Env: []string{"POD_NAMESPACE"}, Usage: "namespace of the agent's own pod, for discovery"})
+	conf.Add(set, &s.serviceAcct, conf.String, conf.Option{Flag: "service-account", Env: []string{"SERVICE_ACCOUNT"}, Usage: "service account of the agent's own pod"})
+	conf.Add(set, &s.instanceIP, conf.String, conf.Option{Flag: "instance-ip", Env: []string{"INSTANCE_IP"}, Usage: "address of the agent's own pod, for discovery"})
+}
+
+func (s *settings) declareIdentity(set *conf.Set) {
+	conf.Add(set, &s.caCert, conf.File, conf.Option{Flag: "ca-cert", Usage: "certificate of an authority in a file (culvert ca init)"})
+	conf.Add(set, &s.caKey, conf.File, conf.Option{Flag: "ca-key", Usage: "its private key"})
+	conf.Add(set, &s.caAddress, conf.String, conf.Option{Flag: "ca-address", Env: []string{"CA_ADDRESS"}, Usage: "server of the Istio certificate service, host:port"})
+	conf.Add(set, &s.caRootCA, conf.String, conf.Option{Flag: "ca-root-ca", Env: []string{"CA_ROOT_CA"}, Usage: "roots of the certificate server: file, PEM or SYSTEM"})
+	conf.Add(set, &s.caHostname, conf.String, conf.Option{Flag: "ca-hostname", Env: []string{"ALT_CA_HOSTNAME"}, Usage: "name in the certificate server's certificate, if not the host of its address"})
+	conf.Add(set, &s.tokenFile, conf.File, conf.Option{Flag: "token-file", Env: []string{"AUTH_TOKEN"}, Usage: "bearer token for discovery and certificates, read for each call"})
+	conf.Add(set, &s.spire, conf.String, conf.Option{Flag: "spiffe-endpoint-socket", Env: []string{"SPIFFE_ENDPOINT_SOCKET"}, Usage: "SPIFFE Workload API in dedicated mode, unix:///path"})
+	conf.Add(set, &s.trustDomain, conf.String, conf.Option{Flag: "trust-domain", Env: []string{"TRUST_DOMAIN"}, Usage: "trust domain of workloads that name none"})
+	conf.Add(set, &s.secretTTL, conf.Duration(time.Minute, 90*24*time.Hour), conf.Option{Flag: "secret-ttl", Env: []string{"SECRET_TTL"}, Usage: "validity of the certificates to ask for"})
+	conf.Add(set, &s.crl, conf.String, conf.Option{Flag: "crl", Env: []string{"CRL_PATH"}, Usage: "file of certificate revocation lists, watched for changes"})
+}
+
+func (s *settings) declareHow(set *conf.Set) {
+	conf.Add(set, &s.dns, conf.Bool, conf.Option{Flag: "dns", Env: []string{"ISTIO_META_DNS_CAPTURE"}, Usage: "capture DNS and answer for services of the mesh"})
+	conf.Add(set, &s.resolvConf, conf.File, conf.Option{Flag: "resolv-conf", Usage: "where forwarded questions go when the application's own server is not known; default the pod's"})
+	conf.Add(set, &s.ipv6, conf.Bool, conf.Option{Flag: "ipv6", Env: []string{"IPV6_ENABLED"}, Usage: "serve IPv6 too"})
+	conf.Add(set, &s.originalSrc, conf.OneOf(auto, on, off), conf.Option{Flag: "original-source", Env: []string{"ENABLE_ORIG_SRC"}, Usage: "let applications see the client's own address: true, false or auto"})
+	conf.Add(set, &s.refuse, conf.Bool, conf.Option{Flag: "refuse-unknown", Usage: "refuse connections to destinations that the mesh does not know"})
+	conf.Add(set, &s.loops, conf.Int(1, 256), conf.Option{Flag: "loops", Env: []string{"CULVERT_LOOPS"}, Usage: "event loops (threads) that move bytes"})
+	conf.Add(set, &s.drain, conf.Duration(0, 24*time.Hour), conf.Option{Flag: "drain-timeout", Env: []string{"CONNECTION_TERMINATION_DEADLINE"}, Usage: "how long connections may go on after the signal to stop"})
+	conf.Add(set, &s.poolIdle, conf.Duration(time.Second, 24*time.Hour), conf.Option{Flag: "pool-idle-timeout", Env: []string{"POOL_UNUSED_RELEASE_TIMEOUT"}, Usage: "how long a tunnel without connections is kept"})
+	conf.Add(set, &s.admin, conf.AddrPort, conf.Option{Flag: "admin-address", Usage: "address of the admin server; loopback only"})
+	conf.Add(set, &s.metrics, conf.AddrPort, conf.Option{Flag: "metrics-address", Usage: "address of the metrics server"})
+	conf.Add(set, &s.ready, conf.AddrPort, conf.Option{Flag: "ready-address", Usage: "address of the readiness server"})
+	conf.Add(set, &s.logLevel, conf.String, conf.Option{Flag: "log-level", Env: []string{"CULVERT_LOG"}, Usage: "debug, info, warn or error; scope=level pairs, separated by commas, for parts"})
+	conf.Add(set, &s.logFormat, conf.OneOf("text", "json"), conf.Option{Flag: "log-format", Env: []string{"LOG_FORMAT"}, Usage: "text or json"})
+	conf.Add(set, &s.accessLog, conf.OneOf(on, off), conf.Option{Flag: "access-log", Usage: "one line a connection: true or false"})
+}
+
+// parseMode takes ztunnel's word too.
+func parseMode(text string) (mode, error) {
+	if text == "shared" {
+		return modeNode, nil
+	}
+	return conf.OneOf(modeNode, modeDedicated)(text)
+}
+
+// check declares what must hold between settings.
+func (s *settings) check(set *conf.Set) {
+	set.Check("workloads", func() error {
+		if s.workloads == "" && s.xdsAddress == "" {
+			return errors.New("give --workloads or --xds-address: without either nothing is known")
+		}
+		return nil
+	})
+	set.Check("workload", func() error {
+		switch {
+		case s.mode == modeDedicated && s.workload == (workloadName{}):
+			return errors.New("required in dedicated mode")
+		case s.mode == modeNode && s.workload != (workloadName{}):
+			return errors.New("only for --mode=dedicated")
+		}
+		return nil
+	})
+	set.Check("pods", func() error {
+		switch {
+		case s.mode == modeNode && s.pods == "" && s.handoff == "":
+			return errors.New("give --pods or --handoff-socket in node mode")
+		case s.mode == modeDedicated && (s.pods != "" || s.handoff != ""):
+			return errors.New("--pods and --handoff-socket are only for --mode=node")
+		}
+		return nil
+	})
+	set.Check("ca-cert", s.checkSource)
+	set.Check("admin-address", func() error {
+		if !s.admin.Addr().IsLoopback() {
+			return errors.New("must be a loopback address: the admin server asks for no credentials")
+		}
+		return nil
+	})
+	set.Check("crl", func() error { return readable(s.crl) })
+}
+
+// checkSource wants exactly one source of certificates.
+func (s *settings) checkSource() error {
+	if (s.caCert == "") != (s.caKey == "") {
+		return errors.New("--ca-cert and --ca-key go together")
+	}
+	n := 0
+	for _, given := range []bool{s.caCert != "", s.caAddress != "", s.spire != ""} {
+		if given {
+			n++
+		}
+	}
+	switch {
+	case n == 0:
+		return errors.New("give a source of certificates: --ca-cert and --ca-key, --ca-address, or --spiffe-endpoint-socket")
+	case n > 1:
+		return errors.New("more than one source of certificates is given")
+	case s.spire != "" && s.mode != modeDedicated:
+		return errors.New("--spiffe-endpoint-socket is only for --mode=dedicated: the Workload API decides by the calling process")
+	case s.caAddress != "" && s.caRootCA == "":
+		return errors.New("--ca-address needs --ca-root-ca")
+	}
+	return nil
+}
+
+// readable reports why a file cannot be used; one that is not named is fine.
+func readable(path string) error {
+	if path == "" {
+		return nil
+	}
+	f, err := os.Open(path)
+	if err != nil {
+		var pe *fs.PathError
+		if errors.As(err, &pe) {
+			err = pe.Err
+		}
+		return fmt.Errorf("%s: %w", path, err)
+	}
+	return f.Close()
+}
