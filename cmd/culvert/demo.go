@@ -329,9 +329,11 @@ func (d *demo) policy(context.Context) error {
 	if err := d.lab.Apply(); err != nil {
 		return err
 	}
+	limit := time.NewTimer(10 * time.Second)
+	defer limit.Stop()
 	select {
 	case <-p.Done():
-	case <-time.After(10 * time.Second): //nolint:forbidigo // once
+	case <-limit.C:
 		return errors.New("the stream goes on 10 s after the policy was written")
 	}
 	d.say("DENY policy no-mallet written: %s, %d ms later", strings.TrimPrefix(strings.TrimSpace(ended.String()), "culvert: "), time.Since(applied).Milliseconds())
