@@ -2,6 +2,7 @@
 # Writes a container image (OCI image layout in a tar file) that holds the given static binaries and nothing else.
 # The same binaries give the same bytes. Usage: image.sh OUT.tar VERSION BINARY...
 set -euo pipefail
+umask 022 # the same modes in every image
 out=$1 version=$2
 shift 2
 [ $# -gt 0 ] || { echo "image: no binaries given" >&2; exit 1; }
