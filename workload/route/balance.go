@@ -47,9 +47,14 @@ func (p *planner) serviceHops(svc *workload.Service, port uint16, mode resolutio
 			}
 			group := cs[:end]
 			cs = cs[end:]
+			sum := 0
+			for i := range group {
+				sum += group[i].weight
+			}
 			for len(group) > 0 {
 				var c candidate
-				c, group = p.draw(group)
+				c, group = p.draw(group, sum)
+				sum -= c.weight
 				h := hop{workload: c.workload, port: c.port, service: svc, addr: pickAddress(c.workload, target, svc.IPFamilies)}
 				if !yield(h) {
 					return
@@ -149,11 +154,12 @@ func shares(scope workload.Scope, a, b *workload.Workload) bool {
 	}
 }
 
-// draw takes one candidate out of the group, which it reorders.
-func (p *planner) draw(group []candidate) (candidate, []candidate) {
-	first := p.pick(group, -1)
+// draw takes one candidate out of the group, which it reorders. sum is the
+// weight of the group.
+func (p *planner) draw(group []candidate, sum int) (candidate, []candidate) {
+	first := p.pick(group, -1, sum)
 	if p.Load != nil && len(group) > 1 {
-		second := p.pick(group, first)
+		second := p.pick(group, first, sum-group[first].weight)
 		a, b := &group[first], &group[second]
 		// a.load/a.weight > b.load/b.weight, without division.
 		if p.Load(a.workload.UID)*b.weight > p.Load(b.workload.UID)*a.weight {
@@ -166,14 +172,9 @@ func (p *planner) draw(group []candidate) (candidate, []candidate) {
 	return c, group[:last]
 }
 
-// pick draws an index in proportion to weight, other than the one excluded.
-func (p *planner) pick(group []candidate, except int) int {
-	sum := 0
-	for i := range group {
-		if i != except {
-			sum += group[i].weight
-		}
-	}
+// pick draws an index in proportion to weight, other than the one excluded;
+// sum is the weight of the others.
+func (p *planner) pick(group []candidate, except, sum int) int {
 	n := p.Rand(sum)
 	for i := range group {
 		if i == except {

@@ -75,15 +75,12 @@ func contains(ts []Target, t Target) bool {
 // A plain target after a tunnel is left out: whoever can make a tunnel fail
 // must not get the connection in plaintext for it.
 func (b *builder) plan() Plan {
-	var ts []Target
 	tunnel := false
-	for _, t := range slices.Concat(b.targets, b.later) {
-		if tunnel && t.Protocol == ProtocolTCP {
-			continue
-		}
-		tunnel = t.Protocol != ProtocolTCP
-		ts = append(ts, t)
-	}
+	ts := slices.DeleteFunc(append(b.targets, b.later...), func(t Target) bool {
+		drop := tunnel && t.Protocol == ProtocolTCP
+		tunnel = tunnel || t.Protocol != ProtocolTCP
+		return drop
+	})
 	if len(ts) == 0 {
 		return Plan{Kind: Reject, Service: b.service, Reason: b.err.Error(), Err: b.err}
 	}

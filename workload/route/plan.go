@@ -61,8 +61,9 @@ func (p Protocol) String() string {
 	}
 }
 
-// MaxTargets bounds Plan.Targets.
-const MaxTargets = 8
+// MaxTargets bounds Plan.Targets. Attempts share one short deadline, and who
+// refused is set aside for later connections, so more would not help.
+const MaxTargets = 4
 
 // DefaultHBONEPort is where peers accept HBONE.
 const DefaultHBONEPort = 15008
