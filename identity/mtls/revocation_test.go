@@ -323,8 +323,8 @@ func TestWatchConfigMap(t *testing.T) {
 			t.Fatal(err)
 		}
 		file := filepath.Join(dir, name, "ca-crl.pem")
-		write(t, file, content)
-		// Both versions carry the same time, so that the file's identity decides.
+		write(t, file, append(content, bytes.Repeat([]byte("\n"), 4096-len(content))...))
+		// Both versions have the same size and time, so that the file's identity decides.
 		if err := os.Chtimes(file, time.Time{}, time.Unix(1, 0)); err != nil {
 			t.Fatal(err)
 		}
