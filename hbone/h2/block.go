@@ -81,6 +81,9 @@ func (s *Session) request(id uint32, h *Header, end bool, ev Events) error {
 		return connFault(StreamClosed, "HEADERS on a closed stream")
 	}
 	s.lastID = id
+	if err := s.unread(); err != nil {
+		return err
+	}
 	if uint32(s.active) >= s.cfg.MaxStreams {
 		s.appendReset(id, RefusedStream)
 		return s.charge("streams above the limit")
@@ -98,25 +101,22 @@ func (s *Session) request(id uint32, h *Header, end bool, ev Events) error {
 // laterBlock is a response, or trailers.
 func (s *Session) laterBlock(st *Stream, h *Header, end bool, ev Events) error {
 	if st.remoteEnd {
-		s.streamFault(st, StreamClosed, "HEADERS behind END_STREAM", ev)
-		return nil
+		return s.streamFault(st, StreamClosed, "HEADERS behind END_STREAM", ev)
 	}
 	trailers := st.gotHead
 	if why := s.block.check(false, trailers); why != "" {
-		s.streamFault(st, ProtocolError, why, ev)
-		return nil
+		return s.streamFault(st, ProtocolError, why, ev)
 	}
 	switch {
 	case trailers && !end:
-		s.streamFault(st, ProtocolError, "trailers without END_STREAM", ev)
+		return s.streamFault(st, ProtocolError, "trailers without END_STREAM", ev)
 	case trailers:
 		st.remoteEnd = true
 		s.removeIfDone(st)
 		ev.OnData(st, nil, true)
 	case h.Status < 200:
 		if end {
-			s.streamFault(st, ProtocolError, "informational response with END_STREAM", ev)
-			return nil
+			return s.streamFault(st, ProtocolError, "informational response with END_STREAM", ev)
 		}
 		return s.charge("informational responses")
 	default:

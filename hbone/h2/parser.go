@@ -125,22 +125,24 @@ func (s *Session) startData(ev Events) error {
 		return err
 	}
 	st := s.streams[f.stream]
+	var err error
 	switch {
 	case st == nil:
-		if err := s.closedOrIdle(f.stream, "DATA"); err != nil {
-			return err
-		}
+		err = s.closedOrIdle(f.stream, "DATA")
 	case st.remoteEnd:
-		s.streamFault(st, StreamClosed, "DATA behind END_STREAM", ev)
-		st = nil
+		err = s.streamFault(st, StreamClosed, "DATA behind END_STREAM", ev)
 	case !st.gotHead:
-		s.streamFault(st, ProtocolError, "DATA before HEADERS", ev)
-		st = nil
+		err = s.streamFault(st, ProtocolError, "DATA before HEADERS", ev)
 	case int64(f.length) > st.recv:
-		s.streamFault(st, FlowControlError, "stream window exceeded", ev)
-		st = nil
+		err = s.streamFault(st, FlowControlError, "stream window exceeded", ev)
 	default:
 		st.recv -= int64(f.length)
+	}
+	if err != nil {
+		return err
+	}
+	if st != nil && st.gone {
+		st = nil
 	}
 	ps.st, ps.pad = st, 0
 	if f.flags&flagPadded != 0 {
@@ -168,6 +170,11 @@ func (s *Session) feedData(p []byte, ev Events) ([]byte, error) {
 		ps.left--
 		if ps.pad > ps.left {
 			return nil, connFault(ProtocolError, "padding is longer than the frame")
+		}
+		if ps.pad == ps.left && ps.frame.flags&flagEndStream == 0 {
+			if err := s.charge("empty DATA frames"); err != nil {
+				return nil, err
+			}
 		}
 		if ps.st != nil {
 			s.Drained(ps.st, ps.pad+1)
@@ -269,7 +276,7 @@ func (s *Session) settings(f frameHeader, p []byte, ev Events) error {
 	if !s.settingsKnown {
 		s.settingsKnown, s.peerStreams = true, maxStreamID
 	}
-	opened := false
+	initial := s.peerInitial // only the last value counts: a frame may hold 2,730 of them
 	for ; len(p) > 0; p = p[6:] {
 		id, v := binary.BigEndian.Uint16(p), binary.BigEndian.Uint32(p[2:])
 		switch id {
@@ -287,11 +294,7 @@ func (s *Session) settings(f frameHeader, p []byte, ev Events) error {
 			if v > maxWindow {
 				return connFault(FlowControlError, "SETTINGS_INITIAL_WINDOW_SIZE above 2^31-1")
 			}
-			if err := s.adjustWindows(int64(v) - s.peerInitial); err != nil {
-				return err
-			}
-			opened = opened || int64(v) > s.peerInitial
-			s.peerInitial = int64(v)
+			initial = int64(v)
 		case settingMaxFrameSize:
 			if v < minMaxFrameSize || v > maxMaxFrameSize {
 				return connFault(ProtocolError, "invalid SETTINGS_MAX_FRAME_SIZE")
@@ -299,6 +302,11 @@ func (s *Session) settings(f frameHeader, p []byte, ev Events) error {
 			s.peerMaxFrame = int(v)
 		}
 	}
+	opened := initial > s.peerInitial
+	if err := s.adjustWindows(initial - s.peerInitial); err != nil {
+		return err
+	}
+	s.peerInitial = initial
 	s.out = appendFrameHeader(s.out, 0, frameSettings, flagAck, 0)
 	if opened {
 		for _, st := range s.streams {
@@ -312,6 +320,9 @@ func (s *Session) settings(f frameHeader, p []byte, ev Events) error {
 }
 
 func (s *Session) adjustWindows(delta int64) error {
+	if delta == 0 {
+		return nil
+	}
 	for _, st := range s.streams {
 		if st.send += delta; st.send > maxWindow {
 			return connFault(FlowControlError, "stream window above 2^31-1")

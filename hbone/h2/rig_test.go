@@ -109,6 +109,7 @@ type entry struct {
 	kind string
 	id   uint32
 	text string
+	data []byte
 }
 
 func (e entry) String() string {
@@ -116,11 +117,13 @@ func (e entry) String() string {
 	if e.id != 0 {
 		s += fmt.Sprintf(" %d", e.id)
 	}
-	if e.kind == "data" && len(e.text) > 40 {
-		return s + fmt.Sprintf(" #%d", len(e.text))
-	}
-	if e.text != "" {
-		s += " " + e.text
+	switch {
+	case len(e.data) > 40:
+		return s + fmt.Sprintf(" #%d", len(e.data))
+	case e.kind == "data":
+		return s + " " + string(e.data)
+	case e.text != "":
+		return s + " " + e.text
 	}
 	return s
 }
@@ -194,7 +197,9 @@ func (r *rig) stream(id uint32) *h2.Stream {
 	return nil
 }
 
-func (r *rig) add(kind string, id uint32, text string) { r.log = append(r.log, entry{kind, id, text}) }
+func (r *rig) add(kind string, id uint32, text string) {
+	r.log = append(r.log, entry{kind: kind, id: id, text: text})
+}
 
 func (r *rig) OnSettings() { r.add("settings", 0, "") }
 
@@ -226,10 +231,12 @@ func (r *rig) OnData(st *h2.Stream, p []byte, end bool) {
 	if len(p) == 0 && !end {
 		r.t.Error("OnData without data and without end")
 	}
-	if n := len(r.log) - 1; len(p) > 0 && n >= 0 && r.log[n].kind == "data" && r.log[n].id == st.ID {
-		r.log[n].text += string(p) // pieces of one run are one entry
-	} else if len(p) > 0 {
-		r.add("data", st.ID, string(p))
+	if len(p) > 0 {
+		if n := len(r.log) - 1; n < 0 || r.log[n].kind != "data" || r.log[n].id != st.ID {
+			r.add("data", st.ID, "")
+		}
+		last := &r.log[len(r.log)-1] // pieces of one run are one entry
+		last.data = append(last.data, p...)
 	}
 	if end {
 		r.add("end", st.ID, "")
@@ -241,7 +248,7 @@ func (r *rig) OnData(st *h2.Stream, p []byte, end bool) {
 
 func (r *rig) OnWindow(st *h2.Stream) {
 	if st == nil {
-		r.add("window", 0, "")
+		r.add("credit", 0, "")
 		return
 	}
 	r.add("window", st.ID, "")

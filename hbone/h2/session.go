@@ -259,6 +259,11 @@ func (s *Session) charge(what string) error {
 	if !s.budget.charge(s.Now) {
 		return connFault(EnhanceYourCalm, "too many "+what)
 	}
+	return s.unread()
+}
+
+// unread refuses a peer that has this side answer and does not read the answers.
+func (s *Session) unread() error {
 	if len(s.out) > maxOut {
 		return connFault(EnhanceYourCalm, "peer does not read its control frames")
 	}

@@ -225,13 +225,11 @@ func (s *Session) windowUpdate(f frameHeader, p []byte, ev Events) error {
 		return s.closedOrIdle(f.stream, "WINDOW_UPDATE")
 	}
 	if n == 0 {
-		s.streamFault(st, ProtocolError, "WINDOW_UPDATE of 0", ev)
-		return nil
+		return s.streamFault(st, ProtocolError, "WINDOW_UPDATE of 0", ev)
 	}
 	was := st.send
 	if st.send += n; st.send > maxWindow {
-		s.streamFault(st, FlowControlError, "stream window above 2^31-1", ev)
-		return nil
+		return s.streamFault(st, FlowControlError, "stream window above 2^31-1", ev)
 	}
 	if was <= 0 && st.send > 0 {
 		ev.OnWindow(st)
@@ -252,7 +250,11 @@ func (s *Session) closedOrIdle(id uint32, what string) error {
 }
 
 // streamFault ends one stream for a fault of the peer (RFC 9113 section 5.4.2).
-func (s *Session) streamFault(st *Stream, code ErrCode, reason string, ev Events) {
+//
+// It is charged: a peer that makes this side reset its streams has the work done for nothing as well as one that resets
+// them itself (CVE-2025-8671).
+func (s *Session) streamFault(st *Stream, code ErrCode, reason string, ev Events) error {
 	s.Reset(st, code)
 	ev.OnReset(st, code, reason)
+	return s.charge("stream errors")
 }
