@@ -1,0 +1,420 @@
+package proxy_test
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"log/slog"
+	"net"
+	"net/netip"
+	"os"
+	"sync"
+	"syscall"
+	"testing"
+	"time"
+
+	"github.com/culvert-mesh/culvert/hbone/loop"
+	"github.com/culvert-mesh/culvert/hbone/proxy"
+	"github.com/culvert-mesh/culvert/identity"
+	"github.com/culvert-mesh/culvert/identity/identitytest"
+	"github.com/culvert-mesh/culvert/identity/svid"
+	"github.com/culvert-mesh/culvert/workload"
+	"github.com/culvert-mesh/culvert/workload/policy"
+)
+
+const patience = 10 * time.Second
+
+// rig is a mesh on loopback addresses: every pod has an address of its own, and an injected function stands for the
+// redirection.
+type rig struct {
+	t        testing.TB
+	ca       *identitytest.CA
+	store    *workload.Store
+	policies *policy.Set
+	certs    *certs
+	hbone    uint16 // where all pods accept HBONE
+}
+
+func newRig(t testing.TB) *rig {
+	t.Helper()
+	checkDescriptors(t)
+	r := &rig{t: t, ca: identitytest.NewCA(t, "cluster.local"), store: workload.New(), policies: policy.New(), hbone: freePort(t)}
+	r.certs = &certs{t: t, ca: r.ca, by: make(map[identity.ID]*svid.SVID), fail: make(map[identity.ID]error)}
+	return r
+}
+
+// freePort finds a port that no address of the loopback network uses.
+func freePort(t testing.TB) uint16 {
+	l, err := net.Listen("tcp", "0.0.0.0:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer l.Close()
+	return l.Addr().(*net.TCPAddr).AddrPort().Port()
+}
+
+// checkDescriptors fails the test when it leaves descriptors behind.
+func checkDescriptors(t testing.TB) {
+	// The runtime's poller keeps descriptors of its own from its first use on.
+	if l, err := net.Listen("tcp", "127.0.0.1:0"); err == nil {
+		l.Close()
+	}
+	before := descriptors()
+	t.Cleanup(func() {
+		if !eventually(func() bool { return descriptors() <= before }) {
+			t.Errorf("%d descriptors before the test, %d behind it", before, descriptors())
+		}
+	})
+}
+
+func descriptors() int {
+	all, err := os.ReadDir("/proc/self/fd")
+	if err != nil {
+		return 0
+	}
+	return len(all)
+}
+
+func eventually(ok func() bool) bool {
+	for deadline := time.Now().Add(patience); time.Now().Before(deadline); time.Sleep(2 * time.Millisecond) {
+		if ok() {
+			return true
+		}
+	}
+	return ok()
+}
+
+func waitFor(t testing.TB, what string, ok func() bool) {
+	t.Helper()
+	if !eventually(ok) {
+		t.Fatalf("%s did not happen", what)
+	}
+}
+
+// certs issues certificates at once.
+type certs struct {
+	t    testing.TB
+	ca   *identitytest.CA
+	mu   sync.Mutex
+	by   map[identity.ID]*svid.SVID
+	fail map[identity.ID]error
+}
+
+func (c *certs) Get(_ context.Context, id identity.ID) (*svid.SVID, error) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if err := c.fail[id]; err != nil {
+		return nil, err
+	}
+	s := c.by[id]
+	if s == nil {
+		s = c.ca.SVID(c.t, id.String())
+		c.by[id] = s
+	}
+	return s, nil
+}
+
+// set replaces the certificate of an identity.
+func (c *certs) set(s *svid.SVID) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.by[s.ID] = s
+}
+
+// node starts a Proxy with loops of its own.
+func (r *rig) node(change func(*proxy.Config)) *node {
+	r.t.Helper()
+	n := &node{rig: r, seen: &observer{}}
+	cfg := proxy.Config{
+		Store: r.store, Policies: r.policies, Certificates: r.certs, HBONEPort: r.hbone, Observer: n.seen, Source: proxy.SourceNever,
+		Logger: slog.New(slog.NewTextHandler(n.seen, nil)),
+	}
+	for range 2 {
+		cfg.Loops = append(cfg.Loops, runLoop(r.t))
+	}
+	if change != nil {
+		change(&cfg)
+	}
+	var err error
+	if n.Proxy, err = proxy.New(cfg); err != nil {
+		r.t.Fatal(err)
+	}
+	ctx, cancel := context.WithCancel(context.Background())
+	var wg sync.WaitGroup
+	wg.Go(func() { _ = n.Run(ctx) })
+	r.t.Cleanup(func() {
+		cancel()
+		n.Stop(ctx)
+		wg.Wait()
+	})
+	return n
+}
+
+func runLoop(t testing.TB) *loop.Loop {
+	t.Helper()
+	l, err := loop.New()
+	if err != nil {
+		t.Fatal(err)
+	}
+	var wg sync.WaitGroup
+	wg.Go(l.Run)
+	t.Cleanup(func() {
+		l.Close()
+		wg.Wait()
+	})
+	return l
+}
+
+// node is an agent.
+type node struct {
+	*proxy.Proxy
+	rig  *rig
+	seen *observer
+}
+
+// pod is one enrolled pod; its listeners are those of redirected traffic.
+type pod struct {
+	*proxy.Pod
+	rig                              *rig
+	ip                               netip.Addr
+	w                                *workload.Workload
+	outbound, inbound, passthrough netip.AddrPort
+
+	mu      sync.Mutex
+	changed *sync.Cond
+	dst     map[netip.AddrPort]netip.AddrPort // by the client's address
+}
+
+// workloadAt makes a mesh member and adds it to the store.
+func (r *rig) workloadAt(name, ip string, change func(*workload.Workload)) *workload.Workload {
+	w := &workload.Workload{
+		UID: "cluster1//Pod/default/" + name, Name: name, Namespace: "default", TrustDomain: "cluster.local", ServiceAccount: name,
+		WorkloadName: name, WorkloadType: "deployment", CanonicalName: name, ClusterID: "cluster1",
+		Addresses: []netip.Addr{netip.MustParseAddr(ip)}, Capacity: 1, Protocol: workload.HBONE,
+	}
+	if change != nil {
+		change(w)
+	}
+	r.store.Apply([]workload.Event{workload.Upsert(w)})
+	return r.store.Snapshot().Workload(w.UID)
+}
+
+// pod enrols a pod at an address of its own.
+func (n *node) pod(name, ip string) *pod {
+	n.rig.t.Helper()
+	return n.podOf(n.rig.workloadAt(name, ip, nil))
+}
+
+func (n *node) podOf(w *workload.Workload) *pod {
+	t := n.rig.t
+	t.Helper()
+	p := &pod{rig: n.rig, ip: w.Addresses[0], w: w, dst: make(map[netip.AddrPort]netip.AddrPort)}
+	p.changed = sync.NewCond(&p.mu)
+	cfg := proxy.PodConfig{
+		UID: "uid-" + w.Name, Namespace: w.Namespace, Name: w.Name, ServiceAccount: w.ServiceAccount,
+		Sockets: podSockets{p.ip}, OriginalDst: p.originalDst,
+		Outbound: listen(t, p.ip, 0), Inbound: listen(t, p.ip, n.rig.hbone), Passthrough: listen(t, p.ip, 0),
+	}
+	p.outbound, p.inbound, p.passthrough = cfg.Outbound.Addr(), cfg.Inbound.Addr(), cfg.Passthrough.Addr()
+	var err error
+	if p.Pod, err = n.Start(cfg); err != nil {
+		t.Fatal(err)
+	}
+	return p
+}
+
+func listen(t testing.TB, ip netip.Addr, port uint16) *loop.Acceptor {
+	t.Helper()
+	fd, err := loop.TCPSocket(loop.Family(ip))
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := loop.Listen(fd, netip.AddrPortFrom(ip, port), false); err != nil {
+		t.Fatal(err)
+	}
+	a, err := loop.NewAcceptor(fd)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return a
+}
+
+// podSockets makes sockets that have the pod's address, as they would in its namespace.
+type podSockets struct{ ip netip.Addr }
+
+func (s podSockets) Socket(family int) (int, error) {
+	fd, err := loop.TCPSocket(family)
+	if err != nil {
+		return -1, err
+	}
+	const bindAddressNoPort = 24
+	_ = syscall.SetsockoptInt(fd, syscall.SOL_IP, bindAddressNoPort, 1)
+	if err := syscall.Bind(fd, &syscall.SockaddrInet4{Addr: s.ip.As4()}); err != nil {
+		loop.CloseFD(fd)
+		return -1, fmt.Errorf("bind to pod: %w", err)
+	}
+	return fd, nil
+}
+
+// originalDst waits until the test has said where the client wants to go.
+func (p *pod) originalDst(fd int) (netip.AddrPort, error) {
+	client := loop.RemoteAddr(fd)
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	for {
+		if dst, ok := p.dst[client]; ok {
+			delete(p.dst, client)
+			if !dst.IsValid() {
+				return dst, errors.New("no original destination")
+			}
+			return dst, nil
+		}
+		p.changed.Wait()
+	}
+}
+
+// dial is an application of the pod that connects to dst.
+func (p *pod) dial(dst netip.AddrPort) *net.TCPConn {
+	p.rig.t.Helper()
+	return p.redirected(p.outbound, p.ip, dst)
+}
+
+// dialFrom is somebody outside the mesh who connects to dst in the pod.
+func (p *pod) dialFrom(client netip.Addr, dst netip.AddrPort) *net.TCPConn {
+	p.rig.t.Helper()
+	return p.redirected(p.passthrough, client, dst)
+}
+
+func (p *pod) redirected(listener netip.AddrPort, client netip.Addr, dst netip.AddrPort) *net.TCPConn {
+	t := p.rig.t
+	t.Helper()
+	d := net.Dialer{LocalAddr: net.TCPAddrFromAddrPort(netip.AddrPortFrom(client, 0))}
+	c, err := d.Dial("tcp", listener.String())
+	if err != nil {
+		t.Fatal(err)
+	}
+	p.mu.Lock()
+	p.dst[c.LocalAddr().(*net.TCPAddr).AddrPort()] = dst
+	p.mu.Unlock()
+	p.changed.Broadcast()
+	t.Cleanup(func() { c.Close() })
+	_ = c.SetDeadline(time.Now().Add(patience))
+	return c.(*net.TCPConn)
+}
+
+// app is a server application at an address.
+type app struct {
+	net.Listener
+	addr netip.AddrPort
+}
+
+// serve runs handle for each connection that an application at ip accepts.
+func (r *rig) serve(ip netip.Addr, handle func(*net.TCPConn)) *app {
+	r.t.Helper()
+	l, err := net.Listen("tcp", netip.AddrPortFrom(ip, 0).String())
+	if err != nil {
+		r.t.Fatal(err)
+	}
+	var wg sync.WaitGroup
+	wg.Go(func() {
+		for {
+			c, err := l.Accept()
+			if err != nil {
+				return
+			}
+			wg.Go(func() {
+				defer c.Close()
+				_ = c.SetDeadline(time.Now().Add(2 * patience))
+				handle(c.(*net.TCPConn))
+			})
+		}
+	})
+	r.t.Cleanup(func() {
+		l.Close()
+		wg.Wait()
+	})
+	return &app{l, l.Addr().(*net.TCPAddr).AddrPort()}
+}
+
+// echo answers with what it gets.
+func (r *rig) echo(ip netip.Addr) netip.AddrPort {
+	r.t.Helper()
+	return r.serve(ip, func(c *net.TCPConn) {
+		_, _ = io.Copy(c, c)
+		_ = c.CloseWrite()
+	}).addr
+}
+
+// exchange sends a word and expects it back.
+func exchange(t testing.TB, c net.Conn, word string) {
+	t.Helper()
+	if _, err := io.WriteString(c, word); err != nil {
+		t.Fatal(err)
+	}
+	b := make([]byte, len(word))
+	if _, err := io.ReadFull(c, b); err != nil || string(b) != word {
+		t.Fatalf("got %q, %v; want %q", b, err, word)
+	}
+}
+
+// wantReset expects the connection to be reset, not ended.
+func wantReset(t testing.TB, c net.Conn) {
+	t.Helper()
+	if _, err := io.Copy(io.Discard, c); !errors.Is(err, syscall.ECONNRESET) {
+		t.Errorf("connection ended with %v, want a reset", err)
+	}
+}
+
+// observer records flows, and the log.
+type observer struct {
+	mu     sync.Mutex
+	log    []byte
+	opened []*proxy.Flow
+	closed []*proxy.Flow
+}
+
+func (o *observer) Write(b []byte) (int, error) {
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	o.log = append(o.log, b...)
+	return len(b), nil
+}
+
+func (o *observer) Opened(f *proxy.Flow) {
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	o.opened = append(o.opened, f)
+}
+
+func (o *observer) Closed(f *proxy.Flow) {
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	o.closed = append(o.closed, f)
+}
+
+// last waits for the n-th flow of a direction that ended, the first being 1, and returns it.
+func (o *observer) ended(t testing.TB, d proxy.Direction, n int) *proxy.Flow {
+	t.Helper()
+	var found *proxy.Flow
+	waitFor(t, fmt.Sprintf("end of %s flow %d", d, n), func() bool {
+		o.mu.Lock()
+		defer o.mu.Unlock()
+		i := 0
+		for _, f := range o.closed {
+			if f.Direction == d {
+				if i++; i == n {
+					found = f
+				}
+			}
+		}
+		return found != nil
+	})
+	return found
+}
+
+func (o *observer) text() string {
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	return string(o.log)
+}
