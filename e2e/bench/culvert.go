@@ -154,7 +154,7 @@ func (c *culvert) workloads() string {
   dryRun: false
   rules:
   - - - principals:
-      - Exact: cluster.local/ns/default/sa/client
+        - Exact: cluster.local/ns/default/sa/client
 `)
 	return b.String()
 }
