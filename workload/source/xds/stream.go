@@ -20,7 +20,7 @@ func (c *Client) attempt(ctx context.Context) end {
 	if err != nil {
 		return end{err: err}
 	}
-	defer conn.Close()
+	defer func() { _ = conn.Close() }()
 	ctx, err = c.outgoing(ctx)
 	if err != nil {
 		return end{err: err}
