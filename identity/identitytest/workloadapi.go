@@ -31,6 +31,7 @@ type WorkloadAPI struct {
 	changed chan struct{} // closed at each change of what follows, then replaced
 	svids   []*svid.SVID
 	refusal error
+	streams int
 	stop    func() // nil while it does not serve
 }
 
@@ -77,6 +78,13 @@ func (w *WorkloadAPI) Refuse(err error) {
 	w.announceLocked()
 }
 
+// Streams returns how many clients are being served.
+func (w *WorkloadAPI) Streams() int {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	return w.streams
+}
+
 // Start serves again after Stop.
 func (w *WorkloadAPI) Start() {
 	w.t.Helper()
@@ -118,6 +126,14 @@ func (w *WorkloadAPI) FetchX509SVID(_ *workload.X509SVIDRequest, stream grpc.Ser
 	if got := md.Get("workload.spiffe.io"); len(got) != 1 || got[0] != "true" {
 		return status.Error(codes.InvalidArgument, "security header missing from request")
 	}
+	w.mu.Lock()
+	w.streams++
+	w.mu.Unlock()
+	defer func() {
+		w.mu.Lock()
+		defer w.mu.Unlock()
+		w.streams--
+	}()
 	for {
 		w.mu.Lock()
 		svids, refusal, changed := w.svids, w.refusal, w.changed

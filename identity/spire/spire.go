@@ -129,14 +129,22 @@ func (s *Source) current(id identity.ID) (*svid.SVID, <-chan struct{}, error) {
 		return nil, nil, fmt.Errorf("fetch %s from Workload API: %w", id, s.err)
 	}
 	if s.synced {
-		var offered []string
-		for other := range maps.Keys(s.svids) {
-			offered = append(offered, other.String())
-		}
-		slices.Sort(offered)
-		return nil, nil, fmt.Errorf("fetch %s from Workload API: it offers %s only", id, strings.Join(offered, ", "))
+		return nil, nil, fmt.Errorf("fetch %s from Workload API: it offers %s", id, s.offeredLocked())
 	}
 	return nil, s.changed, nil
+}
+
+// offeredLocked names the identities at hand.
+func (s *Source) offeredLocked() string {
+	if len(s.svids) == 0 {
+		return "no identity of a service account"
+	}
+	var names []string
+	for id := range s.svids {
+		names = append(names, id.String())
+	}
+	slices.Sort(names)
+	return strings.Join(names, ", ") + " only"
 }
 
 // Subscribe registers fn for each SVID that the Workload API delivers from now
