@@ -92,10 +92,12 @@ func (s *Source) Run(ctx context.Context) error {
 		if status.Code(err) != codes.Canceled {
 			return fmt.Errorf("follow Workload API: %w", err)
 		}
+		pause := time.NewTimer(pauseAfterCancel)
 		select {
 		case <-ctx.Done():
+			pause.Stop()
 			return nil
-		case <-time.After(pauseAfterCancel):
+		case <-pause.C:
 		}
 	}
 }
