@@ -60,6 +60,9 @@ func (c *Client) address(res *discovery.Resource) (workload.Event, string, error
 		if err != nil {
 			return workload.Event{}, "", err
 		}
+		if w.UID == res.GetName() {
+			w.UID = res.GetName() // one string for the Store and for our record of versions
+		}
 		return workload.Upsert(w), w.UID, nil
 	case *workloadapi.Address_Service:
 		svc, bad, err := toService(a.Service)
@@ -128,13 +131,14 @@ func toPorts(ports []*workloadapi.Port) (workload.PortMap, error) {
 	return out, nil
 }
 
-// enum looks a wire value up; unknown ones reject the resource.
-func enum[W ~int32, T any](what string, v W, known map[W]T) (T, error) {
-	t, ok := known[v]
-	if !ok {
-		return t, fmt.Errorf("unknown %s %d", what, v)
+// enum looks a wire value up among the values that stand for 0, 1 and so on;
+// others reject the resource.
+func enum[W ~int32, T any](what string, v W, values ...T) (T, error) {
+	if v < 0 || int(v) >= len(values) {
+		var none T
+		return none, fmt.Errorf("unknown %s %d", what, v)
 	}
-	return t, nil
+	return values[v], nil
 }
 
 // lowerName returns the lower-case name of a workload type; unknown ones are the

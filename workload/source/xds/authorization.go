@@ -78,18 +78,11 @@ func toPolicy(a *security.Authorization) (*policy.Policy, error) {
 	p := &policy.Policy{Namespace: a.GetNamespace(), Name: a.GetName(), DryRun: a.GetDryRun()}
 	var rejects, faults []error
 	var err error
-	if p.Scope, err = enum("scope", a.GetScope(), map[security.Scope]policy.Scope{
-		security.Scope_GLOBAL:            policy.Global,
-		security.Scope_NAMESPACE:         policy.Namespace,
-		security.Scope_WORKLOAD_SELECTOR: policy.WorkloadSelector,
-	}); err != nil {
+	if p.Scope, err = enum("scope", a.GetScope(), policy.Global, policy.Namespace, policy.WorkloadSelector); err != nil {
 		p.Scope = unknownEnum
 		rejects = append(rejects, err)
 	}
-	if p.Action, err = enum("action", a.GetAction(), map[security.Action]policy.Action{
-		security.Action_ALLOW: policy.Allow,
-		security.Action_DENY:  policy.Deny,
-	}); err != nil {
+	if p.Action, err = enum("action", a.GetAction(), policy.Allow, policy.Deny); err != nil {
 		p.Action = unknownEnum
 		rejects = append(rejects, err)
 	}

@@ -58,22 +58,13 @@ func toWorkload(w *workloadapi.Workload) (*workload.Workload, error) {
 
 func workloadEnums(out *workload.Workload, w *workloadapi.Workload) (err error) {
 	// Anything else was Istio's own mTLS once, which nothing here speaks.
-	if out.Protocol, err = enum("tunnel protocol", w.GetTunnelProtocol(), map[workloadapi.TunnelProtocol]workload.Protocol{
-		workloadapi.TunnelProtocol_NONE:  workload.TCP,
-		workloadapi.TunnelProtocol_HBONE: workload.HBONE,
-	}); err != nil {
+	if out.Protocol, err = enum("tunnel protocol", w.GetTunnelProtocol(), workload.TCP, workload.HBONE); err != nil {
 		return err
 	}
-	if out.NetworkMode, err = enum("network mode", w.GetNetworkMode(), map[workloadapi.NetworkMode]workload.NetworkMode{
-		workloadapi.NetworkMode_STANDARD:     workload.NetworkStandard,
-		workloadapi.NetworkMode_HOST_NETWORK: workload.HostNetwork,
-	}); err != nil {
+	if out.NetworkMode, err = enum("network mode", w.GetNetworkMode(), workload.NetworkStandard, workload.HostNetwork); err != nil {
 		return err
 	}
-	out.Health, err = enum("status", w.GetStatus(), map[workloadapi.WorkloadStatus]workload.Health{
-		workloadapi.WorkloadStatus_HEALTHY:   workload.Healthy,
-		workloadapi.WorkloadStatus_UNHEALTHY: workload.Unhealthy,
-	})
+	out.Health, err = enum("status", w.GetStatus(), workload.Healthy, workload.Unhealthy)
 	return err
 }
 
@@ -93,10 +84,7 @@ func toTunnel(t *workloadapi.ApplicationTunnel) (*workload.ApplicationTunnel, er
 	if t == nil {
 		return nil, nil
 	}
-	protocol, err := enum("application tunnel protocol", t.GetProtocol(), map[workloadapi.ApplicationTunnel_Protocol]workload.TunnelProtocol{
-		workloadapi.ApplicationTunnel_NONE:  workload.TunnelNone,
-		workloadapi.ApplicationTunnel_PROXY: workload.TunnelProxy,
-	})
+	protocol, err := enum("application tunnel protocol", t.GetProtocol(), workload.TunnelNone, workload.TunnelProxy)
 	if err != nil {
 		return nil, err
 	}
@@ -154,12 +142,8 @@ func toService(s *workloadapi.Service) (out *workload.Service, badNames []string
 	if out.LoadBalancer, err = toLoadBalancer(s.GetLoadBalancing()); err != nil {
 		return nil, nil, err
 	}
-	out.IPFamilies, err = enum("ip families", s.GetIpFamilies(), map[workloadapi.IPFamilies]workload.IPFamilies{
-		workloadapi.IPFamilies_AUTOMATIC: workload.FamiliesAutomatic,
-		workloadapi.IPFamilies_IPV4_ONLY: workload.FamiliesIPv4,
-		workloadapi.IPFamilies_IPV6_ONLY: workload.FamiliesIPv6,
-		workloadapi.IPFamilies_DUAL:      workload.FamiliesDual,
-	})
+	out.IPFamilies, err = enum("ip families", s.GetIpFamilies(),
+		workload.FamiliesAutomatic, workload.FamiliesIPv4, workload.FamiliesIPv6, workload.FamiliesDual)
 	return out, badNames, err
 }
 
@@ -207,33 +191,22 @@ func toLoadBalancer(lb *workloadapi.LoadBalancing) (*workload.LoadBalancer, erro
 	}
 	out := new(workload.LoadBalancer)
 	for _, p := range lb.GetRoutingPreference() {
-		scope, err := enum("routing preference", p, map[workloadapi.LoadBalancing_Scope]workload.Scope{
-			workloadapi.LoadBalancing_REGION:  workload.ScopeRegion,
-			workloadapi.LoadBalancing_ZONE:    workload.ScopeZone,
-			workloadapi.LoadBalancing_SUBZONE: workload.ScopeSubzone,
-			workloadapi.LoadBalancing_NODE:    workload.ScopeNode,
-			workloadapi.LoadBalancing_CLUSTER: workload.ScopeCluster,
-			workloadapi.LoadBalancing_NETWORK: workload.ScopeNetwork,
-		})
+		scope, err := enum("routing preference", p, workload.ScopeUnspecified, workload.ScopeRegion, workload.ScopeZone,
+			workload.ScopeSubzone, workload.ScopeNode, workload.ScopeCluster, workload.ScopeNetwork)
 		if err != nil {
 			return nil, err
+		}
+		if scope == workload.ScopeUnspecified {
+			return nil, errors.New("routing preference without a scope")
 		}
 		out.Preferences = append(out.Preferences, scope)
 	}
 	var err error
-	if out.Mode, err = enum("load balancing mode", lb.GetMode(), map[workloadapi.LoadBalancing_Mode]workload.Mode{
-		workloadapi.LoadBalancing_UNSPECIFIED_MODE: workload.LBStandard,
-		workloadapi.LoadBalancing_STRICT:           workload.LBStrict,
-		workloadapi.LoadBalancing_FAILOVER:         workload.LBFailover,
-		workloadapi.LoadBalancing_PASSTHROUGH:      workload.LBPassthrough,
-	}); err != nil {
+	if out.Mode, err = enum("load balancing mode", lb.GetMode(),
+		workload.LBStandard, workload.LBStrict, workload.LBFailover, workload.LBPassthrough); err != nil {
 		return nil, err
 	}
-	out.HealthPolicy, err = enum("health policy", lb.GetHealthPolicy(), map[workloadapi.LoadBalancing_HealthPolicy]workload.HealthPolicy{
-		workloadapi.LoadBalancing_ONLY_HEALTHY: workload.OnlyHealthy,
-		workloadapi.LoadBalancing_ALLOW_ALL:    workload.AllowAll,
-	})
-	if err != nil {
+	if out.HealthPolicy, err = enum("health policy", lb.GetHealthPolicy(), workload.OnlyHealthy, workload.AllowAll); err != nil {
 		return nil, err
 	}
 	return out, nil
