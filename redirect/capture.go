@@ -4,6 +4,7 @@ import (
 	"errors"
 	"fmt"
 	"maps"
+	"sync/atomic"
 	"time"
 
 	"github.com/culvert-mesh/culvert/redirect/netns"
@@ -92,6 +93,10 @@ func (f Finding) String() string { return string(f.Part) + ": " + f.Text }
 type Capture struct {
 	ns *netns.NS
 	o  Options
+
+	// clean is the generation of nftables whose rules were found to be right, so
+	// that looking again costs one message; zero when none was.
+	clean atomic.Uint32
 }
 
 // New returns the capture of ns. Nothing is changed yet; faulty options are
@@ -191,17 +196,9 @@ func (c *Capture) Verify() ([]Finding, error) { return c.verify(false) }
 func (c *Capture) VerifyDraining() ([]Finding, error) { return c.verify(true) }
 
 func (c *Capture) verify(draining bool) ([]Finding, error) {
-	have, err := nft.Read(c.ns)
+	found, err := c.verifyRules(draining)
 	if err != nil {
 		return nil, fmt.Errorf("verify capture in %s: %w", c.ns, err)
-	}
-	want, err := nft.Desired(c.o.nft(draining), have.Saved())
-	if err != nil {
-		return nil, fmt.Errorf("verify capture in %s: %w", c.ns, err)
-	}
-	var found []Finding
-	for _, text := range nft.Diff(want, have) {
-		found = append(found, Finding{PartRules, text})
 	}
 	err = c.ns.Do(func() error {
 		routing, err := verifyRouting(!c.o.NoIPv6)
@@ -211,6 +208,32 @@ func (c *Capture) verify(draining bool) ([]Finding, error) {
 	})
 	if err != nil {
 		return nil, fmt.Errorf("verify capture in %s: %w", c.ns, err)
+	}
+	return found, nil
+}
+
+func (c *Capture) verifyRules(draining bool) ([]Finding, error) {
+	generation, err := nft.Generation(c.ns)
+	if err != nil {
+		return nil, err
+	}
+	if !draining && generation == c.clean.Load() {
+		return nil, nil
+	}
+	have, err := nft.Read(c.ns)
+	if err != nil {
+		return nil, err
+	}
+	want, err := nft.Desired(c.o.nft(draining), have.Saved())
+	if err != nil {
+		return nil, err
+	}
+	var found []Finding
+	for _, text := range nft.Diff(want, have) {
+		found = append(found, Finding{PartRules, text})
+	}
+	if !draining && len(found) == 0 {
+		c.clean.Store(generation) // read before the rules, so later changes are seen
 	}
 	return found, nil
 }

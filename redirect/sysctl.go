@@ -45,9 +45,9 @@ func readSysctl(name string) (string, error) {
 	}
 }
 
-// writeSysctl writes a value in one write. Container runtimes mount /proc/sys read-only; what
-// is forbidden there is only this mount, so a procfs of our own, attached nowhere,
-// is the second try. That needs CAP_SYS_ADMIN and Linux 5.2.
+// writeSysctl writes a value. Container runtimes mount /proc/sys read-only; what is
+// forbidden there is only this mount, so a procfs of our own, attached nowhere, is
+// the second try. That needs CAP_SYS_ADMIN and Linux 5.2.
 func writeSysctl(name, value string) error {
 	fd, err := unix.Open("/proc/sys/"+name, unix.O_WRONLY|unix.O_CLOEXEC, 0)
 	if errors.Is(err, unix.EROFS) {
@@ -56,7 +56,13 @@ func writeSysctl(name, value string) error {
 	if err != nil {
 		return fmt.Errorf("write sysctl %s: %w", name, err)
 	}
-	_, err = unix.Write(fd, []byte(value+"\n"))
+	// The kernel takes a page at a time and adds what comes after it.
+	for rest := []byte(value + "\n"); len(rest) > 0 && err == nil; {
+		var n int
+		if n, err = unix.Write(fd, rest); err == nil {
+			rest = rest[n:]
+		}
+	}
 	if err := errors.Join(err, unix.Close(fd)); err != nil {
 		return fmt.Errorf("write sysctl %s: %w", name, err)
 	}

@@ -28,26 +28,53 @@ func attrs(b []byte) iter.Seq2[uint16, []byte] {
 	}
 }
 
-// fields are the attributes of one level by type; of repeated ones the last.
-type fields map[uint16][]byte
+// fields are the attributes of one level. There are few, so searching them is
+// cheaper than a map.
+type fields []field
+
+type field struct {
+	kind uint16
+	data []byte
+}
 
 func parseFields(b []byte) fields {
-	f := fields{}
+	var f fields
 	for kind, data := range attrs(b) {
-		f[kind] = data
+		f = append(f, field{kind, data})
 	}
 	return f
 }
 
+// get returns the payload of an attribute and whether it is there; of repeated ones
+// the first.
+func (f fields) get(kind uint16) ([]byte, bool) {
+	for _, a := range f {
+		if a.kind == kind {
+			return a.data, true
+		}
+	}
+	return nil, false
+}
+
+func (f fields) bytes(kind uint16) []byte {
+	b, _ := f.get(kind)
+	return b
+}
+
+func (f fields) has(kind uint16) bool {
+	_, ok := f.get(kind)
+	return ok
+}
+
 // uint32 reads a number in network byte order, as nf_tables has all of them.
 func (f fields) uint32(kind uint16) uint32 {
-	if b := f[kind]; len(b) == 4 {
+	if b := f.bytes(kind); len(b) == 4 {
 		return binary.BigEndian.Uint32(b)
 	}
 	return 0
 }
 
-func (f fields) text(kind uint16) string { return cString(f[kind]) }
+func (f fields) text(kind uint16) string { return cString(f.bytes(kind)) }
 
 func cString(b []byte) string {
 	for i, c := range b {
@@ -71,10 +98,10 @@ func parseElement(b []byte) (element, error) {
 	if name == "" {
 		return element{}, errShort
 	}
-	return element{name: name, data: parseFields(f[unix.NFTA_EXPR_DATA])}, nil
+	return element{name: name, data: parseFields(f.bytes(unix.NFTA_EXPR_DATA))}, nil
 }
 
 // value unpacks an attribute that holds NFTA_DATA_VALUE.
 func (e element) value(kind uint16) []byte {
-	return parseFields(e.data[kind])[unix.NFTA_DATA_VALUE]
+	return parseFields(e.data.bytes(kind)).bytes(unix.NFTA_DATA_VALUE)
 }

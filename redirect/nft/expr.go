@@ -23,7 +23,7 @@ func hostUint32(v uint32) []byte { return binary.NativeEndian.AppendUint32(nil, 
 func hostUint16(v uint16) []byte { return binary.NativeEndian.AppendUint16(nil, v) }
 func netUint16(v uint16) []byte  { return binary.BigEndian.AppendUint16(nil, v) }
 
-func cmp(op expr.CmpOp, data []byte) expr.Any {
+func compare(op expr.CmpOp, data []byte) expr.Any {
 	return &expr.Cmp{Op: op, Register: reg, Data: data}
 }
 
@@ -34,15 +34,15 @@ func and(mask []byte, xor []byte) expr.Any {
 func meta(key expr.MetaKey) expr.Any { return &expr.Meta{Key: key, Register: reg} }
 
 func nfproto(p byte) match {
-	return match{meta(expr.MetaKeyNFPROTO), cmp(expr.CmpOpEq, []byte{p})}
+	return match{meta(expr.MetaKeyNFPROTO), compare(expr.CmpOpEq, []byte{p})}
 }
 
 func l4proto(p byte) match {
-	return match{meta(expr.MetaKeyL4PROTO), cmp(expr.CmpOpEq, []byte{p})}
+	return match{meta(expr.MetaKeyL4PROTO), compare(expr.CmpOpEq, []byte{p})}
 }
 
 func l4protoNot(p byte) match {
-	return match{meta(expr.MetaKeyL4PROTO), cmp(expr.CmpOpNeq, []byte{p})}
+	return match{meta(expr.MetaKeyL4PROTO), compare(expr.CmpOpNeq, []byte{p})}
 }
 
 func ifname(name string) []byte {
@@ -52,29 +52,29 @@ func ifname(name string) []byte {
 }
 
 func iif(name string) match {
-	return match{meta(expr.MetaKeyIIFNAME), cmp(expr.CmpOpEq, ifname(name))}
+	return match{meta(expr.MetaKeyIIFNAME), compare(expr.CmpOpEq, ifname(name))}
 }
 
 func oif(name string) match {
-	return match{meta(expr.MetaKeyOIFNAME), cmp(expr.CmpOpEq, ifname(name))}
+	return match{meta(expr.MetaKeyOIFNAME), compare(expr.CmpOpEq, ifname(name))}
 }
 
 func oifNot(name string) match {
-	return match{meta(expr.MetaKeyOIFNAME), cmp(expr.CmpOpNeq, ifname(name))}
+	return match{meta(expr.MetaKeyOIFNAME), compare(expr.CmpOpNeq, ifname(name))}
 }
 
 func mark(m uint32) match {
-	return match{meta(expr.MetaKeyMARK), and(hostUint32(MarkMask), hostUint32(0)), cmp(expr.CmpOpEq, hostUint32(m))}
+	return match{meta(expr.MetaKeyMARK), and(hostUint32(MarkMask), hostUint32(0)), compare(expr.CmpOpEq, hostUint32(m))}
 }
 
 func markNot(m uint32) match {
-	return match{meta(expr.MetaKeyMARK), and(hostUint32(MarkMask), hostUint32(0)), cmp(expr.CmpOpNeq, hostUint32(m))}
+	return match{meta(expr.MetaKeyMARK), and(hostUint32(MarkMask), hostUint32(0)), compare(expr.CmpOpNeq, hostUint32(m))}
 }
 
 func ctMark(m uint32) match {
 	return match{
 		&expr.Ct{Key: expr.CtKeyMARK, Register: reg},
-		and(hostUint32(MarkMask), hostUint32(0)), cmp(expr.CmpOpEq, hostUint32(m)),
+		and(hostUint32(MarkMask), hostUint32(0)), compare(expr.CmpOpEq, hostUint32(m)),
 	}
 }
 
@@ -99,7 +99,7 @@ func markFromCT() match {
 func redirected() match {
 	return match{
 		&expr.Ct{Key: expr.CtKeySTATUS, Register: reg},
-		and(hostUint32(ctStatusDNAT), hostUint32(0)), cmp(expr.CmpOpEq, hostUint32(ctStatusDNAT)),
+		and(hostUint32(ctStatusDNAT), hostUint32(0)), compare(expr.CmpOpEq, hostUint32(ctStatusDNAT)),
 	}
 }
 
@@ -118,30 +118,30 @@ func network(offset, length uint32) expr.Any {
 	return &expr.Payload{DestRegister: reg, Base: expr.PayloadBaseNetworkHeader, Offset: offset, Len: length}
 }
 
-func sport(p uint16) match    { return match{transport(0, 2), cmp(expr.CmpOpEq, netUint16(p))} }
-func dport(p uint16) match    { return match{transport(2, 2), cmp(expr.CmpOpEq, netUint16(p))} }
-func dportNot(p uint16) match { return match{transport(2, 2), cmp(expr.CmpOpNeq, netUint16(p))} }
+func sport(p uint16) match    { return match{transport(0, 2), compare(expr.CmpOpEq, netUint16(p))} }
+func dport(p uint16) match    { return match{transport(2, 2), compare(expr.CmpOpEq, netUint16(p))} }
+func dportNot(p uint16) match { return match{transport(2, 2), compare(expr.CmpOpNeq, netUint16(p))} }
 
 // syn matches the first segment of a connection and notSyn all others.
 func syn() match    { return synFlags(expr.CmpOpEq) }
 func notSyn() match { return synFlags(expr.CmpOpNeq) }
 
 func synFlags(op expr.CmpOp) match {
-	return match{transport(13, 1), and([]byte{tcpFlagSYN | tcpFlagACK}, []byte{0}), cmp(op, []byte{tcpFlagSYN})}
+	return match{transport(13, 1), and([]byte{tcpFlagSYN | tcpFlagACK}, []byte{0}), compare(op, []byte{tcpFlagSYN})}
 }
 
 func saddr(a netip.Addr) match {
 	if a.Is4() {
-		return append(nfproto(unix.NFPROTO_IPV4), network(12, 4), cmp(expr.CmpOpEq, a.AsSlice()))
+		return append(nfproto(unix.NFPROTO_IPV4), network(12, 4), compare(expr.CmpOpEq, a.AsSlice()))
 	}
-	return append(nfproto(unix.NFPROTO_IPV6), network(8, 16), cmp(expr.CmpOpEq, a.AsSlice()))
+	return append(nfproto(unix.NFPROTO_IPV6), network(8, 16), compare(expr.CmpOpEq, a.AsSlice()))
 }
 
 func daddr(a netip.Addr) match {
 	if a.Is4() {
-		return append(nfproto(unix.NFPROTO_IPV4), network(16, 4), cmp(expr.CmpOpEq, a.AsSlice()))
+		return append(nfproto(unix.NFPROTO_IPV4), network(16, 4), compare(expr.CmpOpEq, a.AsSlice()))
 	}
-	return append(nfproto(unix.NFPROTO_IPV6), network(24, 16), cmp(expr.CmpOpEq, a.AsSlice()))
+	return append(nfproto(unix.NFPROTO_IPV6), network(24, 16), compare(expr.CmpOpEq, a.AsSlice()))
 }
 
 // daddrNot takes prefixes of whole bytes only, of which just these are loaded.
@@ -151,7 +151,7 @@ func daddrNot(p netip.Prefix) match {
 	if p.Addr().Is4() {
 		family, offset = unix.NFPROTO_IPV4, 16
 	}
-	return append(nfproto(family), network(offset, uint32(len(data))), cmp(expr.CmpOpNeq, data))
+	return append(nfproto(family), network(offset, uint32(len(data))), compare(expr.CmpOpNeq, data))
 }
 
 func counter() match { return match{&expr.Counter{}} }

@@ -143,9 +143,26 @@ func read() (*Table, error) {
 	return t, errors.Join(err, bad)
 }
 
+// Generation returns the number of the last change that anybody has made to the
+// nftables of ns. As long as it stays the same, what Read returns does too.
+func Generation(ns *netns.NS) (uint32, error) {
+	var id uint32
+	err := ns.Do(func() error {
+		return request(unix.NFT_MSG_GETGEN, 0, nil, func(f fields) { id = f.uint32(unix.NFTA_GEN_ID) })
+	})
+	if err != nil {
+		return 0, fmt.Errorf("read nftables generation of %s: %w", ns, err)
+	}
+	return id, nil
+}
+
 // dump asks for all objects of one kind in family inet, in the current namespace.
 func dump(kind int, filter *nl.RtAttr, each func(fields)) error {
-	req := nl.NewNetlinkRequest(unix.NFNL_SUBSYS_NFTABLES<<8|kind, unix.NLM_F_DUMP)
+	return request(kind, unix.NLM_F_DUMP, filter, each)
+}
+
+func request(kind, flags int, filter *nl.RtAttr, each func(fields)) error {
+	req := nl.NewNetlinkRequest(unix.NFNL_SUBSYS_NFTABLES<<8|kind, flags)
 	req.AddData(&nl.Nfgenmsg{NfgenFamily: unix.NFPROTO_INET, Version: nl.NFNETLINK_V0})
 	if filter != nil {
 		req.AddData(filter)
@@ -164,7 +181,7 @@ func dump(kind int, filter *nl.RtAttr, each func(fields)) error {
 
 func parseChain(f fields) Chain {
 	c := Chain{Name: f.text(unix.NFTA_CHAIN_NAME)}
-	if hook, ok := f[unix.NFTA_CHAIN_HOOK]; ok {
+	if hook, ok := f.get(unix.NFTA_CHAIN_HOOK); ok {
 		h := parseFields(hook)
 		c.Type = f.text(unix.NFTA_CHAIN_TYPE)
 		c.Priority = int(int32(h.uint32(unix.NFTA_HOOK_PRIORITY)))
@@ -180,14 +197,14 @@ func parseChain(f fields) Chain {
 
 func parseRule(f fields) (Rule, error) {
 	var elems []element
-	for _, data := range attrs(f[unix.NFTA_RULE_EXPRESSIONS]) {
+	for _, data := range attrs(f.bytes(unix.NFTA_RULE_EXPRESSIONS)) {
 		e, err := parseElement(data)
 		if err != nil {
 			return Rule{}, fmt.Errorf("read rule of chain %s: %w", f.text(unix.NFTA_RULE_CHAIN), err)
 		}
 		elems = append(elems, e)
 	}
-	return Rule{Text: render(elems), Comment: parseComment(f[unix.NFTA_RULE_USERDATA])}, nil
+	return Rule{Text: render(elems), Comment: parseComment(f.bytes(unix.NFTA_RULE_USERDATA))}, nil
 }
 
 // parseComment finds the comment in the user data of a rule: entries of type,

@@ -1,6 +1,7 @@
 package nft
 
 import (
+	"cmp"
 	"encoding/binary"
 	"encoding/hex"
 	"fmt"
@@ -73,7 +74,7 @@ func (r *renderer) element(e element) {
 		}
 		r.load(e, unix.NFTA_CT_DREG, unix.NFTA_CT_SREG, op)
 	case "payload":
-		if _, write := e.data[unix.NFTA_PAYLOAD_SREG]; write {
+		if e.data.has(unix.NFTA_PAYLOAD_SREG) {
 			r.unknown(e)
 			return
 		}
@@ -94,26 +95,16 @@ func (r *renderer) element(e element) {
 }
 
 func (r *renderer) unknown(e element) {
-	var parts []string
-	for _, kind := range slices.Sorted(keys(e.data)) {
-		parts = append(parts, fmt.Sprintf("%d=%s", kind, hex.EncodeToString(e.data[kind])))
+	parts := []string{e.name}
+	for _, a := range slices.SortedStableFunc(slices.Values(e.data), func(a, b field) int { return cmp.Compare(a.kind, b.kind) }) {
+		parts = append(parts, fmt.Sprintf("%d=%s", a.kind, hex.EncodeToString(a.data)))
 	}
-	r.say("unknown(%s)", strings.Join(append([]string{e.name}, parts...), " "))
-}
-
-func keys(f fields) func(func(uint16) bool) {
-	return func(yield func(uint16) bool) {
-		for k := range f {
-			if !yield(k) {
-				return
-			}
-		}
-	}
+	r.say("unknown(%s)", strings.Join(parts, " "))
 }
 
 // load is an expression that either fills a register from op or sets op from one.
 func (r *renderer) load(e element, dreg, sreg uint16, op operand) {
-	if _, ok := e.data[dreg]; ok {
+	if e.data.has(dreg) {
 		r.regs[e.data.uint32(dreg)] = op
 		return
 	}
@@ -145,7 +136,7 @@ func metaOperand(key uint32) operand {
 }
 
 func ctOperand(e element) (operand, bool) {
-	if _, ok := e.data[unix.NFTA_CT_DIRECTION]; ok {
+	if e.data.has(unix.NFTA_CT_DIRECTION) {
 		return operand{}, false
 	}
 	switch e.data.uint32(unix.NFTA_CT_KEY) {
@@ -256,12 +247,12 @@ func (r *renderer) compare(e element) {
 
 func (r *renderer) immediate(e element) {
 	dreg := e.data.uint32(unix.NFTA_IMMEDIATE_DREG)
-	data := parseFields(e.data[unix.NFTA_IMMEDIATE_DATA])
+	data := parseFields(e.data.bytes(unix.NFTA_IMMEDIATE_DATA))
 	if dreg != unix.NFT_REG_VERDICT {
-		r.regs[dreg] = operand{data: data[unix.NFTA_DATA_VALUE]}
+		r.regs[dreg] = operand{data: data.bytes(unix.NFTA_DATA_VALUE)}
 		return
 	}
-	v := parseFields(data[unix.NFTA_DATA_VERDICT])
+	v := parseFields(data.bytes(unix.NFTA_DATA_VERDICT))
 	code := int32(v.uint32(unix.NFTA_VERDICT_CODE))
 	name := map[int32]string{
 		0: "drop", 1: "accept", unix.NFT_CONTINUE: "continue", unix.NFT_BREAK: "break",

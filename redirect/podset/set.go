@@ -195,12 +195,26 @@ func (s *Set) Remove(ctx context.Context, uid string) error {
 func (s *Set) dropLocked(e *entry) {
 	delete(s.pods, e.pod.UID)
 	e.drop(ErrRemoved)
+	e.publishLocked(Leaving, nil)
 	if s.ctx == nil { // no goroutine has it yet
 		_ = e.pod.NS.Close()
 		close(e.gone)
 		return
 	}
 	s.leaving[e] = struct{}{}
+}
+
+// publishLocked changes the state that others see. Leaving is final.
+func (e *entry) publishLocked(state State, err error) {
+	if e.state == Leaving || e.state == state && e.err == nil && err == nil {
+		return
+	}
+	if state == Failed {
+		e.attempts++
+	}
+	e.state, e.err = state, err
+	close(e.changed)
+	e.changed = make(chan struct{})
 }
 
 // Sync makes the desired pods those of a complete list: new ones are added, and ones

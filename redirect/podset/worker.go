@@ -256,18 +256,9 @@ func (s *Set) forget(e *entry) {
 
 // set publishes the state.
 func (w *worker) set(state State, err error) {
-	e := w.e
 	w.s.mu.Lock()
 	defer w.s.mu.Unlock()
-	if e.state == state && e.err == nil && err == nil {
-		return
-	}
-	if state == Failed {
-		e.attempts++
-	}
-	e.state, e.err = state, err
-	close(e.changed)
-	e.changed = make(chan struct{})
+	w.e.publishLocked(state, err)
 }
 
 func (w *worker) event(ev Event) {
