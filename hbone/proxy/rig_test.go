@@ -176,9 +176,9 @@ type node struct {
 // pod is one enrolled pod; its listeners are those of redirected traffic.
 type pod struct {
 	*proxy.Pod
-	rig                              *rig
-	ip                               netip.Addr
-	w                                *workload.Workload
+	rig                            *rig
+	ip                             netip.Addr
+	w                              *workload.Workload
 	outbound, inbound, passthrough netip.AddrPort
 
 	mu      sync.Mutex
@@ -341,7 +341,8 @@ func (r *rig) serve(ip netip.Addr, handle func(*net.TCPConn)) *app {
 func (r *rig) echo(ip netip.Addr) netip.AddrPort {
 	r.t.Helper()
 	return r.serve(ip, func(c *net.TCPConn) {
-		_, _ = io.Copy(c, c)
+		// Not TCPConn to TCPConn: that would splice through pipes, which the collector closes.
+		_, _ = io.Copy(struct{ io.Writer }{c}, struct{ io.Reader }{c})
 		_ = c.CloseWrite()
 	}).addr
 }
