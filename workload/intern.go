@@ -35,10 +35,10 @@ func newInterner() *interner {
 	}
 }
 
-func acquire[K comparable, T any](m map[K]*shared[T], key K, make func() T) T {
+func acquire[K comparable, T any](m map[K]*shared[T], key K, value func() T) T {
 	e := m[key]
 	if e == nil {
-		e = &shared[T]{value: make()}
+		e = &shared[T]{value: value()}
 		m[key] = e
 	}
 	e.refs++
