@@ -4,6 +4,7 @@ import (
 	"fmt"
 	"net/netip"
 	"runtime"
+	"strings"
 	"testing"
 
 	"github.com/culvert-mesh/culvert/workload"
@@ -21,9 +22,9 @@ func fleetWorkload(i int) *workload.Workload {
 	name := fmt.Sprintf("%s-6f7d8c9b5-%05x", app, i)
 	w := &workload.Workload{
 		UID: "Kubernetes//Pod/" + ns + "/" + name, Name: name, Namespace: ns,
-		TrustDomain: fmt.Sprint("cluster.local"), ServiceAccount: app, Network: fmt.Sprint("network-", i%2),
-		Node: fmt.Sprintf("node-%d.example.com", i%1000), WorkloadName: app, WorkloadType: fmt.Sprint("deployment"),
-		CanonicalName: fmt.Sprint(app), CanonicalRevision: fmt.Sprint("latest"), ClusterID: fmt.Sprint("Kubernetes"),
+		TrustDomain: strings.Clone("cluster.local"), ServiceAccount: app, Network: fmt.Sprint("network-", i%2),
+		Node: fmt.Sprintf("node-%d.example.com", i%1000), WorkloadName: app, WorkloadType: strings.Clone("deployment"),
+		CanonicalName: strings.Clone(app), CanonicalRevision: strings.Clone("latest"), ClusterID: strings.Clone("Kubernetes"),
 		Locality:  workload.Locality{Region: fmt.Sprint("region-", i%3), Zone: fmt.Sprint("zone-", i%9)},
 		Addresses: []netip.Addr{netip.AddrFrom4([4]byte{10, byte(i >> 16), byte(i >> 8), byte(i)})},
 		Protocol:  workload.HBONE, Capacity: 1,

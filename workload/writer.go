@@ -197,7 +197,7 @@ func (w *writer) countPrefix(p NetworkPrefix, by int) {
 	if old := w.next.prefixLengths.At(p.Network); old != nil {
 		*n = *old
 	}
-	*n.at(p.Prefix.Addr().Unmap(), maskedPrefix(p).Prefix.Bits()) += uint32(by) //nolint:gosec // wraps back
+	*n.at(p.Prefix.Addr().Unmap(), maskedPrefix(p).Prefix.Bits()) += uint32(by)
 	if *n == (prefixLengths{}) {
 		w.next.prefixLengths = w.next.prefixLengths.Without(w.owner, p.Network)
 		return

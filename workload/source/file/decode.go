@@ -232,7 +232,7 @@ func (d *decoder) number(n *yaml.Node, what string, limit uint64) uint64 {
 }
 
 func (d *decoder) port(n *yaml.Node, what string) uint16 {
-	return uint16(d.number(n, what, 1<<16-1)) //nolint:gosec // limited
+	return uint16(d.number(n, what, 1<<16-1))
 }
 
 // ports reads {servicePort: targetPort}.

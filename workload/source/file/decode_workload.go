@@ -52,7 +52,7 @@ func (d *decoder) workload(n *yaml.Node) {
 		},
 		"locality": func(n *yaml.Node) { w.Locality = d.locality(n) },
 		"capacity": func(n *yaml.Node) {
-			w.Capacity = uint32(d.number(n, what+" capacity", 1<<32-1)) //nolint:gosec // limited
+			w.Capacity = uint32(d.number(n, what+" capacity", 1<<32-1))
 		},
 		"services": func(n *yaml.Node) { w.Services = d.memberships(n) },
 	})
@@ -263,7 +263,7 @@ func (d *decoder) weighted(n *yaml.Node) workload.WeightedWaypoint {
 			}
 		},
 		"weight": func(n *yaml.Node) {
-			w.Weight = uint32(d.number(n, "weightedWaypoints weight", 1<<32-1)) //nolint:gosec // limited
+			w.Weight = uint32(d.number(n, "weightedWaypoints weight", 1<<32-1))
 		},
 	})
 	d.required(n, "weightedWaypoints", seen, "destination", "weight")
