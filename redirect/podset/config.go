@@ -55,6 +55,16 @@ type Config struct {
 	RetryInterval time.Duration
 	// AuditInterval is how often an enrolled pod is looked at. Zero means 5 s.
 	AuditInterval time.Duration
+	// SocketAudit is how often an enrolled pod is searched for sockets that carry
+	// the agent's mark, so go past the capture, and are not the agent's. Zero means
+	// a minute, negative never.
+	SocketAudit time.Duration
+	// MarkedSockets lists the sockets with the mark; nil means
+	// redirect.MarkedSockets.
+	MarkedSockets func(ns *netns.NS) ([]redirect.Socket, error)
+	// OwnSockets returns the inodes of the agent's sockets; nil means those of this
+	// process.
+	OwnSockets func() (map[uint64]bool, error)
 	// DrainTimeout is how long connections may go on when a pod leaves or the Set
 	// ends. Zero means 30 s; negative cuts them at once.
 	DrainTimeout time.Duration
@@ -86,11 +96,18 @@ func (c Config) complete() (Config, error) {
 		fallback time.Duration
 	}{
 		{&c.StartTimeout, 30 * time.Second}, {&c.RetryInterval, 5 * time.Second},
-		{&c.AuditInterval, 5 * time.Second}, {&c.DrainTimeout, 30 * time.Second},
+		{&c.AuditInterval, 5 * time.Second}, {&c.SocketAudit, time.Minute},
+		{&c.DrainTimeout, 30 * time.Second},
 	} {
 		if *d.value == 0 {
 			*d.value = d.fallback
 		}
+	}
+	if c.MarkedSockets == nil {
+		c.MarkedSockets = redirect.MarkedSockets
+	}
+	if c.OwnSockets == nil {
+		c.OwnSockets = ownSockets
 	}
 	if c.Logger == nil {
 		c.Logger = slog.New(slog.DiscardHandler)

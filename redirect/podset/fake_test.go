@@ -128,6 +128,9 @@ func (w *world) start(cfg podset.Config) (end func()) {
 	if cfg.Runner == nil {
 		cfg.Runner = w
 	}
+	if cfg.SocketAudit == 0 {
+		cfg.SocketAudit = -1
+	}
 	cfg.NewCapture = func(ns *netns.NS) (podset.Capture, error) {
 		w.mu.Lock()
 		defer w.mu.Unlock()

@@ -9,6 +9,7 @@ import (
 	"net"
 	"net/netip"
 	"os"
+	"os/exec"
 	"path/filepath"
 	"strings"
 	"sync"
@@ -303,5 +304,36 @@ func TestTakenPort(t *testing.T) {
 		t.Errorf("served by %q", who)
 	} else {
 		_ = c.Close()
+	}
+}
+
+// TestForeignSocketOfAnotherProcess: the agent's listeners carry the mark and are its
+// own; a socket that another process holds with the mark is reported.
+func TestForeignSocketOfAnotherProcess(t *testing.T) {
+	n := newNode(t, podset.Config{AuditInterval: 20 * time.Millisecond, SocketAudit: 20 * time.Millisecond})
+	if err := n.handOver(); err != nil {
+		t.Fatal(err)
+	}
+	fd, err := n.pod.Socket(unix.AF_INET, unix.SOCK_DGRAM, 0, netns.Mark(redirect.AgentMark))
+	if err != nil {
+		t.Fatal(err)
+	}
+	// The socket is handed to a child and closed here.
+	f := os.NewFile(uintptr(fd), "socket")
+	if err := unix.Bind(fd, &unix.SockaddrInet4{Port: 7777}); err != nil {
+		t.Fatal(err)
+	}
+	child := exec.Command("sleep", "60")
+	child.ExtraFiles = []*os.File{f}
+	if err := child.Start(); err != nil {
+		t.Fatal(err)
+	}
+	defer func() { _ = child.Process.Kill(); _ = child.Wait() }()
+	if err := f.Close(); err != nil {
+		t.Fatal(err)
+	}
+	e := n.wait(podset.EventForeign)
+	if len(e.Sockets) != 1 || e.Sockets[0].Local.Port() != 7777 {
+		t.Errorf("reported %v, want the child's socket alone", e.Sockets)
 	}
 }

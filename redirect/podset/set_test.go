@@ -11,6 +11,7 @@ import (
 	"github.com/google/go-cmp/cmp"
 
 	"github.com/culvert-mesh/culvert/redirect"
+	"github.com/culvert-mesh/culvert/redirect/netns"
 	"github.com/culvert-mesh/culvert/redirect/podset"
 )
 
@@ -388,6 +389,51 @@ func TestCheckRestartsService(t *testing.T) {
 		}
 		if got := w.states(); got != "a:enrolled " {
 			t.Errorf("states %q", got)
+		}
+	})
+}
+
+func TestForeignSockets(t *testing.T) {
+	ns := namespaces(t, 1)
+	bubble(t, func(t *testing.T) {
+		w := newWorld(t)
+		var marked []redirect.Socket
+		end := w.start(podset.Config{
+			SocketAudit: 30 * time.Second,
+			MarkedSockets: func(*netns.NS) ([]redirect.Socket, error) {
+				w.mu.Lock()
+				defer w.mu.Unlock()
+				return marked, w.fail["marked"]
+			},
+			OwnSockets: func() (map[uint64]bool, error) { return map[uint64]bool{1: true}, nil },
+		})
+		defer end()
+		if err := w.set.Add(t.Context(), w.pod("a", ns[0])); err != nil {
+			t.Fatal(err)
+		}
+		w.eventKinds()
+		own, foreign := redirect.Socket{Inode: 1, Cookie: 10}, redirect.Socket{Inode: 2, Cookie: 20}
+		set := func(s ...redirect.Socket) {
+			w.mu.Lock()
+			defer w.mu.Unlock()
+			marked = s
+		}
+		set(own, foreign)
+		time.Sleep(40 * time.Second)
+		set(own) // it was gone before it was seen twice
+		time.Sleep(time.Minute)
+		synctest.Wait()
+		if got := w.eventKinds(); got != "" {
+			t.Errorf("events %q for a socket seen once", got)
+		}
+		set(own, foreign)
+		time.Sleep(5 * time.Minute)
+		synctest.Wait()
+		if got := w.eventKinds(); got != "foreign " {
+			t.Errorf("events %q, want one", got)
+		}
+		if got := w.set.Stats().Foreign; got != 1 {
+			t.Errorf("%d counted", got)
 		}
 	})
 }

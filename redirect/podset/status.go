@@ -48,6 +48,7 @@ const (
 	EventFailed   EventKind = "failed"   // Err says why; it is tried again
 	EventRepaired EventKind = "repaired" // Findings were wrong and are right again, except Left
 	EventDamaged  EventKind = "damaged"  // Findings are wrong and could not be repaired: Err
+	EventForeign  EventKind = "foreign"  // Sockets carry the agent's mark and are not the agent's
 	EventLeft     EventKind = "left"     // Err when something stayed behind
 )
 
@@ -58,6 +59,7 @@ type Event struct {
 	Err      error
 	Findings []redirect.Finding
 	Left     []redirect.Finding
+	Sockets  []redirect.Socket
 }
 
 // Stats are counts since the Set was made.
@@ -66,16 +68,17 @@ type Stats struct {
 	Damaged  uint64 // of them, those that differed
 	Repaired uint64 // of these, those that were put right
 	Failures uint64 // failed attempts to enrol
+	Foreign  uint64 // sockets with the agent's mark that were not the agent's
 }
 
 type counters struct {
-	audits, damaged, repaired, failures atomic.Uint64
+	audits, damaged, repaired, failures, foreign atomic.Uint64
 }
 
 func (c *counters) stats() Stats {
 	return Stats{
 		Audits: c.audits.Load(), Damaged: c.damaged.Load(),
-		Repaired: c.repaired.Load(), Failures: c.failures.Load(),
+		Repaired: c.repaired.Load(), Failures: c.failures.Load(), Foreign: c.foreign.Load(),
 	}
 }
 

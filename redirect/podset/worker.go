@@ -17,6 +17,7 @@ type worker struct {
 	capture Capture
 	stop    func(context.Context) // of the running service, nil without one
 	left    string                // findings that the last repair could not put right
+	foreign map[uint64]int        // how often a foreign socket was seen, by cookie
 }
 
 // look is the goroutine of one pod, from Starting to gone.
@@ -156,6 +157,7 @@ func (w *worker) audit(ctx context.Context) bool {
 	interval := w.s.cfg.AuditInterval
 	timer := time.NewTimer(interval/2 + rand.N(interval/2+1))
 	defer timer.Stop()
+	searched := time.Now()
 	for {
 		select {
 		case <-w.e.removed.Done():
@@ -165,6 +167,10 @@ func (w *worker) audit(ctx context.Context) bool {
 		case <-timer.C:
 		}
 		w.repair()
+		if every := w.s.cfg.SocketAudit; every > 0 && time.Since(searched) >= every {
+			w.searchForeign()
+			searched = time.Now()
+		}
 		if checker, ok := w.s.cfg.Runner.(Checker); ok {
 			if err := checker.Check(w.e.pod); err != nil {
 				w.restart(err)
@@ -276,6 +282,8 @@ func (w *worker) event(ev Event) {
 		log.Warn("enrolling pod failed", "error", ev.Err)
 	case EventRepaired:
 		log.Warn("capture of pod repaired", "findings", texts(ev.Findings), "left", texts(ev.Left))
+	case EventForeign:
+		log.Warn("sockets in pod go past the capture", "sockets", ev.Sockets)
 	case EventDamaged:
 		log.Error("capture of pod is damaged", "findings", texts(ev.Findings), "error", ev.Err)
 	}
