@@ -75,6 +75,7 @@ type Peer struct {
 	Raw net.Conn
 
 	framer *http2.Framer
+	handle func(*Peer, uint32, Header) // nil, or told about header blocks
 	write  sync.Mutex
 	enc    *hpack.Encoder
 	block  bytes.Buffer
@@ -91,7 +92,7 @@ type Peer struct {
 
 // Client handshakes on an open connection as a client and sends its preface and settings.
 func Client(conn net.Conn, config *tls.Config, settings ...http2.Setting) (*Peer, error) {
-	return start(conn, tls.Client(conn, config), true, settings)
+	return start(conn, tls.Client(conn, config), true, settings, nil)
 }
 
 // Dial connects to addr and is Client then.
@@ -105,13 +106,13 @@ func Dial(t testing.TB, addr string, config *tls.Config, settings ...http2.Setti
 	return Client(conn, config, settings...)
 }
 
-func start(raw net.Conn, conn *tls.Conn, client bool, settings []http2.Setting) (*Peer, error) {
+func start(raw net.Conn, conn *tls.Conn, client bool, settings []http2.Setting, handle func(*Peer, uint32, Header)) (*Peer, error) {
 	_ = conn.SetDeadline(time.Now().Add(patience))
 	if err := conn.Handshake(); err != nil {
 		return nil, err
 	}
 	_ = conn.SetDeadline(time.Time{})
-	p := &Peer{Conn: conn, Raw: raw, framer: http2.NewFramer(conn, conn), changed: make(chan struct{}), streams: make(map[uint32]*Stream)}
+	p := &Peer{Conn: conn, Raw: raw, framer: http2.NewFramer(conn, conn), handle: handle, changed: make(chan struct{}), streams: make(map[uint32]*Stream)}
 	p.framer.ReadMetaHeaders = hpack.NewDecoder(4096, nil)
 	p.framer.AllowIllegalWrites = true
 	p.enc = hpack.NewEncoder(&p.block)
@@ -152,11 +153,11 @@ func (p *Peer) read() {
 			p.update(func() { p.err = err })
 			return
 		}
-		p.handle(f)
+		p.take(f)
 	}
 }
 
-func (p *Peer) handle(f http2.Frame) {
+func (p *Peer) take(f http2.Frame) {
 	switch f := f.(type) {
 	case *http2.SettingsFrame:
 		if !f.IsAck() {
@@ -173,6 +174,9 @@ func (p *Peer) handle(f http2.Frame) {
 			s.Header, s.Ended = append(Header(nil), f.Fields...), f.StreamEnded()
 			p.opened = append(p.opened, f.StreamID)
 		})
+		if p.handle != nil {
+			p.handle(p, f.StreamID, Header(f.Fields))
+		}
 	case *http2.DataFrame:
 		n := uint32(f.Header().Length)
 		p.update(func() {

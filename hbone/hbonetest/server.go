@@ -17,6 +17,7 @@ type Server struct {
 	settings []http2.Setting
 
 	mu      sync.Mutex
+	handle  func(p *Peer, stream uint32, h Header)
 	changed chan struct{}
 	peers   []*Peer
 	errs    []error
@@ -61,7 +62,7 @@ func (s *Server) serve() {
 		if err != nil {
 			return
 		}
-		p, err := start(conn, tls.Server(conn, s.config), false, s.settings)
+		p, err := start(conn, tls.Server(conn, s.config), false, s.settings, s.request)
 		s.mu.Lock()
 		if err != nil {
 			s.errs = append(s.errs, err)
@@ -74,6 +75,23 @@ func (s *Server) serve() {
 		close(s.changed)
 		s.changed = make(chan struct{})
 		s.mu.Unlock()
+	}
+}
+
+// Handle has f called for each header block that comes from now on, in the order of arrival; f must not wait for
+// anything on that connection.
+func (s *Server) Handle(f func(p *Peer, stream uint32, h Header)) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.handle = f
+}
+
+func (s *Server) request(p *Peer, stream uint32, h Header) {
+	s.mu.Lock()
+	f := s.handle
+	s.mu.Unlock()
+	if f != nil {
+		f(p, stream, h)
 	}
 }
 

@@ -115,11 +115,9 @@ func TestNextTarget(t *testing.T) {
 	}
 	status := func(code string) func(t *testing.T, r *rig, w *workload.Workload) {
 		return func(t *testing.T, r *rig, w *workload.Workload) {
-			peer := r.peerAt(w)
-			go func() { // ends with the test's peers
-				p := peer.Peer(t, 1)
-				answer(t, p, 1, code)
-			}()
+			r.peerAt(w).Handle(func(p *hbonetest.Peer, id uint32, _ hbonetest.Header) {
+				p.Headers(id, true, hbonetest.Fields(":status", code))
+			})
 		}
 	}
 	for _, tc := range []struct {
@@ -139,14 +137,7 @@ func TestNextTarget(t *testing.T) {
 			hbonetest.Listen(t, netip.AddrPortFrom(w.Addresses[0], r.hbone).String(), mtls.Server(s, nil))
 		}, true, 0, ""},
 		{"goaway", func(t *testing.T, r *rig, w *workload.Workload) {
-			peer := r.peerAt(w)
-			go func() {
-				for n := 1; n <= 4; n++ {
-					p := peer.Peer(t, n)
-					p.WaitRequest(t, 1)
-					p.GoAway(0, http2.ErrCodeNo)
-				}
-			}()
+			r.peerAt(w).Handle(func(p *hbonetest.Peer, _ uint32, _ hbonetest.Header) { p.GoAway(0, http2.ErrCodeNo) })
 		}, true, 0, ""},
 	} {
 		t.Run(tc.name, func(t *testing.T) {
