@@ -23,16 +23,15 @@ import (
 // path is a smallest mesh: an ingress that puts every accepted connection into one tunnel, and an egress that dials one
 // destination for every stream.
 type path struct {
-	t        testing.TB
-	in, out  *loop.Loop
-	ingress  *loop.Acceptor
-	client   *tunnel.Tunnel
-	server   *tunnel.Tunnel
-	dst      netip.AddrPort
-	inDone   chan error
-	outDone  chan error
-	fromApp  atomic.Int64
-	statuses sync.Map
+	t       testing.TB
+	in, out *loop.Loop
+	ingress *loop.Acceptor
+	client  *tunnel.Tunnel
+	server  *tunnel.Tunnel
+	dst     netip.AddrPort
+	inDone  chan error
+	outDone chan error
+	fromApp atomic.Int64
 }
 
 func newLoop(t testing.TB) *loop.Loop {
