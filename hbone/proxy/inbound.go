@@ -2,7 +2,6 @@ package proxy
 
 import (
 	"context"
-	"errors"
 	"net/netip"
 
 	"github.com/culvert-mesh/culvert/hbone/loop"
@@ -17,8 +16,6 @@ type peer struct {
 	trust trust
 	gone  bool // guarded by Pod.mu
 }
-
-var errHandshakeTimeout = errors.New("handshake timed out")
 
 // serveInbound begins the handshake with an accepted peer. When too many are under way it waits, and the kernel keeps the
 // next peers in its queue.
@@ -55,7 +52,7 @@ func (f *Flow) cut(error) {}
 // peer asked for it plays no part. The count in Pod.work goes over to the tunnel.
 func (p *Pod) acceptTunnel(fd int) error {
 	cfg := &p.proxy.cfg
-	ctx, cancel := context.WithTimeoutCause(p.ctx, cfg.HandshakeTimeout, errHandshakeTimeout)
+	ctx, cancel := context.WithTimeout(p.ctx, cfg.HandshakeTimeout)
 	defer cancel()
 	local, err := p.waitLocal(ctx)
 	if err != nil {
