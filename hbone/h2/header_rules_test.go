@@ -141,6 +141,20 @@ func TestTrailers(t *testing.T) {
 			r.w.headers(1, true, "x", "y")
 			r.w.data(3, false, "alive")
 		}, events: req + "; headers 3 CONNECT 10.0.0.1:80; data 3 alive", frames: "RST_STREAM 1 CONNECT_ERROR"},
+		{name: "of_several_that_we_reset", do: func(r *rig) {
+			for id := uint32(1); id < 41; id += 2 {
+				r.w.connect(id)
+			}
+			r.feed()
+			for _, st := range r.open {
+				r.s.Reset(st, h2.Cancel)
+			}
+			for id := uint32(1); id < 41; id += 2 {
+				r.w.headers(id, true, "x", "y")
+			}
+			r.feed()
+			r.log, r.out = nil, nil
+		}},
 		{name: "of_stream_that_we_refused", do: func(r *rig) {
 			r.onRequest = func(st *h2.Stream, _ *h2.Header) { r.s.Respond(st, 503, nil, true) }
 			r.w.connect(1)
