@@ -85,6 +85,7 @@ func (p *Proxy) Stop(ctx context.Context) {
 func (p *Proxy) Run(ctx context.Context) error {
 	if rev := p.cfg.Revocation; rev != nil {
 		defer rev.Subscribe(p.recheckTunnels)()
+		p.recheckTunnels() // tunnels may be older than the watch
 	}
 	var wg sync.WaitGroup
 	wg.Go(func() { p.watchPolicies(ctx) })

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"io"
 	"log/slog"
+	"math/rand/v2"
 	"net"
 	"net/netip"
 	"os"
@@ -44,14 +45,18 @@ func newRig(t testing.TB) *rig {
 	return r
 }
 
-// freePort finds a port that no address of the loopback network uses.
+// freePort finds a port that no address of the loopback network uses, outside the range that the kernel hands out.
 func freePort(t testing.TB) uint16 {
-	l, err := net.Listen("tcp", "0.0.0.0:0")
-	if err != nil {
-		t.Fatal(err)
+	t.Helper()
+	for range 100 {
+		port := uint16(20000 + rand.IntN(10000))
+		if l, err := net.Listen("tcp", netip.AddrPortFrom(netip.IPv4Unspecified(), port).String()); err == nil {
+			l.Close()
+			return port
+		}
 	}
-	defer l.Close()
-	return l.Addr().(*net.TCPAddr).AddrPort().Port()
+	t.Fatal("no free port")
+	return 0
 }
 
 // checkDescriptors fails the test when it leaves descriptors behind.

@@ -15,16 +15,16 @@ const storePause = 100 * time.Millisecond
 
 // watchPolicies ends the inbound flows that a changed policy does not allow any more.
 func (p *Proxy) watchPolicies(ctx context.Context) {
-	last := p.cfg.Policies.Snapshot()
 	for {
-		select {
-		case <-last.Changed():
-		case <-ctx.Done():
-			return
-		}
-		last = p.cfg.Policies.Snapshot()
+		// The first time round counts too: flows may be older than the watch.
+		now := p.cfg.Policies.Snapshot()
 		for _, pod := range p.Pods() {
 			pod.rejudge()
+		}
+		select {
+		case <-now.Changed():
+		case <-ctx.Done():
+			return
 		}
 	}
 }
@@ -60,10 +60,8 @@ func (p *Proxy) storeChanged(snap *workload.Snapshot, known map[*Pod]*workload.W
 	for _, pod := range pods {
 		live[pod] = true
 		if local := pod.localIn(snap); local != nil && known[pod] != local.workload {
-			if known[pod] != nil {
-				pod.rejudge()
-			}
 			known[pod] = local.workload
+			pod.rejudge()
 		}
 		pod.pool.Retain(func(key pool.Key) bool { return current(snap, key) })
 	}
