@@ -164,7 +164,7 @@ func (c *Capture) Apply() ([]Finding, error) {
 	}
 	// The rules have loaded connection tracking, so its sysctls are there now.
 	before := maps.Clone(saved)
-	if err := c.ns.Do(func() error { return rememberTimeouts(saved) }); err != nil {
+	if err := c.ns.Do(func() error { return rememberKnobs(saved) }); err != nil {
 		return append(left, Finding{PartSysctl, err.Error()}), nil
 	}
 	if !maps.Equal(before, saved) {
@@ -172,7 +172,7 @@ func (c *Capture) Apply() ([]Finding, error) {
 			return nil, fmt.Errorf("capture traffic in %s: %w", c.ns, err)
 		}
 	}
-	if err := c.ns.Do(raiseTimeouts); err != nil {
+	if err := c.ns.Do(raiseKnobs); err != nil {
 		left = append(left, Finding{PartSysctl, err.Error()})
 	}
 	return left, nil

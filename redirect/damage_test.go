@@ -80,7 +80,9 @@ func TestDamage(t *testing.T) {
 		{"route_v6_gone", []string{"ip -6 route flush table 100"}, []string{"route: IPv6 local default route"}},
 		{"loopback_down", []string{"ip link set lo down"}, []string{"loopback: interface lo is down"}},
 		{"timeout_lowered", []string{"echo 60 > /proc/sys/net/netfilter/nf_conntrack_tcp_timeout_close_wait"},
-			[]string{"sysctl: net/netfilter/nf_conntrack_tcp_timeout_close_wait is 60 s instead of 43200 s"}},
+			[]string{"sysctl: net/netfilter/nf_conntrack_tcp_timeout_close_wait is 60 instead of 43200"}},
+		{"strict_tracking", []string{"echo 0 > /proc/sys/net/netfilter/nf_conntrack_tcp_be_liberal"},
+			[]string{"be_liberal is 0 instead of 1"}},
 		{"ports_unreserved", []string{"echo > /proc/sys/net/ipv4/ip_local_reserved_ports"}, []string{`lacks 15000-15090`}},
 	}
 	for _, tt := range tests {
@@ -112,6 +114,12 @@ func TestDamage(t *testing.T) {
 				t.Errorf("after repair served by %q", c.server)
 			}
 			l.dialFrom("198.51.100.9:0", "10.0.0.2:8080").works("after repair")
+			l.must(capture.Delete())
+			for name, want := range sysctlDefaults {
+				if got := netnstest.ReadSysctl(t, l.pod, name); got != want {
+					t.Errorf("%s after Delete: %q, want the default %q", name, got, want)
+				}
+			}
 		})
 	}
 }

@@ -16,7 +16,7 @@
 // new connections pass while the captured ones go on; Delete ends those that are
 // still there.
 //
-// # Connection tracking timeouts
+// # Connection tracking
 //
 // A redirected connection lives only as long as its tracking entry. Once one side
 // has closed, the kernel forgets the entry after 60 s (close_wait) or 120 s
@@ -25,6 +25,12 @@
 // to HalfCloseTimeout. The cost is small, because an entry outlives its sockets only
 // if a segment gets lost: FIN and RST of either end move it on to states that keep
 // their short timeouts, and the agent's socket always ends with one of them.
+//
+// A segment that tracking calls invalid is not translated either. A late duplicate
+// from the network would so reach the application's port instead of the agent's and
+// be answered by a reset, which ends the connection at its client. So tracking is
+// made liberal: only a reset can be invalid. Nothing is lost by that, for the
+// sockets on both sides check sequence numbers themselves.
 //
 // The package leaves to others: which namespaces (podset), the listeners, and the
 // identity of the pod. All methods of Capture may be called concurrently for

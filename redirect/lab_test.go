@@ -195,13 +195,4 @@ func (l *lab) setTimeouts(value string) {
 	}
 }
 
-func waitFor(t testing.TB, what string, ok func() bool) {
-	t.Helper()
-	for deadline := time.Now().Add(10 * time.Second); !ok(); time.Sleep(10 * time.Millisecond) {
-		if time.Now().After(deadline) {
-			t.Fatalf("gave up waiting: %s", what)
-		}
-	}
-}
-
 func addrPort(s string) netip.AddrPort { return netip.MustParseAddrPort(s) }

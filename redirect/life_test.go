@@ -53,6 +53,14 @@ func TestOldConnectionsSurvive(t *testing.T) {
 	}
 }
 
+// sysctlDefaults are the kernel's values of what is changed.
+var sysctlDefaults = map[string]string{
+	"net/ipv4/ip_local_reserved_ports":                  "\n",
+	"net/netfilter/nf_conntrack_tcp_timeout_close_wait": "60\n",
+	"net/netfilter/nf_conntrack_tcp_timeout_fin_wait":   "120\n",
+	"net/netfilter/nf_conntrack_tcp_be_liberal":         "0\n",
+}
+
 // TestLeave: StopNew lets new connections pass and the captured ones go on; Delete
 // leaves the namespace as it was found.
 func TestLeave(t *testing.T) {
@@ -96,8 +104,11 @@ func TestLeave(t *testing.T) {
 	if got := netnstest.ReadSysctl(t, l.pod, ports); got != before {
 		t.Errorf("reserved ports after Delete: %q, want %q as before", got, before)
 	}
-	for name, want := range map[string]string{"close_wait": "60\n", "fin_wait": "120\n"} {
-		if got := netnstest.ReadSysctl(t, l.pod, "net/netfilter/nf_conntrack_tcp_timeout_"+name); got != want {
+	for name, want := range sysctlDefaults {
+		if name == ports {
+			continue
+		}
+		if got := netnstest.ReadSysctl(t, l.pod, name); got != want {
 			t.Errorf("%s after Delete: %q, want the default %q", name, got, want)
 		}
 	}

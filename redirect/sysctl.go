@@ -16,10 +16,21 @@ import (
 
 const sysctlPorts = "net/ipv4/ip_local_reserved_ports"
 
-// sysctlTimeouts are raised to HalfCloseTimeout.
-var sysctlTimeouts = [...]string{
-	"net/netfilter/nf_conntrack_tcp_timeout_close_wait",
-	"net/netfilter/nf_conntrack_tcp_timeout_fin_wait",
+// knob is a sysctl of connection tracking that is raised to want.
+type knob struct {
+	name     string
+	want     uint64
+	fallback uint64 // the kernel's default
+}
+
+// knobs returns the sysctls to raise; the package comment has the reasons.
+func knobs() []knob {
+	const halfClose = uint64(HalfCloseTimeout / time.Second)
+	return []knob{
+		{"net/netfilter/nf_conntrack_tcp_timeout_close_wait", halfClose, 60},
+		{"net/netfilter/nf_conntrack_tcp_timeout_fin_wait", halfClose, 120},
+		{"net/netfilter/nf_conntrack_tcp_be_liberal", 1, 0},
+	}
 }
 
 // readSysctl reads a value in one read: for a list of ports the kernel cuts off what
@@ -88,7 +99,7 @@ func openDetached(name string) (int, error) {
 }
 
 // rememberPorts puts into saved which of our ports were reserved before us, unless
-// it is known already.
+// it is known already. When all are, that was us, and what remembered it is lost.
 func rememberPorts(saved map[string]string) error {
 	if _, known := saved[sysctlPorts]; known {
 		return nil
@@ -97,7 +108,11 @@ func rememberPorts(saved map[string]string) error {
 	if err != nil {
 		return err
 	}
-	ours := have.intersect(ourPorts()).String()
+	have = have.intersect(ourPorts())
+	if have == ourPorts() {
+		have = portSet{}
+	}
+	ours := have.String()
 	if len(ours) > 80 { // does not fit where it is kept: leave them all reserved then
 		ours = ourPorts().String()
 	}
@@ -126,43 +141,47 @@ func reservePorts() error {
 	return writeSysctl(sysctlPorts, want.String())
 }
 
-// rememberTimeouts puts the timeouts of before us into saved, unless known.
-func rememberTimeouts(saved map[string]string) error {
-	for _, name := range sysctlTimeouts {
-		if _, known := saved[name]; known {
+// rememberKnobs puts the values of before us into saved, unless they are known. A
+// value that is ours already has been remembered once, and that is lost.
+func rememberKnobs(saved map[string]string) error {
+	for _, k := range knobs() {
+		if _, known := saved[k.name]; known {
 			continue
 		}
-		text, err := readSysctl(name)
+		have, err := k.read()
 		if err != nil {
 			return err
 		}
-		saved[name] = text
+		if have == k.want {
+			have = k.fallback
+		}
+		saved[k.name] = strconv.FormatUint(have, 10)
 	}
 	return nil
 }
 
-func raiseTimeouts() error {
+func raiseKnobs() error {
 	var errs []error
-	for _, name := range sysctlTimeouts {
-		have, err := readSeconds(name)
-		if err == nil && have < HalfCloseTimeout {
-			err = writeSysctl(name, strconv.Itoa(int(HalfCloseTimeout/time.Second)))
+	for _, k := range knobs() {
+		have, err := k.read()
+		if err == nil && have < k.want {
+			err = writeSysctl(k.name, strconv.FormatUint(k.want, 10))
 		}
 		errs = append(errs, err)
 	}
 	return errors.Join(errs...)
 }
 
-func readSeconds(name string) (time.Duration, error) {
-	text, err := readSysctl(name)
+func (k knob) read() (uint64, error) {
+	text, err := readSysctl(k.name)
 	if err != nil {
 		return 0, err
 	}
-	n, err := strconv.ParseUint(text, 10, 32)
+	n, err := strconv.ParseUint(text, 10, 64)
 	if err != nil {
-		return 0, fmt.Errorf("read sysctl %s: %w", name, err)
+		return 0, fmt.Errorf("read sysctl %s: %w", k.name, err)
 	}
-	return time.Duration(n) * time.Second, nil
+	return n, nil
 }
 
 func verifySysctls() []Finding {
@@ -174,14 +193,13 @@ func verifySysctls() []Finding {
 	case have.union(ourPorts()) != have:
 		found = append(found, Finding{PartSysctl, fmt.Sprintf("%s is %q and lacks %s", sysctlPorts, have, ourPorts())})
 	}
-	for _, name := range sysctlTimeouts {
-		have, err := readSeconds(name)
+	for _, k := range knobs() {
+		have, err := k.read()
 		switch {
 		case err != nil:
 			found = append(found, Finding{PartSysctl, err.Error()})
-		case have < HalfCloseTimeout:
-			found = append(found, Finding{PartSysctl, fmt.Sprintf("%s is %.0f s instead of %.0f s",
-				name, have.Seconds(), HalfCloseTimeout.Seconds())})
+		case have < k.want:
+			found = append(found, Finding{PartSysctl, fmt.Sprintf("%s is %d instead of %d", k.name, have, k.want)})
 		}
 	}
 	return found
@@ -194,14 +212,14 @@ func restoreSysctls(saved map[string]string) error {
 	if text, ok := saved[sysctlPorts]; ok {
 		errs = append(errs, restorePorts(text))
 	}
-	for _, name := range sysctlTimeouts {
-		before, ok := saved[name]
+	for _, k := range knobs() {
+		before, ok := saved[k.name]
 		if !ok {
 			continue
 		}
-		have, err := readSeconds(name)
-		if err == nil && have == HalfCloseTimeout {
-			err = writeSysctl(name, before)
+		have, err := k.read()
+		if err == nil && have == k.want {
+			err = writeSysctl(k.name, before)
 		}
 		errs = append(errs, err)
 	}

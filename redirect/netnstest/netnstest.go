@@ -21,8 +21,13 @@ func Require(tb testing.TB) {
 		err = ns.Close()
 	}
 	if err != nil {
-		Unable(tb, fmt.Sprintf("needs private network namespaces: %v (run as root or under unshare -rn)", err))
+		unable(tb, err)
 	}
+}
+
+func unable(tb testing.TB, err error) {
+	tb.Helper()
+	Unable(tb, fmt.Sprintf("needs private network namespaces: %v (run as root or under unshare -Urn)", err))
 }
 
 // Unable skips the test with reason, or fails it where CI=true.
@@ -35,13 +40,12 @@ func Unable(tb testing.TB, reason string) {
 }
 
 // New returns a new namespace with its loopback up and no other interface. It is
-// closed at the end of the test. It calls Require first.
+// closed at the end of the test. Where that cannot be had it does as Require.
 func New(tb testing.TB) *netns.NS {
 	tb.Helper()
-	Require(tb)
 	ns, err := netns.New()
 	if err != nil {
-		tb.Fatal(err)
+		unable(tb, err)
 	}
 	tb.Cleanup(func() { _ = ns.Close() })
 	return ns

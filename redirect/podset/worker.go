@@ -272,9 +272,11 @@ func (w *worker) event(ev Event) {
 	ev.Pod.NS = nil
 	log := w.s.cfg.Logger.With("pod", ev.Pod.String(), "uid", ev.Pod.UID, "netns", w.e.pod.NS.String())
 	switch ev.Kind {
-	case EventEnrolled, EventLeft:
+	case EventEnrolled:
+		log.Info("pod enrolled")
+	case EventLeft:
 		if ev.Err == nil {
-			log.Info("pod " + string(ev.Kind))
+			log.Info("pod left")
 			break
 		}
 		log.Warn("pod left something behind", "error", ev.Err)
