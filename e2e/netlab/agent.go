@@ -8,6 +8,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"net"
 	"net/http"
 	"os"
 	"os/exec"
@@ -17,11 +18,19 @@ import (
 	"github.com/culvert-mesh/culvert/redirect/topology"
 )
 
-// Agent is a culvert-node process on one node.
+// Agent is a culvert-node process on a node, or in the pod that it is dedicated to.
 type Agent struct {
-	node    *topology.Node
+	place   place
 	process *topology.Process
 	log     string
+	killed  bool
+}
+
+// place is where an agent runs: a node or a pod.
+type place interface {
+	Name() string
+	Start(cmd *exec.Cmd) (*topology.Process, error)
+	Dial(ctx context.Context, network, address string) (net.Conn, error)
 }
 
 func (a *Agent) start(binary string, args []string) error {
@@ -32,8 +41,8 @@ func (a *Agent) start(binary string, args []string) error {
 	defer func() { _ = out.Close() }()
 	cmd := exec.Command(binary, args...)
 	cmd.Stdout, cmd.Stderr = out, out
-	if a.process, err = a.node.Start(cmd); err != nil {
-		return fmt.Errorf("start agent on %s: %w", a.node.Name(), err)
+	if a.process, err = a.place.Start(cmd); err != nil {
+		return fmt.Errorf("start agent on %s: %w", a.place.Name(), err)
 	}
 	return nil
 }
@@ -41,8 +50,20 @@ func (a *Agent) start(binary string, args []string) error {
 // Process is the agent's process.
 func (a *Agent) Process() *topology.Process { return a.process }
 
-// Stop asks the agent to drain and end, and kills it after 20 s.
-func (a *Agent) Stop() error { return a.process.Stop(20 * time.Second) }
+// Stop asks the agent to drain and end, and kills it after 20 s. One that was killed before has ended well.
+func (a *Agent) Stop() error {
+	if a.killed {
+		return nil
+	}
+	return a.process.Stop(20 * time.Second)
+}
+
+// Kill ends the agent without giving it a chance to do anything, and waits for its end.
+func (a *Agent) Kill() {
+	a.killed = true
+	_ = a.process.Signal(os.Kill) // the only failure is that it has ended already
+	<-a.process.Done()
+}
 
 // WaitReady waits until the agent says that it is ready. The error has the end of the agent's log.
 func (a *Agent) WaitReady(timeout time.Duration) error {
@@ -61,11 +82,11 @@ func (a *Agent) Wait(timeout time.Duration, what string, done func() (bool, erro
 		}
 		select {
 		case <-a.process.Done():
-			return fmt.Errorf("agent on %s ended: %v\n%s", a.node.Name(), a.process.Wait(), a.tail())
+			return fmt.Errorf("agent on %s ended: %v\n%s", a.place.Name(), a.process.Wait(), a.tail())
 		default:
 		}
 		if time.Now().After(deadline) {
-			return fmt.Errorf("agent on %s is not %s after %v\n%s", a.node.Name(), what, timeout, a.tail())
+			return fmt.Errorf("agent on %s is not %s after %v\n%s", a.place.Name(), what, timeout, a.tail())
 		}
 	}
 }
@@ -87,7 +108,7 @@ func (a *Agent) Log() string {
 	return string(text)
 }
 
-// Get asks one of the agent's HTTP servers on the node's loopback address.
+// Get asks one of the agent's HTTP servers on the loopback address of where it runs.
 func (a *Agent) Get(port, path string) (status int, body string, err error) {
 	return a.do(http.MethodGet, port, path)
 }
@@ -98,7 +119,7 @@ func (a *Agent) Post(port, path string) (status int, body string, err error) {
 }
 
 func (a *Agent) do(method, port, path string) (int, string, error) {
-	transport := &http.Transport{DialContext: a.node.Dial, DisableKeepAlives: true}
+	transport := &http.Transport{DialContext: a.place.Dial, DisableKeepAlives: true}
 	ctx, cancel := context.WithTimeout(context.Background(), 10*time.Second)
 	defer cancel()
 	req, err := http.NewRequestWithContext(ctx, method, "http://127.0.0.1:"+port+path, nil)

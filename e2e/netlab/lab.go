@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"net/netip"
 	"path/filepath"
+	"slices"
 	"strconv"
 	"time"
 
@@ -22,6 +23,8 @@ type Config struct {
 	CongestionControl string
 	// Flags are given to every agent behind the lab's own.
 	Flags []string
+	// Authority are the flags that say where agents get their certificates; the lab's own authority when empty.
+	Authority []string
 }
 
 // Lab is a running mesh. Change State and Apply it; Close removes everything.
@@ -142,11 +145,39 @@ func (l *Lab) LaunchAgent(node string, flags ...string) (*Agent, error) {
 		return nil, err
 	}
 	args := []string{
-		"--mode=node", "--node=" + node, "--cluster=cluster1", "--workloads=" + l.StatePath(), "--pods=" + pods,
-		"--ca-cert=" + l.CACert(), "--ca-key=" + l.CAKey(), "--log-format=json",
+		"--mode=node", "--node=" + node, "--cluster=cluster1", "--workloads=" + l.StatePath(), "--pods=" + pods, "--log-format=json",
 	}
-	a := &Agent{node: n, log: filepath.Join(l.topology.Dir(), node+"-"+strconv.Itoa(len(l.agents))+".log")}
-	if err := a.start(l.cfg.Binary, append(append(args, l.cfg.Flags...), flags...)); err != nil {
+	return l.launch(n, slices.Concat(args, l.authority(), l.cfg.Flags, flags))
+}
+
+// StartDedicated starts an agent inside a pod, for that pod alone, and waits until it is ready. The pod must not be on
+// its node's list too (SetCaptured). Without --capture among the flags the rules are whatever somebody has made.
+func (l *Lab) StartDedicated(p *Pod, flags ...string) (*Agent, error) {
+	if err := l.Apply(); err != nil {
+		return nil, err
+	}
+	w := p.Workload
+	args := []string{
+		"--mode=dedicated", "--workload=" + w.Namespace + "/" + w.Name + "/" + w.ServiceAccount, "--cluster=cluster1",
+		"--workloads=" + l.StatePath(), "--log-format=json",
+	}
+	a, err := l.launch(p, slices.Concat(args, l.authority(), l.cfg.Flags, flags))
+	if err != nil {
+		return nil, err
+	}
+	return a, a.WaitReady(30 * time.Second)
+}
+
+func (l *Lab) authority() []string {
+	if len(l.cfg.Authority) > 0 {
+		return l.cfg.Authority
+	}
+	return []string{"--ca-cert=" + l.CACert(), "--ca-key=" + l.CAKey()}
+}
+
+func (l *Lab) launch(where place, args []string) (*Agent, error) {
+	a := &Agent{place: where, log: filepath.Join(l.topology.Dir(), where.Name()+"-"+strconv.Itoa(len(l.agents))+".log")}
+	if err := a.start(l.cfg.Binary, args); err != nil {
 		return nil, err
 	}
 	l.agents = append(l.agents, a)

@@ -103,15 +103,32 @@ func (m *mesh) agent(node string, flags ...string) *netlab.Agent {
 	if err != nil {
 		m.t.Fatal(err)
 	}
+	m.watch(node, a)
+	return a
+}
+
+// dedicated starts an agent inside a pod and for it alone.
+func (m *mesh) dedicated(p *netlab.Pod, flags ...string) *netlab.Agent {
+	m.t.Helper()
+	p.SetCaptured(false)
+	a, err := m.StartDedicated(p, flags...)
+	if err != nil {
+		m.t.Fatal(err)
+	}
+	m.watch(p.Name(), a)
+	return a
+}
+
+// watch shows the agent's log when the test fails, and fails it when the agent has a data race.
+func (m *mesh) watch(where string, a *netlab.Agent) {
 	m.t.Cleanup(func() {
 		if m.t.Failed() {
-			m.t.Logf("log of the agent on %s:\n%s", node, a.Log())
+			m.t.Logf("log of the agent on %s:\n%s", where, a.Log())
 		}
 		if strings.Contains(a.Log(), "WARNING: DATA RACE") {
-			m.t.Errorf("the agent on %s has a data race:\n%s", node, a.Log())
+			m.t.Errorf("the agent on %s has a data race:\n%s", where, a.Log())
 		}
 	})
-	return a
 }
 
 func (m *mesh) close() {
