@@ -20,13 +20,14 @@ type Workload struct {
 	Protocol              string                       `yaml:"protocol"`
 	Node                  string                       `yaml:"node"`
 	Network               string                       `yaml:"network"`
+	ClusterID             string                       `yaml:"clusterId,omitempty"`
 	CanonicalName         string                       `yaml:"canonicalName,omitempty"`
 	CanonicalRevision     string                       `yaml:"canonicalRevision,omitempty"`
 	WorkloadName          string                       `yaml:"workloadName,omitempty"`
 	WorkloadType          string                       `yaml:"workloadType,omitempty"`
 	Waypoint              *Gateway                     `yaml:"waypoint,omitempty"`
 	AuthorizationPolicies []string                     `yaml:"authorizationPolicies,omitempty"`
-	Services              map[string]map[uint16]uint16 `yaml:"services,omitempty"`
+	Services              map[string]map[uint16]uint16 `yaml:"services"` // required there, so written when empty too
 	Capacity              *uint32                      `yaml:"capacity,omitempty"`
 	Status                string                       `yaml:"status,omitempty"`
 }
