@@ -236,7 +236,7 @@ func (r *blockReader) check(request, trailers bool) string {
 }
 
 func validName(s string) bool {
-	for i := 0; i < len(s); i++ {
+	for i := range len(s) {
 		c := s[i]
 		if c <= 0x20 || c >= 0x7f || ('A' <= c && c <= 'Z') || c == ':' {
 			return false
@@ -246,7 +246,7 @@ func validName(s string) bool {
 }
 
 func validValue(s string) bool {
-	for i := 0; i < len(s); i++ {
+	for i := range len(s) {
 		if c := s[i]; c == 0 || c == '\r' || c == '\n' {
 			return false
 		}

@@ -41,7 +41,7 @@ func BenchmarkOpen(b *testing.B) {
 			b.SetBytes(record.MaxPayload)
 			b.ReportAllocs()
 			b.ResetTimer()
-			for i := 0; i < b.N; i++ {
+			for i := range b.N {
 				if i%batch == 0 {
 					b.StopTimer()
 					for _, slot := range slots {
