@@ -90,12 +90,28 @@ func (n *node) run(ctx context.Context) error {
 	n.log.Info("starting", "version", version, "mode", string(n.settings.mode), "node", n.settings.node, "loops", len(n.loops))
 	err := n.group.Run(ctx)
 	if errors.Is(err, run.ErrForced) {
+		n.cut()
 		return err // components may be running still
 	}
 	for _, l := range n.loops {
 		l.Close()
 	}
 	return errors.Join(err, n.telemetry.Close())
+}
+
+// cut ends what lives still: the end of the process alone would look like an orderly end to applications.
+func (n *node) cut() {
+	ctx, cancel := context.WithCancel(context.Background())
+	cancel()
+	done := make(chan struct{})
+	go func() {
+		defer close(done)
+		n.proxy.Stop(ctx)
+	}()
+	select {
+	case <-done:
+	case <-time.After(time.Second):
+	}
 }
 
 func (n *node) scope(name string) *slog.Logger { return n.log.With(admin.ScopeKey, name) }

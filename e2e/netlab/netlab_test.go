@@ -215,6 +215,8 @@ func (m *mesh) serveFunc(p *netlab.Pod, port uint16, handle func(*net.TCPConn)) 
 // at is an address with the port that every pod serves.
 func at(p *netlab.Pod) netip.AddrPort { return netip.AddrPortFrom(p.Addr(), 8080) }
 
+func onPort(p *netlab.Pod, port uint16) netip.AddrPort { return netip.AddrPortFrom(p.Addr(), port) }
+
 func at6(p *netlab.Pod) netip.AddrPort { return netip.AddrPortFrom(p.Addr6(), 8080) }
 
 // session is one connection to a line server.
