@@ -52,6 +52,8 @@ func TestInteropTraffic(t *testing.T) {
 				{"half_close", (*interop).testHalfClose},
 				{"bulk", (*interop).testBulk},
 				{"many", (*interop).testMany},
+				{"abandoned", (*interop).testAbandoned},
+				{"stalled", (*interop).testStalled},
 				{"refusals", (*interop).testRefusals},
 				{"aborts", (*interop).testAborts},
 				{"statuses", (*interop).testStatuses},
@@ -206,6 +208,48 @@ func TestInteropCulvertDrains(t *testing.T) {
 	case <-time.After(interopPatience):
 		t.Error("the agent still runs after its last connection")
 	}
+	it.mustCall(it.remote, at(it.client), "client")
+}
+
+// The peer is killed: a truncated stream looks like a reset to Culvert's applications, at either end.
+func TestInteropPeerDies(t *testing.T) {
+	it := newInterop(t)
+	apps := it.prepare()
+	peer := it.startPeer(it.remote, it.StatePath())
+	it.a = it.agent(nodeA)
+	out := it.open(&way{from: it.client, to: it.remote}, 8080)
+	if _, err := out.ask("before"); err != nil {
+		t.Fatal(err)
+	}
+	w := &way{from: it.remote, to: it.client, apps: apps[it.client]}
+	in := it.open(w, abortPort)
+	_, _ = io.WriteString(in, "await")
+	if _, err := io.ReadFull(in, make([]byte, 5)); err != nil {
+		t.Fatal(err)
+	}
+	if err := peer.process.Signal(syscall.SIGKILL); err != nil {
+		t.Fatal(err)
+	}
+	_ = out.SetDeadline(time.Now().Add(interopPatience))
+	if _, err := out.Read(make([]byte, 1)); ending(err) != "reset" {
+		t.Errorf("the client read %v, want a reset", err)
+	}
+	if got := it.seen(w); got != "reset" {
+		t.Errorf("the server saw %q, want a reset", got)
+	}
+	it.refused(it.client, at(it.remote))
+	it.runPeer(it.remote, it.StatePath())
+	it.mustCall(it.client, at(it.remote), "remote")
+	it.mustCall(it.remote, at(it.client), "client")
+}
+
+// TestInteropPostQuantum: a peer that takes nothing but X25519MLKEM768.
+func TestInteropPostQuantum(t *testing.T) {
+	it := newInterop(t)
+	it.prepare()
+	it.startPeer(it.remote, it.StatePath(), "COMPLIANCE_POLICY=pqc")
+	it.a = it.agent(nodeA)
+	it.mustCall(it.client, at(it.remote), "remote")
 	it.mustCall(it.remote, at(it.client), "client")
 }
 
