@@ -37,10 +37,23 @@ func (n *node) dump() map[string]func() (any, error) {
 		"version": func() (any, error) {
 			return map[string]string{"version": version, "gitRevision": revision, "goVersion": runtime.Version(), "platform": runtime.GOOS + "/" + runtime.GOARCH}, nil
 		},
-		"config":        func() (any, error) { return n.conf.Values(), nil },
+		"config":        n.dumpConfig,
 		"certificates":  n.dumpCertificates,
 		"workloadState": n.dumpPods,
 	}
+}
+
+// dumpConfig gives the settings in force and where each comes from. As ztunnel's they are one object.
+func (n *node) dumpConfig() (any, error) {
+	type setting struct {
+		Value  string `json:"value"`
+		Source string `json:"source"`
+	}
+	out := map[string]setting{}
+	for _, v := range n.conf.Values() {
+		out[v.Flag] = setting{v.Value, v.Source}
+	}
+	return out, nil
 }
 
 // section encodes one part of the state as the workload file has it.

@@ -288,7 +288,7 @@ func (n *node) buildShared(parts []run.Component) ([]run.Component, error) {
 				return nil //nolint:nilerr // stopping
 			}
 			if err := f.load(); err != nil {
-				n.scope("capture").Warn("pods not applied", "error", err)
+				n.scope("capture").Warn("faults in the list of pods", "error", err)
 			}
 			n.waitEnrolled(ctx)
 			return f.Run(ctx)

@@ -133,7 +133,7 @@ func (f *podFile) Run(ctx context.Context) error {
 			last = ""
 		case err.Error() != last:
 			last = err.Error()
-			f.log.Warn("pods not applied", "error", err)
+			f.log.Warn("faults in the list of pods", "error", err)
 		}
 	}
 }

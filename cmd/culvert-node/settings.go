@@ -143,7 +143,7 @@ func (s *settings) declareIdentity(set *conf.Set) {
 	conf.Add(set, &s.tokenFile, conf.File, conf.Option{Flag: "token-file", Env: []string{"AUTH_TOKEN"}, Usage: "bearer token for discovery and certificates, read for each call"})
 	conf.Add(set, &s.spire, conf.String, conf.Option{Flag: "spiffe-endpoint-socket", Env: []string{"SPIFFE_ENDPOINT_SOCKET"}, Usage: "SPIFFE Workload API in dedicated mode, unix:///path"})
 	conf.Add(set, &s.trustDomain, conf.String, conf.Option{Flag: "trust-domain", Env: []string{"TRUST_DOMAIN"}, Usage: "trust domain of workloads that name none"})
-	conf.Add(set, &s.secretTTL, conf.Duration(time.Minute, 90*24*time.Hour), conf.Option{Flag: "secret-ttl", Env: []string{"SECRET_TTL"}, Usage: "validity of the certificates to ask for"})
+	conf.Add(set, &s.secretTTL, conf.Duration(10*time.Second, 90*24*time.Hour), conf.Option{Flag: "secret-ttl", Env: []string{"SECRET_TTL"}, Usage: "validity of the certificates to ask for"})
 	conf.Add(set, &s.crl, conf.String, conf.Option{Flag: "crl", Env: []string{"CRL_PATH"}, Usage: "file of certificate revocation lists, watched for changes"})
 }
 
