@@ -26,11 +26,13 @@
 // if a segment gets lost: FIN and RST of either end move it on to states that keep
 // their short timeouts, and the agent's socket always ends with one of them.
 //
-// A segment that tracking calls invalid is not translated either. A late duplicate
-// from the network would so reach the application's port instead of the agent's and
-// be answered by a reset, which ends the connection at its client. So tracking is
-// made liberal: only a reset can be invalid. Nothing is lost by that, for the
-// sockets on both sides check sequence numbers themselves.
+// A segment that tracking calls invalid is not translated either. One that is
+// outside of the window that tracking believes in (it may have missed something while
+// the rules were damaged; on older kernels a late duplicate is enough) would so reach
+// the application's port instead of the agent's and be answered by a reset, which
+// ends the connection at its client. So tracking is made liberal: only a reset can be
+// invalid. Nothing is lost by that, for the sockets on both sides check sequence
+// numbers themselves.
 //
 // The package leaves to others: which namespaces (podset), the listeners, and the
 // identity of the pod. All methods of Capture may be called concurrently for

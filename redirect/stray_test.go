@@ -14,10 +14,10 @@ import (
 	"github.com/culvert-mesh/culvert/redirect/netnstest"
 )
 
-// TestStraySegment: a late duplicate arrives on a captured connection, outside of the
-// window that connection tracking believes in. Called invalid, it would not be
-// translated, reach the application's port, and be answered by a reset that ends the
-// connection at its client (kubernetes/kubernetes#74839). The control run shows that.
+// TestStraySegment: a segment arrives on a captured connection, outside of the window
+// that connection tracking believes in. Called invalid, it would not be translated,
+// reach the application's port, and be answered by a reset that ends the connection
+// at its client (kubernetes/kubernetes#74839). The control run shows that.
 func TestStraySegment(t *testing.T) {
 	for _, tt := range []struct {
 		name    string
@@ -35,10 +35,10 @@ func TestStraySegment(t *testing.T) {
 			for range 10 {
 				c.works("before the stray segment")
 			}
-			next := nextToReceive(t, c.Conn.(*net.TCPConn))
+			send, receive := sequence(t, c.Conn.(*net.TCPConn))
 			netnstest.Do(t, l.peer, func() error {
-				// Far below the window, and acknowledging all that was sent.
-				return sendSegment(addrPort("10.0.0.1:4444"), addrPort("10.0.0.2:8080"), 0x01000000, next)
+				// Far beyond the window, and acknowledging all that was sent.
+				return sendSegment(addrPort("10.0.0.1:4444"), addrPort("10.0.0.2:8080"), send+1<<24, receive)
 			})
 			// A reset comes while the connection is idle, or not at all.
 			patience := 5 * time.Second
@@ -58,28 +58,32 @@ func TestStraySegment(t *testing.T) {
 	}
 }
 
-// nextToReceive asks the kernel for the sequence number that c expects next.
-func nextToReceive(t *testing.T, c *net.TCPConn) uint32 {
+// sequence asks the kernel for the numbers that c sends and expects next.
+func sequence(t *testing.T, c *net.TCPConn) (send, receive uint32) {
 	t.Helper()
 	raw, err := c.SyscallConn()
 	if err != nil {
 		t.Fatal(err)
 	}
-	var seq int
+	var seq [2]int
 	ctlErr := raw.Control(func(fd uintptr) {
-		const recvQueue, repairOff = 1, -1 // TCP_RECV_QUEUE, TCP_REPAIR_OFF_NO_WP
 		if err = unix.SetsockoptInt(int(fd), unix.SOL_TCP, unix.TCP_REPAIR, 1); err != nil {
 			return
 		}
-		if err = unix.SetsockoptInt(int(fd), unix.SOL_TCP, unix.TCP_REPAIR_QUEUE, recvQueue); err == nil {
-			seq, err = unix.GetsockoptInt(int(fd), unix.SOL_TCP, unix.TCP_QUEUE_SEQ)
+		for i, queue := range []int{2, 1} { // TCP_SEND_QUEUE, TCP_RECV_QUEUE
+			if err = unix.SetsockoptInt(int(fd), unix.SOL_TCP, unix.TCP_REPAIR_QUEUE, queue); err != nil {
+				break
+			}
+			if seq[i], err = unix.GetsockoptInt(int(fd), unix.SOL_TCP, unix.TCP_QUEUE_SEQ); err != nil {
+				break
+			}
 		}
-		_ = unix.SetsockoptInt(int(fd), unix.SOL_TCP, unix.TCP_REPAIR, repairOff)
+		_ = unix.SetsockoptInt(int(fd), unix.SOL_TCP, unix.TCP_REPAIR, -1) // TCP_REPAIR_OFF_NO_WP
 	})
 	if ctlErr != nil || err != nil {
 		t.Fatal(ctlErr, err)
 	}
-	return uint32(seq)
+	return uint32(seq[0]), uint32(seq[1])
 }
 
 // sendSegment sends one acknowledgement with one byte, in the current namespace.
