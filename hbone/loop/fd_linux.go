@@ -23,8 +23,8 @@ func (e Events) Writable() bool { return e&(unix.EPOLLOUT|unix.EPOLLHUP|unix.EPO
 // been read then.
 func (e Events) Ended() bool { return e&(unix.EPOLLRDHUP|unix.EPOLLHUP|unix.EPOLLERR) != 0 }
 
-// Failed reports a socket error or that both directions are closed.
-func (e Events) Failed() bool { return e&(unix.EPOLLHUP|unix.EPOLLERR) != 0 }
+// Failed reports a socket error; see FD.SocketError.
+func (e Events) Failed() bool { return e&unix.EPOLLERR != 0 }
 
 // Handler is told about events of its descriptor, on the loop. Events are edge-triggered: what has been said is not
 // repeated until the state changes, so a handler that stops early has to remember that there is more.

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"net/netip"
 	"os"
+	"syscall"
 	"time"
 
 	"golang.org/x/sys/unix"
@@ -28,12 +29,13 @@ func Sockaddr(a netip.AddrPort) unix.Sockaddr {
 	return &unix.SockaddrInet6{Port: int(a.Port()), Addr: a.Addr().As16()}
 }
 
-// AddrPort converts an address from a system call; IPv4-mapped addresses become IPv4.
-func AddrPort(sa unix.Sockaddr) netip.AddrPort {
+// addrPort converts an address from a system call; IPv4-mapped addresses become IPv4. Where addresses come back, the
+// calls of syscall are used: those of x/sys ask for the socket's protocol each time.
+func addrPort(sa syscall.Sockaddr) netip.AddrPort {
 	switch sa := sa.(type) {
-	case *unix.SockaddrInet4:
+	case *syscall.SockaddrInet4:
 		return netip.AddrPortFrom(netip.AddrFrom4(sa.Addr), uint16(sa.Port))
-	case *unix.SockaddrInet6:
+	case *syscall.SockaddrInet6:
 		return netip.AddrPortFrom(netip.AddrFrom16(sa.Addr).Unmap(), uint16(sa.Port))
 	}
 	return netip.AddrPort{}
@@ -49,11 +51,11 @@ func Family(a netip.Addr) int {
 
 // LocalAddr returns the socket's own address.
 func LocalAddr(fd int) netip.AddrPort {
-	sa, err := unix.Getsockname(fd)
+	sa, err := syscall.Getsockname(fd)
 	if err != nil {
 		return netip.AddrPort{}
 	}
-	return AddrPort(sa)
+	return addrPort(sa)
 }
 
 // TCPSocket makes a non-blocking TCP socket in the network namespace of the calling thread.
@@ -99,7 +101,6 @@ func BindTransparent(fd int, source netip.Addr) error {
 	}
 	// Without this the port is taken from the range of (address, any peer) and 28,000 connections use it up.
 	_ = unix.SetsockoptInt(fd, unix.SOL_IP, unix.IP_BIND_ADDRESS_NO_PORT, 1)
-	_ = unix.SetsockoptInt(fd, unix.SOL_SOCKET, unix.SO_REUSEADDR, 1)
 	if err := unix.Bind(fd, Sockaddr(netip.AddrPortFrom(source, 0))); err != nil {
 		return fmt.Errorf("bind %s: %w", source, err)
 	}
@@ -175,17 +176,17 @@ func (a *Acceptor) Addr() netip.AddrPort { return a.addr }
 // After Close it fails with an error that is os.ErrClosed.
 func (a *Acceptor) Accept() (fd int, peer netip.AddrPort, err error) {
 	for {
-		var sa unix.Sockaddr
+		var sa syscall.Sockaddr
 		var aerr error
 		err := a.raw.Read(func(l uintptr) bool {
-			fd, sa, aerr = unix.Accept4(int(l), unix.SOCK_NONBLOCK|unix.SOCK_CLOEXEC)
+			fd, sa, aerr = syscall.Accept4(int(l), unix.SOCK_NONBLOCK|unix.SOCK_CLOEXEC)
 			return !errors.Is(aerr, unix.EAGAIN)
 		})
 		switch {
 		case err != nil: // the poller's own error for a closed file is no os.ErrClosed
 			return -1, netip.AddrPort{}, fmt.Errorf("accept on %s: %w", a.addr, os.ErrClosed)
 		case aerr == nil:
-			return fd, AddrPort(sa), nil
+			return fd, addrPort(sa), nil
 		case errors.Is(aerr, unix.EINTR) || errors.Is(aerr, unix.ECONNABORTED):
 		default:
 			return -1, netip.AddrPort{}, fmt.Errorf("accept on %s: %w", a.addr, aerr)
@@ -203,11 +204,11 @@ func (a *Acceptor) Close() error { return a.file.Close() }
 
 // RemoteAddr returns the address of the socket's peer.
 func RemoteAddr(fd int) netip.AddrPort {
-	sa, err := unix.Getpeername(fd)
+	sa, err := syscall.Getpeername(fd)
 	if err != nil {
 		return netip.AddrPort{}
 	}
-	return AddrPort(sa)
+	return addrPort(sa)
 }
 
 // Duplicate takes the socket out of f, which the runtime's poller watches, as a descriptor that nothing watches. f is

@@ -94,7 +94,7 @@ func (r *Relay) Start(fd int) {
 		r.abort(err)
 		return
 	}
-	r.begin()
+	r.flush() // what came early; what the application has sent already is the first event
 }
 
 // Connect takes over a socket whose connect has been started and waits at most d for it. connected is called once, on
@@ -129,24 +129,22 @@ func (r *Relay) connectDone(err error) {
 		return
 	}
 	r.started = true
-	r.begin()
-}
-
-// begin handles what came before the application was there.
-func (r *Relay) begin() {
 	r.flush()
-	if !r.over {
-		r.read(false)
-	}
 }
 
 // Event implements loop.Handler for the application's socket.
 func (r *Relay) Event(ev loop.Events) {
 	if r.connected != nil {
-		if ev.Writable() {
-			r.connectDone(r.app.SocketError())
+		if !ev.Writable() {
+			return
 		}
-		return
+		var err error
+		if ev.Failed() {
+			err = r.app.SocketError()
+		}
+		if r.connectDone(err); err != nil || r.over {
+			return
+		}
 	}
 	if ev.Failed() {
 		if err := r.app.SocketError(); err != nil {

@@ -32,9 +32,6 @@ func handshake(ctx context.Context, fd int, config *tls.Config, server bool) (in
 	none := tls.ConnectionState{}
 	conn := &recordConn{file: os.NewFile(uintptr(fd), "tunnel")}
 	defer func() { _ = conn.file.Close() }()
-	if deadline, ok := ctx.Deadline(); ok {
-		_ = conn.file.SetDeadline(deadline)
-	}
 	stop := context.AfterFunc(ctx, func() { _ = conn.file.SetDeadline(time.Unix(1, 0)) })
 	defer stop()
 

@@ -7,6 +7,7 @@ import (
 	"net/netip"
 	"os"
 	"strconv"
+	"syscall"
 	"unsafe"
 
 	"golang.org/x/sys/unix"
@@ -41,15 +42,16 @@ func TCP(fd int) (netip.AddrPort, error) {
 	return dst, nil
 }
 
+// localAddr uses syscall's call: that of x/sys asks for the socket's protocol each time.
 func localAddr(fd int) (netip.AddrPort, error) {
-	sa, err := unix.Getsockname(fd)
+	sa, err := syscall.Getsockname(fd)
 	if err != nil {
 		return netip.AddrPort{}, os.NewSyscallError("getsockname", err)
 	}
 	switch sa := sa.(type) {
-	case *unix.SockaddrInet4:
+	case *syscall.SockaddrInet4:
 		return netip.AddrPortFrom(netip.AddrFrom4(sa.Addr), uint16(sa.Port)), nil
-	case *unix.SockaddrInet6:
+	case *syscall.SockaddrInet6:
 		return netip.AddrPortFrom(zoned(sa.Addr, sa.ZoneId), uint16(sa.Port)), nil
 	}
 	return netip.AddrPort{}, errors.New("not an IP socket")

@@ -13,6 +13,9 @@ const (
 	// batchLines and batchBytes end a batch, which is one write.
 	batchLines = 64
 	batchBytes = 64 << 10
+	// linger is how long the writer rests when it has caught up. A line that comes
+	// meanwhile waits that long, and costs whoever logs it no wake-up.
+	linger = 10 * time.Millisecond
 )
 
 // accessLog writes lines from one goroutine. Whoever logs hands over a finished
@@ -92,10 +95,20 @@ func (a *accessLog) enqueue(e entry) {
 func (a *accessLog) run() {
 	defer close(a.stopped)
 	buf := make([]byte, 0, 4096)
+	rest := time.NewTimer(0)
+	defer rest.Stop()
+	<-rest.C
 	for {
 		select {
 		case e := <-a.queue:
-			buf = a.batch(buf[:0], e)
+			if buf = a.batch(buf[:0], e); len(a.queue) > 0 {
+				continue
+			}
+			rest.Reset(linger)
+			select {
+			case <-rest.C:
+			case <-a.stop:
+			}
 		case <-a.stop:
 			for {
 				select {
