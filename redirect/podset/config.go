@@ -45,9 +45,9 @@ type Config struct {
 	Runner Runner
 	// Options are what is captured in each pod.
 	Options redirect.Options
-	// NewCapture makes the capture of a namespace, when redirect.New with Options
-	// is not wanted.
-	NewCapture func(ns *netns.NS) (Capture, error)
+	// NewCapture makes the capture of a pod, when redirect.New of its namespace with
+	// Options is not wanted (other options for some pods, a fake).
+	NewCapture func(pod Pod) (Capture, error)
 	// StartTimeout bounds one Runner.Start. Zero means 30 s.
 	StartTimeout time.Duration
 	// RetryInterval is the pause after the first failure of a pod; it doubles with
@@ -89,7 +89,7 @@ func (c Config) complete() (Config, error) {
 	}
 	if c.NewCapture == nil {
 		o := c.Options
-		c.NewCapture = func(ns *netns.NS) (Capture, error) { return redirect.New(ns, o) }
+		c.NewCapture = func(pod Pod) (Capture, error) { return redirect.New(pod.NS, o) }
 	}
 	for _, d := range []struct {
 		value    *time.Duration

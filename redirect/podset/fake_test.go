@@ -131,10 +131,10 @@ func (w *world) start(cfg podset.Config) (end func()) {
 	if cfg.SocketAudit == 0 {
 		cfg.SocketAudit = -1
 	}
-	cfg.NewCapture = func(ns *netns.NS) (podset.Capture, error) {
+	cfg.NewCapture = func(pod podset.Pod) (podset.Capture, error) {
 		w.mu.Lock()
 		defer w.mu.Unlock()
-		return capture{w, w.names[ns.ID()]}, nil
+		return capture{w, w.names[pod.NS.ID()]}, nil
 	}
 	cfg.OnEvent = func(e podset.Event) {
 		w.mu.Lock()

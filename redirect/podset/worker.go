@@ -87,7 +87,7 @@ func (w *worker) enrol(ctx context.Context) error {
 		if err := w.own(ctx); err != nil {
 			return err
 		}
-		c, err := w.s.cfg.NewCapture(w.e.pod.NS)
+		c, err := w.s.cfg.NewCapture(w.e.pod)
 		if err != nil {
 			return err
 		}
