@@ -94,8 +94,8 @@ func (e *events) OnPong(data [8]byte) {
 			t.loop.After(&t.ping, t.cfg.PingInterval, t.onPing)
 		}
 	case pingDrain:
-		if t.draining && !t.drained {
-			t.drained = true
+		if t.crossing {
+			t.crossing, t.drained = false, true
 			t.h2.GoAway(true, h2.NoError, "")
 			t.settle()
 		}

@@ -78,6 +78,7 @@ type Tunnel struct {
 	pinged   int64 // when the outstanding ping was sent, 0 when there is none
 	heard    int64 // when bytes came last
 	draining bool
+	crossing bool // the first GOAWAY of a drain is on its way: requests that cross it are still served
 	drained  bool // the final GOAWAY is out
 	err      error
 
@@ -284,6 +285,7 @@ func (t *Tunnel) Drain() {
 		// The peer learns it, and what it sent before it did still counts, before the last stream is named.
 		t.h2.GoAway(false, h2.NoError, "")
 		t.h2.Ping(pingDrain)
+		t.crossing = true
 	}
 	t.settle()
 	t.mark()

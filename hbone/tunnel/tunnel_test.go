@@ -397,3 +397,43 @@ func TestHandshakeFailures(t *testing.T) {
 		}
 	})
 }
+
+// A request that crosses the first GOAWAY of a drain is served, although the tunnel had no stream then.
+func TestRequestsThatCrossADrainAreServed(t *testing.T) {
+	f := newFixture(t)
+	fd, other := peer(t)
+	client := tls.Client(other, mtls.Client(f.alice, []identity.ID{f.bob.ID}, nil))
+	done := make(chan error, 1)
+	go func() { done <- client.Handshake() }()
+	cfg := f.config()
+	cfg.OnRequest = func(st *tunnel.Stream, _ *h2.Header) { st.Respond(503, nil, true) }
+	tun, err := tunnel.Server(t.Context(), fd, mtls.Server(f.bob, nil), cfg, nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := <-done; err != nil {
+		t.Fatal(err)
+	}
+	_, _ = client.Write([]byte(http2.ClientPreface))
+	fr := http2.NewFramer(client, client)
+	_ = fr.WriteSettings()
+	tun.Post(tun.Drain)
+	for { // the first GOAWAY, its ping not answered yet
+		frame, err := fr.ReadFrame()
+		if err != nil {
+			t.Fatal(err)
+		}
+		if frame.Header().Type == http2.FrameGoAway {
+			break
+		}
+	}
+	connect := []byte{0x02, 7, 'C', 'O', 'N', 'N', 'E', 'C', 'T', 0x01, 4, 'a', ':', '8', '0'}
+	_ = fr.WriteHeaders(http2.HeadersFrameParam{StreamID: 1, BlockFragment: connect, EndHeaders: true, EndStream: true})
+	next(t, fr, http2.FrameHeaders) // answers the pings on its way
+	if g := next(t, fr, http2.FrameGoAway).(*http2.GoAwayFrame); g.LastStreamID != 1 {
+		t.Errorf("final GOAWAY names stream %d", g.LastStreamID)
+	}
+	if err := f.end(); !errors.Is(err, tunnel.ErrClosed) {
+		t.Errorf("tunnel ended with %v", err)
+	}
+}

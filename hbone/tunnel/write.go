@@ -39,7 +39,7 @@ func (t *Tunnel) Flush() {
 	}
 	t.write()
 	t.open.Store(int32(t.h2.Streams()))
-	if t.draining && t.err == nil && t.h2.Streams() == 0 && t.r == t.w && len(t.h2.Out()) == 0 {
+	if t.draining && !t.crossing && t.err == nil && t.h2.Streams() == 0 && t.r == t.w && len(t.h2.Out()) == 0 {
 		t.fail(ErrClosed)
 	}
 }
