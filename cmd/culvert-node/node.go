@@ -70,7 +70,7 @@ func newNode(s *settings, set *conf.Set, levels *admin.Levels, log *slog.Logger,
 	var parts []run.Component
 	for _, build := range []func() ([]run.Component, error){
 		n.buildTelemetry, n.buildCertificates, n.buildProxy, n.buildSource,
-		func() ([]run.Component, error) { return n.buildPods(td) },
+		func() ([]run.Component, error) { return n.buildPods(td) }, func() ([]run.Component, error) { return n.buildOwn(td) },
 		func() ([]run.Component, error) { return n.buildAdmin(levels) },
 	} {
 		more, err := build()
@@ -237,7 +237,7 @@ func (n *node) buildPods(td identity.TrustDomain) ([]run.Component, error) {
 		Cleanup: s.leave, Logger: n.scope("capture"),
 	}
 	if s.mode == modeDedicated && !s.capture {
-		cfg.NewCapture = func(*netns.NS) (podset.Capture, error) { return noCapture{}, nil }
+		cfg.NewCapture = func(podset.Pod) (podset.Capture, error) { return noCapture{}, nil }
 	}
 	var err error
 	if n.set, err = podset.New(cfg); err != nil {

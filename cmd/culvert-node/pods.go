@@ -104,7 +104,7 @@ func (p *pods) startProxy(pod podset.Pod) (*proxy.Pod, error) {
 		port uint16
 		at   **loop.Acceptor
 	}{{proxy.OutboundPort, &cfg.Outbound}, {proxy.PassthroughPort, &cfg.Passthrough}, {proxy.HBONEPort, &cfg.Inbound}} {
-		a, err := p.listen(pod.NS, l.port)
+		a, err := listen(pod.NS, l.port, p.mark)
 		if err != nil {
 			for _, a := range open {
 				_ = a.Close()
@@ -118,12 +118,12 @@ func (p *pods) startProxy(pod podset.Pod) (*proxy.Pod, error) {
 }
 
 // listen opens a listener on all addresses of the pod, of both families where there are two.
-func (p *pods) listen(ns *netns.NS, port uint16) (*loop.Acceptor, error) {
+func listen(ns *netns.NS, port uint16, mark netns.Mark) (*loop.Acceptor, error) {
 	addr := netip.AddrPortFrom(netip.IPv6Unspecified(), port)
-	fd, err := ns.Socket(syscall.AF_INET6, syscall.SOCK_STREAM, 0, p.mark)
+	fd, err := ns.Socket(syscall.AF_INET6, syscall.SOCK_STREAM, 0, mark)
 	if errors.Is(err, syscall.EAFNOSUPPORT) {
 		addr = netip.AddrPortFrom(netip.IPv4Unspecified(), port)
-		fd, err = ns.Socket(syscall.AF_INET, syscall.SOCK_STREAM, 0, p.mark)
+		fd, err = ns.Socket(syscall.AF_INET, syscall.SOCK_STREAM, 0, mark)
 	}
 	if err != nil {
 		return nil, err

@@ -128,8 +128,8 @@ func (s *settings) declareWhat(set *conf.Set) {
 	conf.Add(set, &s.network, conf.String, conf.Option{Flag: "network", Env: []string{"NETWORK"}, Usage: "name of the network that this node is in"})
 	conf.Add(set, &s.cluster, conf.String, conf.Option{Flag: "cluster", Env: []string{"ISTIO_META_CLUSTER_ID", "CLUSTER_ID"}, Usage: "name of this cluster"})
 	conf.Add(set, &s.domain, conf.String, conf.Option{Flag: "cluster-domain", Env: []string{"CLUSTER_DOMAIN"}, Usage: "DNS suffix of the cluster"})
-	conf.Add(set, &s.podName, conf.String, conf.Option{Flag: "pod-name", Env: []string{"POD_NAME"}, Usage: "name of the agent's own pod, for discovery"})
-	conf.Add(set, &s.podNamespace, conf.String, conf.Option{Flag: "pod-namespace", Env: []string{"POD_NAMESPACE"}, Usage: "namespace of the agent's own pod, for discovery"})
+	conf.Add(set, &s.podName, conf.String, conf.Option{Flag: "pod-name", Env: []string{"POD_NAME"}, Usage: "name of the agent's own pod; with its namespace and service account, its ports are served in HBONE too"})
+	conf.Add(set, &s.podNamespace, conf.String, conf.Option{Flag: "pod-namespace", Env: []string{"POD_NAMESPACE"}, Usage: "namespace of the agent's own pod"})
 	conf.Add(set, &s.serviceAcct, conf.String, conf.Option{Flag: "service-account", Env: []string{"SERVICE_ACCOUNT"}, Usage: "service account of the agent's own pod"})
 	conf.Add(set, &s.instanceIP, conf.String, conf.Option{Flag: "instance-ip", Env: []string{"INSTANCE_IP"}, Usage: "address of the agent's own pod, for discovery"})
 }

@@ -29,7 +29,7 @@ func (p *Pod) appSocket(family int) (int, error) {
 // the pod to itself, nor across address families.
 func (p *Pod) keepSource(fd int, client, app netip.Addr) error {
 	mode := p.proxy.cfg.Source
-	if mode == SourceNever || client == app || client.Is4() != app.Is4() || app.IsLoopback() && !client.IsLoopback() {
+	if mode == SourceNever || p.cfg.NoSource || client == app || client.Is4() != app.Is4() || app.IsLoopback() && !client.IsLoopback() {
 		return nil
 	}
 	if mode == SourceAuto && p.opaque.Load() {

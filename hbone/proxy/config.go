@@ -150,6 +150,9 @@ type PodConfig struct {
 	// Outbound, Inbound and Passthrough are the listeners, in the pod's namespace. The Pod owns them. Any of them may be
 	// nil.
 	Outbound, Inbound, Passthrough *loop.Acceptor
+	// NoSource keeps inbound connections from taking the client's address, whatever Config.Source says: in a namespace
+	// without rules for the way back the answer would not be seen.
+	NoSource bool
 }
 
 func (c PodConfig) validate() error {
