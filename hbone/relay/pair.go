@@ -101,6 +101,8 @@ func (p *Pair) Abort(err error) {
 func (e *end) Event(ev loop.Events) {
 	p := e.pair
 	if p.connected != nil {
+		// A destination that answers and ends at once says all of that in one event, which does not come again.
+		e.drain = e.drain || ev.Ended()
 		if ev.Writable() {
 			p.connectDone(e.fd.SocketError())
 		}
