@@ -87,7 +87,8 @@ type Peer struct {
 	goaways  []GoAway
 	settings bool
 	mute     bool
-	err      error // what ended the connection
+	pings    [][8]byte // unanswered
+	err      error     // what ended the connection
 }
 
 // Client handshakes on an open connection as a client and sends its preface and settings.
@@ -167,6 +168,8 @@ func (p *Peer) take(f http2.Frame) {
 	case *http2.PingFrame:
 		if !f.IsAck() && !p.muted() {
 			p.writing(func() error { return p.framer.WritePing(true, f.Data) })
+		} else if !f.IsAck() {
+			p.update(func() { p.pings = append(p.pings, f.Data) })
 		}
 	case *http2.MetaHeadersFrame:
 		p.update(func() {
@@ -197,6 +200,15 @@ func (p *Peer) take(f http2.Frame) {
 
 // Mute stops answering pings and giving credit.
 func (p *Peer) Mute() { p.update(func() { p.mute = true }) }
+
+// Unmute answers the pings that came since Mute, and goes on answering.
+func (p *Peer) Unmute() {
+	var pings [][8]byte
+	p.update(func() { p.mute, p.pings, pings = false, nil, p.pings })
+	for _, data := range pings {
+		p.writing(func() error { return p.framer.WritePing(true, data) })
+	}
+}
 
 func (p *Peer) muted() bool {
 	p.mu.Lock()

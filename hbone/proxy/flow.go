@@ -109,7 +109,7 @@ type Flow struct {
 	owner              cutter
 	facts              policy.Connection // inbound: what policy is asked about
 	toServer, toClient atomic.Pointer[atomic.Int64]
-	opened             atomic.Bool
+	opened, finished   atomic.Bool
 	prev, next         *Flow // in the pod's table
 }
 
@@ -154,8 +154,11 @@ func (f *Flow) open(toServer, toClient *atomic.Int64) {
 	f.pod.proxy.cfg.Observer.Opened(f)
 }
 
-// finish tells the observer the outcome. It is called once.
+// finish tells the observer the outcome. Only the first call counts.
 func (f *Flow) finish(err error) {
+	if f.finished.Swap(true) {
+		return
+	}
 	f.Err, f.Flag, f.Policy, f.End = err, flagOf(err), policyOf(err), time.Now()
 	f.Early = !f.opened.Load()
 	f.pod.flows.remove(f)

@@ -218,7 +218,7 @@ func TestOutboundFailures(t *testing.T) {
 	} {
 		t.Run(tc.name, func(t *testing.T) {
 			r := newRig(t)
-			one := r.node(func(c *proxy.Config) { c.ConnectTimeout = 500 * time.Millisecond })
+			one := r.node(func(c *proxy.Config) { c.ConnectTimeout = 2 * time.Second })
 			client := one.pod("client", "127.0.10.1")
 			server := r.workloadAt("server", "127.0.10.2", nil)
 			tc.setup(t, r, server)

@@ -162,5 +162,5 @@ func (p *Pod) cut() {
 	p.pool.Close(ErrDrain)
 }
 
-// spawn runs a step of a flow, of which the flow's end is part: whoever waits for flows waits for f too.
-func (p *Pod) spawn(f func()) { go f() }
+// spawn runs a step of a flow, which may outlive the flow.
+func (p *Pod) spawn(f func()) { p.work.Go(f) }

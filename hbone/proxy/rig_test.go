@@ -212,13 +212,19 @@ func (n *node) pod(name, ip string) *pod {
 }
 
 func (n *node) podOf(w *workload.Workload) *pod {
+	n.rig.t.Helper()
+	return n.enrol(w, podSockets{w.Addresses[0]})
+}
+
+// enrol starts a pod that makes its sockets by the given means.
+func (n *node) enrol(w *workload.Workload, sockets proxy.Sockets) *pod {
 	t := n.rig.t
 	t.Helper()
 	p := &pod{rig: n.rig, ip: w.Addresses[0], w: w, dst: make(map[netip.AddrPort]netip.AddrPort)}
 	p.changed = sync.NewCond(&p.mu)
 	cfg := proxy.PodConfig{
 		UID: "uid-" + w.Name, Namespace: w.Namespace, Name: w.Name, ServiceAccount: w.ServiceAccount,
-		Sockets: podSockets{p.ip}, OriginalDst: p.originalDst,
+		Sockets: sockets, OriginalDst: p.originalDst,
 		Outbound: listen(t, p.ip, 0), Inbound: listen(t, p.ip, n.rig.hbone), Passthrough: listen(t, p.ip, 0),
 	}
 	p.outbound, p.inbound, p.passthrough = cfg.Outbound.Addr(), cfg.Inbound.Addr(), cfg.Passthrough.Addr()
@@ -299,13 +305,18 @@ func (p *pod) redirected(listener netip.AddrPort, client netip.Addr, dst netip.A
 	if err != nil {
 		t.Fatal(err)
 	}
-	p.mu.Lock()
-	p.dst[c.LocalAddr().(*net.TCPAddr).AddrPort()] = dst
-	p.mu.Unlock()
-	p.changed.Broadcast()
+	p.goes(c.LocalAddr().(*net.TCPAddr).AddrPort(), dst)
 	t.Cleanup(func() { c.Close() })
 	_ = c.SetDeadline(time.Now().Add(patience))
 	return c.(*net.TCPConn)
+}
+
+// goes says where the client at an address wants to go.
+func (p *pod) goes(client, dst netip.AddrPort) {
+	p.mu.Lock()
+	p.dst[client] = dst
+	p.mu.Unlock()
+	p.changed.Broadcast()
 }
 
 // app is a server application at an address.

@@ -1,0 +1,187 @@
+package proxy_test
+
+import (
+	"io"
+	"net"
+	"net/netip"
+	"slices"
+	"strings"
+	"syscall"
+	"testing"
+
+	"github.com/culvert-mesh/culvert/hbone/hbonetest"
+	"github.com/culvert-mesh/culvert/hbone/loop"
+	"github.com/culvert-mesh/culvert/hbone/proxy"
+	"github.com/culvert-mesh/culvert/workload"
+)
+
+// freeSockets makes sockets that have no address yet.
+type freeSockets struct{}
+
+func (freeSockets) Socket(family int) (int, error) { return loop.TCPSocket(family) }
+
+// boundSockets makes sockets that have an address and a port.
+type boundSockets struct{}
+
+func (boundSockets) Socket(family int) (int, error) {
+	fd, err := loop.TCPSocket(family)
+	if err != nil {
+		return -1, err
+	}
+	if err := syscall.Bind(fd, &syscall.SockaddrInet4{}); err != nil {
+		loop.CloseFD(fd)
+		return -1, err
+	}
+	return fd, nil
+}
+
+func mayBindTransparent(t *testing.T) bool {
+	t.Helper()
+	fd, err := loop.TCPSocket(syscall.AF_INET)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer loop.CloseFD(fd)
+	return loop.BindTransparent(fd, netip.MustParseAddr("127.0.10.1")) == nil
+}
+
+func TestApplicationSeesItsClient(t *testing.T) {
+	if !mayBindTransparent(t) {
+		t.Skip("needs CAP_NET_ADMIN to bind foreign addresses")
+	}
+	r := newRig(t)
+	change := func(c *proxy.Config) { c.Source = proxy.SourceAlways }
+	one, two := r.node(change), r.node(change)
+	client, server := one.pod("client", "127.0.10.1"), two.enrol(r.workloadAt("server", "127.0.10.2", nil), freeSockets{})
+	app := r.serve(server.ip, func(c *net.TCPConn) { _, _ = io.WriteString(c, c.RemoteAddr().String()) })
+	seenBy := func(c io.Reader) string {
+		b, err := io.ReadAll(c)
+		if err != nil {
+			t.Fatal(err)
+		}
+		host, _, _ := strings.Cut(string(b), ":")
+		return host
+	}
+	if got := seenBy(client.dial(app.addr)); got != "127.0.10.1" {
+		t.Errorf("through a tunnel the application sees %s", got)
+	}
+	if got := seenBy(server.dialFrom(netip.MustParseAddr("127.0.40.1"), app.addr)); got != "127.0.40.1" {
+		t.Errorf("behind passthrough the application sees %s", got)
+	}
+	// A call of the pod to itself keeps the kernel's choice.
+	if got := seenBy(server.dial(app.addr)); got == "" {
+		t.Errorf("a call of itself sees %q", got)
+	}
+}
+
+func TestApplicationThatEndsAtOnce(t *testing.T) {
+	r := newRig(t)
+	one, two := r.node(nil), r.node(nil)
+	client, server := one.pod("client", "127.0.10.1"), two.pod("server", "127.0.10.2")
+	app := r.serve(server.ip, func(c *net.TCPConn) { _, _ = io.WriteString(c, "bye") })
+	for range 50 {
+		for _, c := range []io.Reader{client.dial(app.addr), server.dialFrom(client.ip, app.addr), server.dial(app.addr)} {
+			if b, err := io.ReadAll(c); err != nil || string(b) != "bye" {
+				t.Fatalf("got %q, %v", b, err)
+			}
+		}
+	}
+}
+
+func TestSourceThatCannotBeKept(t *testing.T) {
+	// Sockets that are bound to a port already refuse another source address, whatever the privileges.
+	r := newRig(t)
+	two := r.node(func(c *proxy.Config) { c.Source = proxy.SourceAuto })
+	server := two.enrol(r.workloadAt("server", "127.0.10.2", nil), boundSockets{})
+	dst := r.echo(server.ip)
+	for range 3 {
+		exchange(t, server.dialFrom(netip.MustParseAddr("127.0.40.1"), dst), "hello")
+	}
+	if n := strings.Count(two.seen.text(), "will not see"); n > 1 {
+		t.Errorf("the warning came %d times", n)
+	}
+	three := r.node(func(c *proxy.Config) { c.Source = proxy.SourceAlways })
+	strict := three.enrol(r.workloadAt("strict", "127.0.10.3", nil), boundSockets{})
+	wantReset(t, strict.dialFrom(netip.MustParseAddr("127.0.40.1"), r.echo(strict.ip)))
+	if f := three.seen.ended(t, proxy.Inbound, 1); f.Flag != proxy.FlagConnect {
+		t.Errorf("flow ended with %v, flag %s", f.Err, f.Flag)
+	}
+	p := r.raw("client", strict)
+	p.Connect(1, r.echo(strict.ip).String())
+	if got := p.WaitStatus(t, 1); got != 503 {
+		t.Errorf("status is %d, want 503", got)
+	}
+}
+
+func TestProxyTunnel(t *testing.T) {
+	r := newRig(t)
+	two := r.node(nil)
+	waypoint := two.enrol(r.workloadAt("waypoint", "127.0.10.2", func(w *workload.Workload) {
+		w.ApplicationTunnel = &workload.ApplicationTunnel{Protocol: workload.TunnelProxy}
+	}), freeSockets{})
+	app := r.serve(netip.MustParseAddr("127.0.0.1"), func(c *net.TCPConn) {
+		b := make([]byte, 1024)
+		n, _ := c.Read(b)
+		_, _ = c.Write(b[:n])
+	})
+	// The waypoint answers for any address.
+	target := netip.AddrPortFrom(netip.MustParseAddr("127.0.77.1"), app.addr.Port())
+	p := r.raw("client", waypoint)
+	p.Connect(1, target.String())
+	if got := p.WaitStatus(t, 1); got != 200 {
+		t.Fatalf("status is %d", got)
+	}
+	const id = "spiffe://cluster.local/ns/default/sa/client"
+	from := p.Conn.LocalAddr().(*net.TCPAddr).AddrPort()
+	want := "\r\n\r\n\x00\r\nQUIT\n\x21\x11\x00" + string(rune(12+3+len(id))) +
+		"\x7f\x00\x00\x01\x7f\x00\x4d\x01" + port(from) + port(target) + "\xd0\x00" + string(rune(len(id))) + id
+	s := p.Wait(t, 1, "header", func(s hbonetest.Stream) bool { return len(s.Data) > 0 })
+	if string(s.Data) != want {
+		t.Errorf("header is\n%q, want\n%q", s.Data, want)
+	}
+}
+
+func port(a netip.AddrPort) string { return string([]byte{byte(a.Port() >> 8), byte(a.Port())}) }
+
+func TestAcceptSurvivesExhaustion(t *testing.T) {
+	r := newRig(t)
+	one := r.node(nil)
+	client := one.pod("client", "127.0.10.1")
+	dst := r.echo(netip.MustParseAddr("127.0.30.1"))
+	exchange(t, client.dial(dst), "hello")
+
+	// A socket of the client's own that can connect when there are no descriptors left to accept with.
+	spare, err := loop.TCPSocket(syscall.AF_INET)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer loop.CloseFD(spare)
+	if err := syscall.Bind(spare, &syscall.SockaddrInet4{Addr: client.ip.As4()}); err != nil {
+		t.Fatal(err)
+	}
+	client.goes(loop.LocalAddr(spare), dst)
+	var limit syscall.Rlimit
+	if err := syscall.Getrlimit(syscall.RLIMIT_NOFILE, &limit); err != nil {
+		t.Fatal(err)
+	}
+	none := limit
+	none.Cur = 0
+	if err := syscall.Setrlimit(syscall.RLIMIT_NOFILE, &none); err != nil {
+		t.Fatal(err)
+	}
+	defer func() { _ = syscall.Setrlimit(syscall.RLIMIT_NOFILE, &limit) }()
+	if err := loop.StartConnect(spare, client.outbound); err != nil {
+		t.Fatal(err)
+	}
+	waitFor(t, "pause", func() bool { return strings.Contains(one.seen.text(), "accepting connections pauses") })
+	if err := syscall.Setrlimit(syscall.RLIMIT_NOFILE, &limit); err != nil {
+		t.Fatal(err)
+	}
+	waitFor(t, "flow", func() bool {
+		return slices.ContainsFunc(client.Flows(), func(f *proxy.Flow) bool { return f.Source.Addr == loop.LocalAddr(spare) })
+	})
+	exchange(t, client.dial(dst), "again")
+	if n := strings.Count(one.seen.text(), "accepting connections pauses"); n != 1 {
+		t.Errorf("it was logged %d times", n)
+	}
+}
