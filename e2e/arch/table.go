@@ -71,6 +71,7 @@ func Edges() []Edge {
 		{From: "docs"},
 		{From: "e2e/arch"},
 		{From: "e2e/netlab", To: []string{"identity/ca/issuer"}},
+		{From: "e2e/soak", To: []string{"e2e/netlab"}},
 		{From: "e2e/*", To: []string{"redirect/netns", "redirect/topology", "redirect/wiretap"}},
 	}
 }
@@ -94,7 +95,7 @@ func systemFences() []Fence {
 			Prefixes: []string{"google.golang.org/grpc", "github.com/envoyproxy", "github.com/cncf/xds"},
 			Allowed: []string{
 				"workload/source/xds", "workload/publish", "identity/ca", "identity/ca/issuer", "identity/spire",
-				"identity/identitytest", "workload/workloadtest", "workload/source/xds/*test",
+				"identity/identitytest", "workload/workloadtest", "workload/source/xds/*test", "e2e/**",
 			},
 		},
 		{
