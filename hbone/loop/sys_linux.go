@@ -103,19 +103,15 @@ func (f *FD) SocketError() error {
 }
 
 func (l *Loop) epollWait(millis int, raw bool) int {
-	args := func() (uintptr, uintptr, uintptr) {
-		return uintptr(l.epoll), uintptr(unsafe.Pointer(&l.events[0])), uintptr(maxEvents)
-	}
-	ep, evs, most := args()
 	var n uintptr
 	var e syscall.Errno
 	if raw {
-		n, _, e = syscall.RawSyscall6(unix.SYS_EPOLL_PWAIT, ep, evs, most, uintptr(millis), 0, 0)
+		n, _, e = syscall.RawSyscall6(unix.SYS_EPOLL_PWAIT, uintptr(l.epoll), uintptr(unsafe.Pointer(&l.events)), maxEvents, uintptr(millis), 0, 0)
 	} else {
-		n, _, e = syscall.Syscall6(unix.SYS_EPOLL_PWAIT, ep, evs, most, uintptr(millis), 0, 0)
+		n, _, e = syscall.Syscall6(unix.SYS_EPOLL_PWAIT, uintptr(l.epoll), uintptr(unsafe.Pointer(&l.events)), maxEvents, uintptr(millis), 0, 0)
 	}
 	if e != 0 {
-		return 0
+		return 0 // interrupted: the next round waits again
 	}
 	return int(n)
 }
