@@ -34,6 +34,13 @@
 // invalid. Nothing is lost by that, for the sockets on both sides check sequence
 // numbers themselves.
 //
+// # Successors
+//
+// Two agents may listen side by side (SO_REUSEPORT) while one takes over from the
+// other. The kernel resets what waits at a listener that closes, so connections would
+// be lost with every upgrade of a busy pod; tcp_migrate_req makes it move them to the
+// other listener.
+//
 // The package leaves to others: which namespaces (podset), the listeners, and the
 // identity of the pod. All methods of Capture may be called concurrently for
 // different namespaces; for one namespace the caller serialises.

@@ -59,6 +59,7 @@ var sysctlDefaults = map[string]string{
 	"net/netfilter/nf_conntrack_tcp_timeout_close_wait": "60\n",
 	"net/netfilter/nf_conntrack_tcp_timeout_fin_wait":   "120\n",
 	"net/netfilter/nf_conntrack_tcp_be_liberal":         "0\n",
+	"net/ipv4/tcp_migrate_req":                          "0\n",
 }
 
 // TestLeave: StopNew lets new connections pass and the captured ones go on; Delete

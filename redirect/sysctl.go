@@ -16,21 +16,29 @@ import (
 
 const sysctlPorts = "net/ipv4/ip_local_reserved_ports"
 
-// knob is a sysctl of connection tracking that is raised to want.
+// knob is a sysctl that is raised to want.
 type knob struct {
 	name     string
 	want     uint64
 	fallback uint64 // the kernel's default
 }
 
+// sysctlMigrate hands connections that a closed listener has not accepted to the
+// other listeners of its port, of both families. Linux has it since 5.14.
+const sysctlMigrate = "net/ipv4/tcp_migrate_req"
+
 // knobs returns the sysctls to raise; the package comment has the reasons.
 func knobs() []knob {
 	const halfClose = uint64(HalfCloseTimeout / time.Second)
-	return []knob{
+	all := []knob{
 		{"net/netfilter/nf_conntrack_tcp_timeout_close_wait", halfClose, 60},
 		{"net/netfilter/nf_conntrack_tcp_timeout_fin_wait", halfClose, 120},
 		{"net/netfilter/nf_conntrack_tcp_be_liberal", 1, 0},
 	}
+	if unix.Access("/proc/sys/"+sysctlMigrate, unix.F_OK) == nil {
+		all = append(all, knob{sysctlMigrate, 1, 0})
+	}
+	return all
 }
 
 // readSysctl reads a value in one read: for a list of ports the kernel cuts off what
