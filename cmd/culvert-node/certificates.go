@@ -123,7 +123,7 @@ func certificateSource(s *settings, log *slog.Logger) (svid.Source, error) {
 	case s.caAddress != "":
 		return ca.New(ca.Config{
 			Address: s.caAddress, RootCA: s.caRootCA, AltHostname: s.caHostname, TokenFile: s.tokenFile, ClusterID: s.cluster,
-			TTL: s.secretTTL, Impersonate: s.mode == modeNode,
+			TTL: s.secretTTL, Impersonate: s.mode == modeNode, Logger: log, Dial: controlDial(s),
 		})
 	}
 	is, err := issuer.Load(s.caCert, s.caKey)

@@ -199,6 +199,7 @@ func (n *node) buildSource() ([]run.Component, error) {
 		Address: s.xdsAddress, RootCA: s.xdsRootCA, AltHostname: s.xdsHostname, TokenFile: s.tokenFile, ClusterID: s.cluster,
 		Node:  xds.Node{IP: s.instanceIP, PodName: s.podName, Namespace: s.podNamespace, NodeName: s.node},
 		Store: n.store, Policies: n.policies, Observer: n.telemetry.XDS(), Logger: n.scope("xds"),
+		Dial: controlDial(s),
 	})
 	if err != nil {
 		return nil, err

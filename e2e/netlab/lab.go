@@ -23,8 +23,6 @@ type Config struct {
 	CongestionControl string
 	// Flags are given to every agent behind the lab's own.
 	Flags []string
-	// Authority are the flags that say where agents get their certificates; the lab's own authority when empty.
-	Authority []string
 }
 
 // Lab is a running mesh. Change State and Apply it; Close removes everything.
@@ -36,6 +34,8 @@ type Lab struct {
 	topology *topology.Topology
 	pods     []*Pod
 	agents   []*Agent
+
+	authority []string
 }
 
 // Pod is one pod of the lab.
@@ -56,6 +56,7 @@ func New(cfg Config) (*Lab, error) {
 		return nil, err
 	}
 	l := &Lab{cfg: cfg, topology: t}
+	l.SetAuthority("--ca-cert="+l.CACert(), "--ca-key="+l.CAKey())
 	if err := issuer.CreateFiles(l.CACert(), l.CAKey(), "cluster.local"); err != nil {
 		return nil, errors.Join(err, l.Close())
 	}
@@ -147,7 +148,7 @@ func (l *Lab) LaunchAgent(node string, flags ...string) (*Agent, error) {
 	args := []string{
 		"--mode=node", "--node=" + node, "--cluster=cluster1", "--workloads=" + l.StatePath(), "--pods=" + pods, "--log-format=json",
 	}
-	return l.launch(n, slices.Concat(args, l.authority(), l.cfg.Flags, flags))
+	return l.launch(n, slices.Concat(args, l.authority, l.cfg.Flags, flags))
 }
 
 // StartDedicated starts an agent inside a pod, for that pod alone, and waits until it is ready. The pod must not be on
@@ -161,19 +162,16 @@ func (l *Lab) StartDedicated(p *Pod, flags ...string) (*Agent, error) {
 		"--mode=dedicated", "--workload=" + w.Namespace + "/" + w.Name + "/" + w.ServiceAccount, "--cluster=cluster1",
 		"--workloads=" + l.StatePath(), "--log-format=json",
 	}
-	a, err := l.launch(p, slices.Concat(args, l.authority(), l.cfg.Flags, flags))
+	a, err := l.launch(p, slices.Concat(args, l.authority, l.cfg.Flags, flags))
 	if err != nil {
 		return nil, err
 	}
 	return a, a.WaitReady(30 * time.Second)
 }
 
-func (l *Lab) authority() []string {
-	if len(l.cfg.Authority) > 0 {
-		return l.cfg.Authority
-	}
-	return []string{"--ca-cert=" + l.CACert(), "--ca-key=" + l.CAKey()}
-}
+// SetAuthority gives the flags by which agents that are started from now on get their certificates, instead of those
+// for the lab's own authority.
+func (l *Lab) SetAuthority(flags ...string) { l.authority = flags }
 
 func (l *Lab) launch(where place, args []string) (*Agent, error) {
 	a := &Agent{place: where, log: filepath.Join(l.topology.Dir(), where.Name()+"-"+strconv.Itoa(len(l.agents))+".log")}
