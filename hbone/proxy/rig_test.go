@@ -135,11 +135,11 @@ func (r *rig) node(change func(*proxy.Config)) *node {
 		Store: r.store, Policies: r.policies, Certificates: r.certs, HBONEPort: r.hbone, Observer: n.seen, Source: proxy.SourceNever,
 		Logger: slog.New(slog.NewTextHandler(n.seen, nil)),
 	}
-	for range 2 {
-		cfg.Loops = append(cfg.Loops, runLoop(r.t))
-	}
 	if change != nil {
 		change(&cfg)
+	}
+	if cfg.Loops == nil {
+		cfg.Loops = []*loop.Loop{runLoop(r.t), runLoop(r.t)}
 	}
 	var err error
 	if n.Proxy, err = proxy.New(cfg); err != nil {
@@ -189,6 +189,7 @@ type pod struct {
 	mu      sync.Mutex
 	changed *sync.Cond
 	dst     map[netip.AddrPort]netip.AddrPort // by the client's address
+	always  netip.AddrPort                    // where everybody goes, if set
 }
 
 // workloadAt makes a mesh member and adds it to the store.
@@ -281,8 +282,18 @@ func (p *pod) originalDst(fd int) (netip.AddrPort, error) {
 			}
 			return dst, nil
 		}
+		if p.always.IsValid() {
+			return p.always, nil
+		}
 		p.changed.Wait()
 	}
+}
+
+// goesAlways sends everybody to one destination.
+func (p *pod) goesAlways(dst netip.AddrPort) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	p.always = dst
 }
 
 // dial is an application of the pod that connects to dst.
