@@ -27,6 +27,9 @@ func (st *Stream) LocalEnd() bool { return st.localEnd }
 // RemoteEnd reports that the peer has sent END_STREAM.
 func (st *Stream) RemoteEnd() bool { return st.remoteEnd }
 
+// Answered reports that the response to this side's request has come (client).
+func (st *Stream) Answered() bool { return st.gotHead }
+
 // Gone reports that the stream has left its session, by reset or because both directions have ended.
 func (st *Stream) Gone() bool { return st.gone }
 
@@ -63,6 +66,9 @@ func (s *Session) Open(h *Header) (*Stream, error) {
 	}
 	st := s.newStream(s.nextID)
 	s.nextID += 2
+	// A server may answer in full and send RST_STREAM behind it (RFC 9113 section 8.1), which then is on a closed stream:
+	// one for each that is opened is no flood.
+	s.budget.refund()
 	s.appendBlock(st.ID, appendRequest(s.startBlock(), h), false)
 	return st, nil
 }

@@ -74,6 +74,10 @@ func (e *events) OnReset(s *h2.Stream, code h2.ErrCode, fault string) {
 // OnGoAway implements h2.Events.
 func (e *events) OnGoAway(uint32, h2.ErrCode, string) {
 	t := (*Tunnel)(e)
+	if t.cfg.OnRequest == nil && !t.leaving {
+		t.leaving = true
+		t.loop.After(&t.grace, t.cfg.AnswerGrace, t.giveUp)
+	}
 	if t.draining {
 		return
 	}
@@ -81,6 +85,19 @@ func (e *events) OnGoAway(uint32, h2.ErrCode, string) {
 	if t.cfg.OnDrain != nil {
 		t.cfg.OnDrain(t)
 	}
+}
+
+// giveUp ends the requests that the peer has left unanswered.
+func (t *Tunnel) giveUp() {
+	t.h2.Each(func(s *h2.Stream) {
+		st := s.User.(*Stream)
+		if s.Answered() || st.Handler == nil {
+			return
+		}
+		h := st.Handler
+		st.Reset(h2.Cancel)
+		h.Closed(&ResetError{Code: h2.RefusedStream})
+	})
 }
 
 // OnPong implements h2.Events.

@@ -39,6 +39,10 @@ type Config struct {
 	PingInterval time.Duration
 	// PingTimeout is how long it may be silent after a ping; 0 means 20 s.
 	PingTimeout time.Duration
+	// AnswerGrace is how long requests may go unanswered after the peer's GOAWAY; 0 means 2 s. Peers are known that take
+	// a request that crosses their GOAWAY, count it as processed and never look at it. Those requests end like ones that
+	// the peer says it has not processed, so that they can be made again elsewhere.
+	AnswerGrace time.Duration
 	// OnRequest gives a peer's request to a server, on the loop. It sets Stream.Handler before it returns, or answers.
 	OnRequest func(st *Stream, h *h2.Header)
 	// OnDrain says that the peer, or this side's Drain, wants no further streams here. On the loop; may be nil.
@@ -75,9 +79,11 @@ type Tunnel struct {
 	resuming bool
 
 	ping     loop.Timer
-	pinged   int64 // when the outstanding ping was sent, 0 when there is none
-	heard    int64 // when bytes came last
+	grace    loop.Timer // for requests that are unanswered at the peer's GOAWAY
+	pinged   int64      // when the outstanding ping was sent, 0 when there is none
+	heard    int64      // when bytes came last
 	draining bool
+	leaving  bool // the peer has sent GOAWAY
 	crossing bool // the first GOAWAY of a drain is on its way: requests that cross it are still served
 	drained  bool // the final GOAWAY is out
 	err      error
@@ -112,6 +118,9 @@ func start(ctx context.Context, fd int, config *tls.Config, cfg Config, server b
 	}
 	if t.cfg.PingTimeout == 0 {
 		t.cfg.PingTimeout = 20 * time.Second
+	}
+	if t.cfg.AnswerGrace == 0 {
+		t.cfg.AnswerGrace = 2 * time.Second
 	}
 	fd, rec, state, err := handshake(ctx, fd, config, server)
 	if err != nil {
@@ -309,6 +318,7 @@ func (t *Tunnel) fail(err error) {
 	t.open.Store(0)
 	t.deliver()
 	t.loop.Stop(&t.ping)
+	t.loop.Stop(&t.grace)
 	t.farewell(err)
 	t.fd.Close()
 	t.release()

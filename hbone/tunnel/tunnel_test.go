@@ -204,6 +204,40 @@ func TestStreamsThatAPeerDidNotProcessSaySo(t *testing.T) {
 	}
 }
 
+func TestRequestsThatAPeerForgetsAtItsGoAwaySaySo(t *testing.T) {
+	f := newFixture(t)
+	cfg := f.config()
+	cfg.AnswerGrace = 50 * time.Millisecond
+	tun, _, fr := f.client(cfg)
+	answered, forgotten := newHandler(), newHandler()
+	var st *tunnel.Stream
+	f.on(func() {
+		st, _ = tun.Open(&h2.Header{Method: "CONNECT", Authority: "10.0.0.1:80"}, answered)
+		_, _ = tun.Open(&h2.Header{Method: "CONNECT", Authority: "10.0.0.1:80"}, forgotten)
+	})
+	next(t, fr, http2.FrameHeaders)
+	next(t, fr, http2.FrameHeaders)
+	_ = fr.WriteHeaders(http2.HeadersFrameParam{StreamID: 1, BlockFragment: []byte{0x88}, EndHeaders: true})
+	_ = fr.WriteGoAway(1<<31-1, http2.ErrCodeNo, nil)
+	_ = fr.WriteGoAway(3, http2.ErrCodeNo, nil)
+	var reset *tunnel.ResetError
+	if err := <-forgotten.closed; !errors.As(err, &reset) || reset.Code != h2.RefusedStream {
+		t.Errorf("the forgotten stream was told %v", err)
+	}
+	if r := next(t, fr, http2.FrameRSTStream).(*http2.RSTStreamFrame); r.StreamID != 3 || r.ErrCode != http2.ErrCodeCancel {
+		t.Errorf("the peer was told %v", r)
+	}
+	f.on(func() { st.Write([]byte("late")); st.End() })
+	next(t, fr, http2.FrameData)
+	_ = fr.WriteData(1, true, nil)
+	if err := f.end(); !errors.Is(err, tunnel.ErrClosed) {
+		t.Errorf("tunnel ended with %v", err)
+	}
+	if len(answered.closed) != 0 {
+		t.Errorf("the other stream was told %v", <-answered.closed)
+	}
+}
+
 func TestEndWithoutCloseNotifyIsATruncation(t *testing.T) {
 	f := newFixture(t)
 	tun, server, fr := f.client(f.config())
