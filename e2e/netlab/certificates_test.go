@@ -218,6 +218,7 @@ func TestDedicatedAgentAsksForItself(t *testing.T) {
 	s.listen(m.remote, onPort(m.remote, caPort))
 	m.b = m.agent(nodeB)
 	m.SetAuthority(s.flags(m.remote.Addr().String())...)
+	m.captureByHand(m.client) // the rules are there before the agent, as after its restart
 	a := m.dedicated(m.client, "--capture")
 	m.serial(a, "client")
 	m.mustCall(m.client, at(m.remote), "remote")
