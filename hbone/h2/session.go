@@ -255,6 +255,8 @@ func (b *budget) charge(now int64) bool {
 	return b.spent <= budgetBurst
 }
 
+func (b *budget) refund() { b.spent = max(0, b.spent-1) }
+
 func (s *Session) charge(what string) error {
 	if !s.budget.charge(s.Now) {
 		return connFault(EnhanceYourCalm, "too many "+what)
