@@ -6,9 +6,8 @@ import (
 	"context"
 	"encoding/json"
 	"fmt"
-	"io"
-	"net"
 	"net/http"
+	"net/netip"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -59,8 +58,7 @@ func peerBinary(t *testing.T) string {
 type interop struct {
 	*mesh
 	binary string
-	istio  *identitytest.IstioCA
-	root   string // file with the CA server's root
+	istio  *istiod
 }
 
 func newInterop(t *testing.T) *interop {
@@ -73,13 +71,13 @@ func newInterop(t *testing.T) *interop {
 		w.TrustDomain, w.ClusterID = "cluster.local", "cluster1" // the peer has no defaults for them in a file
 	}
 	ca := identitytest.NewCA(t, "cluster.local")
-	it := &interop{mesh: m, binary: binary, istio: identitytest.NewIstioCA(t, ca.Intermediate(t)), root: filepath.Join(t.TempDir(), "root.pem")}
-	for path, text := range map[string][]byte{m.CACert(): ca.RootPEM(), m.CAKey(): identitytest.KeyPEM(t, ca.Key), it.root: it.istio.RootPEM} {
+	istio := &istiod{IstioCA: identitytest.NewIstioCA(t, ca.Intermediate(t)), t: t, ca: ca, root: filepath.Join(t.TempDir(), "root.pem")}
+	for path, text := range map[string][]byte{m.CACert(): ca.RootPEM(), m.CAKey(): identitytest.KeyPEM(t, ca.Key), istio.root: istio.RootPEM} {
 		if err := os.WriteFile(path, text, 0o600); err != nil {
 			t.Fatal(err)
 		}
 	}
-	return it
+	return &interop{mesh: m, binary: binary, istio: istio}
 }
 
 // in is the interop of a subtest.
@@ -99,28 +97,9 @@ type program struct {
 	log     string
 }
 
-// caPort is where the CA is found on the loopback interface of each pod that asks it.
-const caPort = 15012
-
-// bringCA makes the CA, which listens outside of the lab, reachable on the pod's loopback interface.
-func (it *interop) bringCA(p *netlab.Pod) {
-	it.t.Helper()
-	it.serveFunc(p, caPort, func(c *net.TCPConn) {
-		up, err := net.Dial("tcp", it.istio.Address)
-		if err != nil {
-			return
-		}
-		back := make(chan struct{})
-		go func() {
-			defer close(back)
-			_, _ = io.Copy(c, up)
-			_ = c.Close()
-		}()
-		_, _ = io.Copy(up, c)
-		_ = up.Close()
-		<-back
-	})
-}
+// caAddress is where the CA, which listens outside of the lab, is found by an agent in a pod: it makes all its connections
+// from there.
+var caAddress = netip.AddrPortFrom(netip.AddrFrom4([4]byte{127, 0, 0, 1}), caPort)
 
 // run starts a program in a pod and waits until it says that it is ready.
 func (it *interop) run(p *netlab.Pod, path string, args, env []string) *program {
@@ -165,7 +144,7 @@ func (it *interop) run(p *netlab.Pod, path string, args, env []string) *program 
 // startPeer runs the other implementation in a pod and captures the pod's traffic for it.
 func (it *interop) startPeer(p *netlab.Pod, state string, env ...string) *program {
 	it.t.Helper()
-	it.bringCA(p)
+	it.istio.listen(p, caAddress)
 	capture, err := redirect.New(p.NS(), redirect.Options{})
 	if err != nil {
 		it.t.Fatal(err)
@@ -186,7 +165,7 @@ func (it *interop) runPeer(p *netlab.Pod, state string, env ...string) *program 
 	return it.run(p, it.binary, nil, append([]string{
 		"PROXY_MODE=dedicated", "PROXY_WORKLOAD_INFO=" + workloadName(p), "PACKET_MARK=1337",
 		"LOCAL_XDS_PATH=" + state, "XDS_ADDRESS=", "CLUSTER_ID=cluster1", "ISTIO_META_DNS_CAPTURE=false",
-		fmt.Sprintf("CA_ADDRESS=https://127.0.0.1:%d", caPort), "CA_ROOT_CA=" + it.root,
+		"CA_ADDRESS=https://" + caAddress.String(), "CA_ROOT_CA=" + it.istio.root,
 		"RUST_LOG=info", "LOG_FORMAT=json",
 	}, env...))
 }
@@ -194,10 +173,10 @@ func (it *interop) runPeer(p *netlab.Pod, state string, env ...string) *program 
 // startDedicated runs culvert-node in a pod, for that pod alone.
 func (it *interop) startDedicated(p *netlab.Pod, state string, flags ...string) *program {
 	it.t.Helper()
-	it.bringCA(p)
+	it.istio.listen(p, caAddress)
 	return it.run(p, agentBinary, append([]string{
 		"--mode=dedicated", "--capture", "--workload=" + workloadName(p), "--workloads=" + state, "--cluster=cluster1", "--dns=false",
-		fmt.Sprintf("--ca-address=127.0.0.1:%d", caPort), "--ca-root-ca=" + it.root, "--log-format=json",
+		"--ca-address=" + caAddress.String(), "--ca-root-ca=" + it.istio.root, "--log-format=json",
 	}, flags...), nil)
 }
 
