@@ -181,7 +181,7 @@ func (p *Peer) take(f http2.Frame) {
 			p.handle(p, f.StreamID, Header(f.Fields))
 		}
 	case *http2.DataFrame:
-		n := uint32(f.Header().Length)
+		n := f.Header().Length
 		p.update(func() {
 			s := p.stream(f.StreamID)
 			s.Data = append(s.Data, f.Data()...)

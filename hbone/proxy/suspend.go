@@ -1,7 +1,9 @@
 package proxy
 
 import (
+	"maps"
 	"net/netip"
+	"slices"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -34,8 +36,8 @@ type suspension struct {
 }
 
 const (
-	suspensionGrowth = 12   // the longest suspension in units of the first
-	maxSuspensions   = 4096 // more are forgotten, oldest first by their end
+	suspensionGrowth = 12 // the longest suspension in units of the first
+	maxSuspensions   = 1024
 	probeTime        = 10 * time.Second
 )
 
@@ -76,7 +78,7 @@ func (s *suspensions) failed(uid string, addr netip.AddrPort) {
 	key := endpoint{uid, addr}
 	e := s.by[key]
 	if e == nil {
-		s.roomLocked(now)
+		s.roomLocked()
 		e = &suspension{}
 		s.by[key] = e
 	}
@@ -96,21 +98,14 @@ func (s *suspensions) works(uid string, addr netip.AddrPort) {
 	s.count.Store(int32(len(s.by)))
 }
 
-// roomLocked forgets endpoints that nobody has tried for long, so that the table cannot grow without end.
-func (s *suspensions) roomLocked(now time.Time) {
+// roomLocked keeps the table from growing without end: when it is full, a quarter of it goes, beginning with what ends
+// first.
+func (s *suspensions) roomLocked() {
 	if len(s.by) < maxSuspensions {
 		return
 	}
-	var oldest endpoint
-	var when time.Time
-	for key, e := range s.by {
-		if now.Sub(e.until) > suspensionGrowth*s.base {
-			delete(s.by, key)
-		} else if when.IsZero() || e.until.Before(when) {
-			oldest, when = key, e.until
-		}
-	}
-	if len(s.by) >= maxSuspensions {
-		delete(s.by, oldest)
+	keys := slices.SortedFunc(maps.Keys(s.by), func(a, b endpoint) int { return s.by[a].until.Compare(s.by[b].until) })
+	for _, key := range keys[:len(keys)/4] {
+		delete(s.by, key)
 	}
 }
