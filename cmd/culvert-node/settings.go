@@ -6,6 +6,7 @@ import (
 	"io/fs"
 	"net/netip"
 	"os"
+	"path/filepath"
 	"runtime"
 	"strings"
 	"time"
@@ -205,7 +206,7 @@ func (s *settings) check(set *conf.Set) {
 		}
 		return nil
 	})
-	set.Check("crl", func() error { return readable(s.crl) })
+	set.Check("crl", s.checkCRL)
 }
 
 // checkSource wants exactly one source of certificates.
@@ -232,18 +233,20 @@ func (s *settings) checkSource() error {
 	return nil
 }
 
-// readable reports why a file cannot be used; one that is not named is fine.
-func readable(path string) error {
-	if path == "" {
+// checkCRL wants a file that can be read, or a place where one may come: a ConfigMap is mounted before it exists.
+func (s *settings) checkCRL() error {
+	if s.crl == "" {
 		return nil
 	}
-	f, err := os.Open(path)
-	if err != nil {
-		var pe *fs.PathError
-		if errors.As(err, &pe) {
-			err = pe.Err
-		}
-		return fmt.Errorf("%s: %w", path, err)
+	f, err := os.Open(s.crl)
+	if errors.Is(err, fs.ErrNotExist) {
+		_, err = os.Stat(filepath.Dir(s.crl))
+	}
+	if pe, ok := errors.AsType[*fs.PathError](err); ok {
+		return fmt.Errorf("%s: %w", pe.Path, pe.Err)
+	}
+	if err != nil || f == nil {
+		return err
 	}
 	return f.Close()
 }
