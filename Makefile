@@ -11,11 +11,12 @@ LDFLAGS  := -s -w -X main.version=$(VERSION) -X main.revision=$(REVISION)
 PROGRAMS := $(notdir $(wildcard cmd/culvert*))
 FUZZTIME ?= 10s
 ROUNDS   ?= 3
+SOAKTIME ?= 10m
 TESTFLAGS ?=
 
 export PATH := $(PATH):/usr/sbin:/sbin
 
-.PHONY: help build test netlab fuzz bench lint generate verify image demo interop deps clean
+.PHONY: help build test netlab fuzz bench soak lint generate verify image demo interop deps clean
 
 help: ## this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -39,6 +40,10 @@ fuzz: ## every fuzz target for FUZZTIME (default 10s)
 bench: deps build ## direct, HAProxy pair and Culvert side by side; writes bench.json
 	CGO_ENABLED=0 go build -trimpath -o bin/culvert-bench ./e2e/bench
 	bin/culvert-bench --rounds=$(ROUNDS) --json=bench.json $(BENCHFLAGS)
+
+soak: build ## four agents under load, kills, flaps, rotations and changes for SOAKTIME (default 10m); every byte is counted
+	CGO_ENABLED=0 go build -trimpath -o bin/culvert-soak ./e2e/soak
+	bin/culvert-soak --time=$(SOAKTIME) $(SOAKFLAGS)
 
 lint: bin/tools/golangci-lint ## golangci-lint, built on first use from tools/go.mod
 	bin/tools/golangci-lint run ./...

@@ -71,6 +71,7 @@ func Edges() []Edge {
 		{From: "docs"},
 		{From: "e2e/arch"},
 		{From: "e2e/netlab", To: []string{"identity/ca/issuer"}},
+		{From: "e2e/bench", To: []string{"e2e/netlab"}},
 		{From: "e2e/soak", To: []string{"e2e/netlab"}},
 		{From: "e2e/*", To: []string{"redirect/netns", "redirect/topology", "redirect/wiretap"}},
 	}
