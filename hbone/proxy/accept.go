@@ -70,7 +70,7 @@ func (p *Proxy) chooseCongestion(fd int) string {
 	return ""
 }
 
-// accept serves one listener until it is closed. Running out of descriptors makes it rest, never end.
+// accept serves one listener until it is closed. Errors make it rest, never end.
 func (p *Pod) accept(l *loop.Acceptor, name string, serve func(fd int, client netip.AddrPort)) {
 	rest := acceptRest
 	for {
@@ -81,7 +81,8 @@ func (p *Pod) accept(l *loop.Acceptor, name string, serve func(fd int, client ne
 			serve(fd, client)
 		case errors.Is(err, os.ErrClosed):
 			return
-		case loop.Temporary(err):
+		default:
+			// Mostly out of descriptors or memory; accept(2) also passes on network errors of single connections.
 			if rest == acceptRest {
 				p.log.Warn("accepting connections pauses", "listener", name, "error", err)
 			}
@@ -89,9 +90,6 @@ func (p *Pod) accept(l *loop.Acceptor, name string, serve func(fd int, client ne
 				return
 			}
 			rest = min(2*rest, acceptRestMax)
-		default:
-			p.log.Error("accepting connections ended", "listener", name, "error", err)
-			return
 		}
 	}
 }

@@ -185,3 +185,37 @@ func TestAcceptSurvivesExhaustion(t *testing.T) {
 		t.Errorf("it was logged %d times", n)
 	}
 }
+
+func TestAcceptedSocketsInheritOptions(t *testing.T) {
+	r := newRig(t)
+	client := r.node(nil).pod("client", "127.0.10.1")
+	dst := r.echo(netip.MustParseAddr("127.0.30.1"))
+	option := func(fd, level, name int) int {
+		n, err := syscall.GetsockoptInt(fd, level, name)
+		if err != nil {
+			t.Error(err)
+		}
+		return n
+	}
+	outbound, looked := true, 0
+	client.mu.Lock()
+	client.look = func(fd int) { // under the pod's lock
+		looked++
+		if option(fd, syscall.IPPROTO_TCP, syscall.TCP_NODELAY) == 0 || option(fd, syscall.SOL_SOCKET, syscall.SO_KEEPALIVE) == 0 ||
+			option(fd, syscall.IPPROTO_TCP, syscall.TCP_KEEPIDLE) != 180 {
+			t.Error("an accepted socket has no TCP_NODELAY or keepalive")
+		}
+		if got := loop.Congestion(fd); outbound && got == "bbr" {
+			t.Errorf("congestion control towards the application is %s", got)
+		}
+		outbound = false
+	}
+	client.mu.Unlock()
+	exchange(t, client.dial(dst), "hello")
+	exchange(t, client.dialFrom(netip.MustParseAddr("127.0.40.1"), r.echo(client.ip)), "hello")
+	client.mu.Lock()
+	defer client.mu.Unlock()
+	if looked != 2 {
+		t.Errorf("looked at %d sockets", looked)
+	}
+}

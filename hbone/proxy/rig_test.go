@@ -190,6 +190,7 @@ type pod struct {
 	changed *sync.Cond
 	dst     map[netip.AddrPort]netip.AddrPort // by the client's address
 	always  netip.AddrPort                    // where everybody goes, if set
+	look    func(fd int)                      // at accepted sockets
 }
 
 // workloadAt makes a mesh member and adds it to the store.
@@ -274,6 +275,9 @@ func (p *pod) originalDst(fd int) (netip.AddrPort, error) {
 	client := loop.RemoteAddr(fd)
 	p.mu.Lock()
 	defer p.mu.Unlock()
+	if p.look != nil {
+		p.look(fd)
+	}
 	for {
 		if dst, ok := p.dst[client]; ok {
 			delete(p.dst, client)
