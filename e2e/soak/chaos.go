@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"math/rand/v2"
+	"net"
 	"net/netip"
 	"slices"
 	"strings"
@@ -144,13 +145,7 @@ func (c *chaos) changePolicy(ctx context.Context, rng *rand.Rand) error {
 }
 
 // visit is a connection of the visitor, which is part of no application.
-type visit struct {
-	conn interface {
-		Read(b []byte) (int, error)
-		SetDeadline(t time.Time) error
-		Close() error
-	}
-}
+type visit struct{ conn net.Conn }
 
 // visit connects and waits for the server's greeting.
 func (c *chaos) visit(ctx context.Context, pod int) (*visit, error) {
