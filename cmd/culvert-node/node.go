@@ -108,9 +108,11 @@ func (n *node) cut() {
 		defer close(done)
 		n.proxy.Stop(ctx)
 	}()
+	limit := time.NewTimer(time.Second)
+	defer limit.Stop()
 	select {
 	case <-done:
-	case <-time.After(time.Second):
+	case <-limit.C:
 	}
 }
 

@@ -169,7 +169,8 @@ const answerSize = 100
 func nginxConfig(dir string) string {
 	return fmt.Sprintf(`daemon off;
 user root;
-worker_processes 1;
+# One process, which ends with the program that started it.
+master_process off;
 pid %[1]s/nginx.pid;
 error_log stderr error;
 events { worker_connections 16384; }
