@@ -69,7 +69,7 @@ func newNode(s *settings, set *conf.Set, levels *admin.Levels, log *slog.Logger,
 	n.ready.Block(waitPods)
 	var parts []run.Component
 	for _, build := range []func() ([]run.Component, error){
-		n.buildTelemetry, n.buildCertificates, n.buildProxy, n.buildSource,
+		func() ([]run.Component, error) { return n.buildTelemetry(levels) }, n.buildCertificates, n.buildProxy, n.buildSource,
 		func() ([]run.Component, error) { return n.buildPods(td) }, func() ([]run.Component, error) { return n.buildOwn(td) },
 		func() ([]run.Component, error) { return n.buildAdmin(levels) },
 	} {
@@ -118,13 +118,14 @@ func (n *node) cut() {
 
 func (n *node) scope(name string) *slog.Logger { return n.log.With(admin.ScopeKey, name) }
 
-func (n *node) buildTelemetry() ([]run.Component, error) {
+func (n *node) buildTelemetry(levels *admin.Levels) ([]run.Component, error) {
 	s := n.settings
 	cfg := telemetry.Config{Version: version, Revision: revision, Runtime: true, Samples: []func(func(telemetry.Sample)){n.samples}}
 	cfg.Certificates = func() []telemetry.Certificate { return n.certificates.expiries() }
 	if s.accessLog == on {
 		cfg.AccessLog = os.Stderr
 		cfg.AccessFormat = telemetry.Format(s.logFormat)
+		cfg.AccessLevel = levels.Scope("access")
 	}
 	var err error
 	n.telemetry, err = telemetry.New(cfg)

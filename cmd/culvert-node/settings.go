@@ -176,8 +176,11 @@ func parseMode(text string) (mode, error) {
 // check declares what must hold between settings.
 func (s *settings) check(set *conf.Set) {
 	set.Check("workloads", func() error {
-		if s.workloads == "" && s.xdsAddress == "" {
+		switch {
+		case s.workloads == "" && s.xdsAddress == "":
 			return errors.New("give --workloads or --xds-address: without either nothing is known")
+		case s.workloads != "" && s.xdsAddress != "":
+			return errors.New("give --workloads or --xds-address, not both")
 		}
 		return nil
 	})

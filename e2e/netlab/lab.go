@@ -141,7 +141,7 @@ func (l *Lab) LaunchAgent(node string, flags ...string) (*Agent, error) {
 	if err := l.Apply(); err != nil {
 		return nil, err
 	}
-	pods := filepath.Join(l.topology.Dir(), node+"-pods.yaml")
+	pods := l.PodsPath(node)
 	if err := l.writePods(node, pods); err != nil {
 		return nil, err
 	}
@@ -169,6 +169,15 @@ func (l *Lab) StartDedicated(p *Pod, flags ...string) (*Agent, error) {
 	return a, a.WaitReady(30 * time.Second)
 }
 
+// LaunchWith starts the program on a node with these arguments and no others, without waiting for it.
+func (l *Lab) LaunchWith(node string, args ...string) (*Agent, error) {
+	n := l.topology.Node(node)
+	if n == nil {
+		return nil, fmt.Errorf("start agent: no node %q", node)
+	}
+	return l.launch(n, args)
+}
+
 // SetAuthority gives the flags by which agents that are started from now on get their certificates, instead of those
 // for the lab's own authority.
 func (l *Lab) SetAuthority(flags ...string) { l.authority = flags }
@@ -184,8 +193,11 @@ func (l *Lab) launch(where place, args []string) (*Agent, error) {
 
 // ApplyPods writes the list of enrolled pods of a node again.
 func (l *Lab) ApplyPods(node string) error {
-	return l.writePods(node, filepath.Join(l.topology.Dir(), node+"-pods.yaml"))
+	return l.writePods(node, l.PodsPath(node))
 }
+
+// PodsPath is the list of a node's enrolled pods.
+func (l *Lab) PodsPath(node string) string { return filepath.Join(l.topology.Dir(), node+"-pods.yaml") }
 
 func (l *Lab) writePods(node, path string) error {
 	entries := []podEntry{}

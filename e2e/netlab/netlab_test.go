@@ -26,6 +26,9 @@ var agentBinary string
 func TestMain(m *testing.M) { os.Exit(main(m)) }
 
 func main(m *testing.M) int {
+	if len(os.Args) > 2 && os.Args[1] == dropCommand {
+		return runWithout(os.Args[2], os.Args[3:])
+	}
 	dir, err := os.MkdirTemp("", "netlab")
 	if err != nil {
 		fmt.Fprintln(os.Stderr, err)

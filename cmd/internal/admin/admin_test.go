@@ -210,8 +210,15 @@ func TestLevelsFilter(t *testing.T) {
 	say("dns/other")
 	logger.With("scope", "dns").WithGroup("g").With("scope", "proxy").Debug("grouped")
 	logger.Info("general")
+	part, other := levels.Scope("dns/server/tcp"), levels.Scope("proxy")
+	if part.Level() != slog.LevelError || other.Level() != slog.LevelWarn {
+		t.Errorf("levels are %s and %s", part.Level(), other.Level())
+	}
 	if err := levels.Change(false, "off"); err != nil {
 		t.Fatal(err)
+	}
+	if part.Level() != slog.LevelError || other.Level() != admin.LevelOff {
+		t.Errorf("after the change the levels are %s and %s", part.Level(), other.Level())
 	}
 	say("proxy")
 	want := `level=WARN msg=w scope=proxy

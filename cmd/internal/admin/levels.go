@@ -85,6 +85,17 @@ func (l *Levels) String() string {
 // Handler filters for next, whose own level should let everything pass.
 func (l *Levels) Handler(next slog.Handler) slog.Handler { return &handler{levels: l, next: next} }
 
+// Scope returns the level of a scope as it is at each moment, for a writer that is no slog.Handler.
+func (l *Levels) Scope(name string) slog.Leveler { return scopeLevel{l, name} }
+
+type scopeLevel struct {
+	levels *Levels
+	scope  string
+}
+
+// Level implements slog.Leveler.
+func (s scopeLevel) Level() slog.Level { return s.levels.current.Load().level(s.scope) }
+
 // with returns a copy with the directives applied.
 func (f *filter) with(directives string) (*filter, error) {
 	c := &filter{global: f.global, scopes: make(map[string]slog.Level, len(f.scopes))}
