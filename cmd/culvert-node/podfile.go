@@ -8,6 +8,8 @@ import (
 	"io"
 	"log/slog"
 	"os"
+	"strconv"
+	"strings"
 	"time"
 
 	"go.yaml.in/yaml/v3"
@@ -64,7 +66,7 @@ func decodePods(name string, content []byte) ([]listedPod, error) {
 	var list []listedPod
 	dec := yaml.NewDecoder(bytes.NewReader(content))
 	if err := dec.Decode(&list); err != nil && !errors.Is(err, io.EOF) {
-		return nil, fmt.Errorf("%s: %w", name, err)
+		return nil, placed(name, err)
 	}
 	var faults []error
 	byUID, byNetNS := map[string]int{}, map[string]int{}
@@ -86,6 +88,24 @@ func decodePods(name string, content []byte) ([]listedPod, error) {
 		byUID[p.UID], byNetNS[p.NetNS] = p.line, p.line
 	}
 	return list, errors.Join(faults...)
+}
+
+// placed gives each fault that yaml reports with its line the form FILE:LINE: REASON.
+func placed(name string, err error) error {
+	texts := []string{err.Error()}
+	if te, ok := errors.AsType[*yaml.TypeError](err); ok {
+		texts = te.Errors
+	}
+	var faults []error
+	for _, text := range texts {
+		text = strings.TrimPrefix(text, "yaml: ")
+		line, reason, ok := strings.Cut(strings.TrimPrefix(text, "line "), ": ")
+		if _, err := strconv.Atoi(line); !ok || err != nil {
+			line, reason = "1", text
+		}
+		faults = append(faults, fmt.Errorf("%s:%s: %s", name, line, reason))
+	}
+	return errors.Join(faults...)
 }
 
 // load applies the list if it has changed.

@@ -163,8 +163,8 @@ func TestFaultyChange(t *testing.T) {
 		name, path, content, say string
 	}{
 		{"workloads", m.StatePath(), "workloads:\n- uid: x\n  protocol: CARRIER-PIGEON\n", ":3: "},
-		{"pods", m.PodsPath(nodeA), "- uid: x\n  name: [\n", ""},
-		{"pods", m.PodsPath(nodeA), "- uid: x\n  nome: y\n", ":"},
+		{"pods", m.PodsPath(nodeA), "- uid: x\n  name: [\n", ":2: "},
+		{"pods", m.PodsPath(nodeA), "- uid: x\n  nome: y\n", ":2: unknown key"},
 	} {
 		t.Run(tt.name, func(t *testing.T) {
 			before, err := os.ReadFile(tt.path)
