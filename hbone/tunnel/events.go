@@ -112,9 +112,14 @@ func (e *events) OnPong(data [8]byte) {
 		}
 	case pingDrain:
 		if t.crossing {
-			t.crossing, t.drained = false, true
-			t.h2.GoAway(true, h2.NoError, "")
-			t.settle()
+			t.loop.After(&t.grace, t.cfg.CrossingGrace, t.finalGoAway)
 		}
 	}
+}
+
+// finalGoAway names the last stream that this side serves.
+func (t *Tunnel) finalGoAway() {
+	t.crossing, t.drained = false, true
+	t.h2.GoAway(true, h2.NoError, "")
+	t.settle()
 }

@@ -43,6 +43,9 @@ type Config struct {
 	// a request that crosses their GOAWAY, count it as processed and never look at it. Those requests end like ones that
 	// the peer says it has not processed, so that they can be made again elsewhere.
 	AnswerGrace time.Duration
+	// CrossingGrace is for how long after a peer has acknowledged the first GOAWAY of a drain its requests are still
+	// taken; 0 means 200 ms. Its acknowledgement may overtake a request that it had decided on before (seen of ztunnel).
+	CrossingGrace time.Duration
 	// OnRequest gives a peer's request to a server, on the loop. It sets Stream.Handler before it returns, or answers.
 	OnRequest func(st *Stream, h *h2.Header)
 	// OnDrain says that the peer, or this side's Drain, wants no further streams here. On the loop; may be nil.
@@ -79,7 +82,7 @@ type Tunnel struct {
 	resuming bool
 
 	ping     loop.Timer
-	grace    loop.Timer // for requests that are unanswered at the peer's GOAWAY
+	grace    loop.Timer // of a GOAWAY, whoever sent it
 	pinged   int64      // when the outstanding ping was sent, 0 when there is none
 	heard    int64      // when bytes came last
 	draining bool
@@ -121,6 +124,9 @@ func start(ctx context.Context, fd int, config *tls.Config, cfg Config, server b
 	}
 	if t.cfg.AnswerGrace == 0 {
 		t.cfg.AnswerGrace = 2 * time.Second
+	}
+	if t.cfg.CrossingGrace == 0 {
+		t.cfg.CrossingGrace = 200 * time.Millisecond
 	}
 	fd, rec, state, err := handshake(ctx, fd, config, server)
 	if err != nil {

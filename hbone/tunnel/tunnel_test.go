@@ -432,14 +432,23 @@ func TestHandshakeFailures(t *testing.T) {
 	})
 }
 
-// A request that crosses the first GOAWAY of a drain is served, although the tunnel had no stream then.
+// A request that crosses the first GOAWAY of a drain is served, although the tunnel had no stream then, and also when the
+// acknowledgement of that has overtaken it.
 func TestRequestsThatCrossADrainAreServed(t *testing.T) {
+	t.Run("before_the_acknowledgement", func(t *testing.T) { testCrossingRequest(t, false) })
+	t.Run("after_the_acknowledgement", func(t *testing.T) { testCrossingRequest(t, true) })
+}
+
+func testCrossingRequest(t *testing.T, overtaken bool) {
 	f := newFixture(t)
 	fd, other := peer(t)
 	client := tls.Client(other, mtls.Client(f.alice, []identity.ID{f.bob.ID}, nil))
 	done := make(chan error, 1)
 	go func() { done <- client.Handshake() }()
 	cfg := f.config()
+	if overtaken {
+		cfg.CrossingGrace = 2 * time.Second // for a slow machine
+	}
 	cfg.OnRequest = func(st *tunnel.Stream, _ *h2.Header) { st.Respond(503, nil, true) }
 	tun, err := tunnel.Server(t.Context(), fd, mtls.Server(f.bob, nil), cfg, nil)
 	if err != nil {
@@ -460,6 +469,9 @@ func TestRequestsThatCrossADrainAreServed(t *testing.T) {
 		if frame.Header().Type == http2.FrameGoAway {
 			break
 		}
+	}
+	if overtaken {
+		next(t, fr, http2.FramePing) // answers it
 	}
 	connect := []byte{0x02, 7, 'C', 'O', 'N', 'N', 'E', 'C', 'T', 0x01, 4, 'a', ':', '8', '0'}
 	_ = fr.WriteHeaders(http2.HeadersFrameParam{StreamID: 1, BlockFragment: connect, EndHeaders: true, EndStream: true})
