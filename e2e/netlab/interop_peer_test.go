@@ -122,8 +122,7 @@ func (it *interop) run(p *netlab.Pod, path string, args, env []string) *program 
 		_ = process.Signal(syscall.SIGKILL)
 		<-process.Done()
 		if it.t.Failed() {
-			text := g.Log()
-			it.t.Logf("log of %s in %s:\n%s", filepath.Base(path), p.Name(), text[max(0, len(text)-20_000):])
+			it.t.Logf("log of %s in %s, without what went well:\n%s", filepath.Base(path), p.Name(), g.troubles())
 		}
 		if strings.Contains(g.Log(), "WARNING: DATA RACE") {
 			it.t.Errorf("%s in %s has a data race:\n%s", filepath.Base(path), p.Name(), g.Log())
@@ -192,6 +191,17 @@ func (g *program) Log() string {
 		return err.Error()
 	}
 	return string(text)
+}
+
+// troubles is the log without the lines of connections that ended in order.
+func (g *program) troubles() string {
+	var b strings.Builder
+	for line := range strings.Lines(g.Log()) {
+		if !strings.Contains(line, "connection complete") || strings.Contains(line, `"error":`) {
+			b.WriteString(line)
+		}
+	}
+	return b.String()
 }
 
 // AccessLog returns the access-log lines so far. Both implementations name the fields alike, but for the message's.
