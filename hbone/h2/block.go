@@ -57,6 +57,11 @@ func (s *Session) headerBlock(id uint32, block []byte, end bool, ev Events) erro
 	if err != nil {
 		return err
 	}
+	if s.block.tooLarge {
+		if err := s.chargeFor(largeListCost, "header lists above the limit"); err != nil {
+			return err
+		}
+	}
 	if st := s.streams[id]; st != nil {
 		return s.laterBlock(st, h, end, ev)
 	}

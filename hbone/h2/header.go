@@ -124,6 +124,9 @@ type blockReader struct {
 	tooLarge  bool
 }
 
+// bombFactor is how far beyond the limit a header list has to be to end the connection.
+const bombFactor = 4
+
 const (
 	sawMethod = 1 << iota
 	sawAuthority
@@ -147,11 +150,16 @@ func (r *blockReader) read(block []byte) (*Header, error) {
 	if err := r.dec.Close(); err != nil {
 		return nil, connFault(CompressionError, err.Error())
 	}
+	// A block of a few bytes may stand for megabytes (CVE-2016-1544). A list that is a little too large is refused alone,
+	// so far beyond what was announced it is no mistake, and takes too much time to happen again.
+	if r.size > bombFactor*r.maxSize {
+		return nil, connFault(EnhanceYourCalm, "header list is too large")
+	}
 	return r.head, nil
 }
 
 func (r *blockReader) field(f hpack.HeaderField) {
-	if r.size += f.Size(); r.size > r.maxSize {
+	if r.size = min(r.size+f.Size(), 1<<30); r.size > r.maxSize {
 		r.tooLarge = true
 		return
 	}

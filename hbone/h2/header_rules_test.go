@@ -239,9 +239,9 @@ func TestCompression(t *testing.T) {
 	block := func(b string) func(*rig) {
 		return func(r *rig) { r.w.raw(tHeaders, fEndHeaders, 1, b) }
 	}
-	bomb := func(r *rig) string {
+	bomb := func(r *rig, n int) string {
 		b := string(r.w.block(":method", "CONNECT", ":authority", "a:1", "bomb", strings.Repeat("x", 4000)))
-		return b + strings.Repeat("\xbe", 12000) // the table's newest entry, again and again
+		return b + strings.Repeat("\xbe", n) // the table's newest entry, again and again
 	}
 	run(t, []row{
 		{name: "index_0", do: block("\x80"), code: h2.CompressionError},
@@ -258,7 +258,12 @@ func TestCompression(t *testing.T) {
 		{name: "bomb", bare: true, do: func(r *rig) {
 			r.w.text(h2.Preface)
 			r.w.settings()
-			r.w.raw(tHeaders, fEndHeaders, 1, bomb(r))
+			r.w.raw(tHeaders, fEndHeaders, 1, bomb(r, 12000))
+		}, events: "settings", code: h2.EnhanceYourCalm},
+		{name: "four_times_the_limit", bare: true, do: func(r *rig) {
+			r.w.text(h2.Preface)
+			r.w.settings()
+			r.w.raw(tHeaders, fEndHeaders, 1, bomb(r, 50))
 			r.w.connect(3)
 		}, events: "settings; headers 3 CONNECT 10.0.0.1:80", frames: "SETTINGS ack; RST_STREAM 1 PROTOCOL_ERROR"},
 		{name: "table_before_our_settings_are_acknowledged", bare: true, do: func(r *rig) {

@@ -21,6 +21,7 @@ type parser struct {
 	blockID   uint32 // its stream, 0 when there is none
 	blockEnd  bool
 	blockSize int
+	frames    uint64 // that have arrived wholly; a header block counts when its last frame has
 }
 
 func (p *parser) reset() { p.inFrame, p.headLen, p.st, p.pad = false, 0, nil, 0 }
@@ -200,6 +201,7 @@ func (s *Session) feedData(p []byte, ev Events) ([]byte, error) {
 
 func (s *Session) finishData(data []byte, ev Events) {
 	st, end := s.parser.st, s.parser.frame.flags&flagEndStream != 0
+	s.parser.frames++
 	s.parser.reset()
 	if st == nil || st.gone {
 		return
@@ -231,6 +233,9 @@ func (s *Session) endControl(ev Events) error {
 	ps := &s.parser
 	f, payload := ps.frame, ps.payload
 	ps.reset()
+	if f.typ != frameHeaders && f.typ != frameContinuation || f.flags&flagEndHeaders != 0 {
+		ps.frames++
+	}
 	if cap(ps.payload) > 1024 {
 		ps.payload = nil
 	}

@@ -185,6 +185,10 @@ func (s *Session) Sent(n int) {
 	}
 }
 
+// Frames returns how many frames have arrived wholly; a header block in several frames counts as one. It tells a peer that
+// gets on from one that sends half a frame, drop by drop, for ever.
+func (s *Session) Frames() uint64 { return s.parser.frames }
+
 // Streams returns how many streams are open.
 func (s *Session) Streams() int { return len(s.streams) }
 
@@ -241,9 +245,12 @@ type budget struct {
 const (
 	budgetBurst   = 1000
 	budgetPerUnit = 5_000_000 // one is given back every 5 ms
+	// largeListCost is for a header list above the limit: decoding it takes as long as many other frames, and there is no
+	// excuse for it, because the limit was announced.
+	largeListCost = 50
 )
 
-func (b *budget) charge(now int64) bool {
+func (b *budget) charge(now, units int64) bool {
 	if b.spent == 0 {
 		b.since = now
 	}
@@ -251,14 +258,16 @@ func (b *budget) charge(now int64) bool {
 		b.spent = max(0, b.spent-back)
 		b.since += back * budgetPerUnit
 	}
-	b.spent++
+	b.spent += units
 	return b.spent <= budgetBurst
 }
 
 func (b *budget) refund() { b.spent = max(0, b.spent-1) }
 
-func (s *Session) charge(what string) error {
-	if !s.budget.charge(s.Now) {
+func (s *Session) charge(what string) error { return s.chargeFor(1, what) }
+
+func (s *Session) chargeFor(units int64, what string) error {
+	if !s.budget.charge(s.Now, units) {
 		return connFault(EnhanceYourCalm, "too many "+what)
 	}
 	return s.unread()
