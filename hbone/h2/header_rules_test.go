@@ -259,7 +259,7 @@ func TestCompression(t *testing.T) {
 			r.w.text(h2.Preface)
 			r.w.settings()
 			r.w.raw(tHeaders, fEndHeaders, 1, bomb(r, 12000))
-		}, events: "settings", code: h2.EnhanceYourCalm},
+		}, events: "settings", code: h2.EnhanceYourCalm, frames: "SETTINGS ack"},
 		{name: "four_times_the_limit", bare: true, do: func(r *rig) {
 			r.w.text(h2.Preface)
 			r.w.settings()
