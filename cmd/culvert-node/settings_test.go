@@ -1,0 +1,87 @@
+package main
+
+import (
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+	"time"
+)
+
+// files makes the files that good settings name, in a directory of its own that becomes the current one.
+func files(t *testing.T) {
+	t.Helper()
+	t.Chdir(t.TempDir())
+	for _, name := range []string{"mesh.yaml", "pods.yaml", "ca.pem", "ca-key.pem", "root.pem", "token"} {
+		if err := os.WriteFile(filepath.Clean(name), nil, 0o600); err != nil {
+			t.Fatal(err)
+		}
+	}
+}
+
+const (
+	nodeMode  = "--workloads=mesh.yaml --pods=pods.yaml "
+	dedicated = "--mode=dedicated --workload=default/a/sa-a --workloads=mesh.yaml "
+	fileCA    = "--ca-cert=ca.pem --ca-key=ca-key.pem "
+)
+
+func TestSettings(t *testing.T) {
+	for _, tt := range []struct {
+		name, args string
+		faults     []string // parts of the message, none for good settings
+	}{
+		{"node", nodeMode + fileCA, nil},
+		{"dedicated", dedicated + fileCA, nil},
+		{"dedicated_with_SPIRE", dedicated + "--spiffe-endpoint-socket=unix:///run/agent.sock", nil},
+		{"discovery_and_CA_server", "--xds-address=istiod:15012 --xds-root-ca=root.pem --handoff-socket=h.sock --ca-address=istiod:15012 --ca-root-ca=root.pem --token-file=token", nil},
+		{"ztunnels_word_for_node", "--mode=shared " + nodeMode + fileCA, nil},
+		{"nothing", "", []string{"--workloads:", "--pods:", "--ca-cert:"}},
+		{"all_faults_at_once", "--mode=sidecar --ca-cert=none.pem --loops=0", []string{`--mode: "sidecar"`, `--ca-cert: "none.pem": no such file`, "--loops:"}},
+		{"unknown_flag", nodeMode + fileCA + "--workload-file=x", []string{"--workload-file: unknown flag"}},
+		{"key_without_certificate", nodeMode + "--ca-key=ca-key.pem", []string{"go together"}},
+		{"two_sources_of_certificates", nodeMode + fileCA + "--ca-address=istiod:15012 --ca-root-ca=root.pem", []string{"more than one source"}},
+		{"CA_server_without_roots", nodeMode + "--ca-address=istiod:15012", []string{"--ca-root-ca"}},
+		{"SPIRE_for_a_node", nodeMode + "--spiffe-endpoint-socket=unix:///run/agent.sock", []string{"only for --mode=dedicated"}},
+		{"dedicated_without_workload", "--mode=dedicated --workloads=mesh.yaml " + fileCA, []string{"--workload: required"}},
+		{"malformed_workload", "--mode=dedicated --workload=a/b --workloads=mesh.yaml " + fileCA, []string{"want namespace/name/service-account"}},
+		{"pods_in_dedicated_mode", dedicated + "--pods=pods.yaml " + fileCA, []string{"only for --mode=node"}},
+		{"admin_for_everybody", nodeMode + fileCA + "--admin-address=0.0.0.0:15000", []string{"loopback"}},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			files(t)
+			_, _, err := readSettings(strings.Fields(tt.args))
+			if len(tt.faults) == 0 {
+				if err != nil {
+					t.Fatal(err)
+				}
+				return
+			}
+			if err == nil {
+				t.Fatal("faulty settings were taken")
+			}
+			for _, part := range tt.faults {
+				if !strings.Contains(err.Error(), part) {
+					t.Errorf("the message does not say %q:\n%v", part, err)
+				}
+			}
+		})
+	}
+}
+
+// The names of ztunnel's environment variables work; flags win over them.
+func TestEnvironment(t *testing.T) {
+	files(t)
+	for k, v := range map[string]string{
+		"PROXY_MODE": "dedicated", "PROXY_WORKLOAD_INFO": "default/a/sa-a", "LOCAL_XDS_PATH": "mesh.yaml", "NODE_NAME": "node-a",
+		"CONNECTION_TERMINATION_DEADLINE": "7s", "NETWORK": "net-1",
+	} {
+		t.Setenv(k, v)
+	}
+	s, _, err := readSettings(strings.Fields(fileCA + "--node=node-b"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	if s.mode != modeDedicated || s.workload.String() != "default/a/sa-a" || s.node != "node-b" || s.drain != 7*time.Second || s.network != "net-1" {
+		t.Errorf("settings are %+v", s)
+	}
+}
