@@ -3,8 +3,12 @@ package loop
 // LargeBuffer is the size of the buffers of Loop.Get: 16 full TLS records and some room for control frames.
 const LargeBuffer = 16*(5+16384+17) + 8192
 
-// keepBuffers is how many unused buffers a loop keeps; sockets hold one only while they have something to send.
-const keepBuffers = 8
+// Sockets hold a buffer only while they have something to send. Of unused ones a loop keeps as many as one batch may need,
+// so that a busy loop allocates none, and lets those go again, one at a time, when it is idle.
+const (
+	keepBusy = 32
+	keepIdle = 8
+)
 
 type bufferPool struct{ free [][]byte }
 
@@ -21,7 +25,15 @@ func (l *Loop) Get() []byte {
 
 // Put gives back a buffer of Get. On the loop.
 func (l *Loop) Put(b []byte) {
-	if len(l.buffers.free) < keepBuffers {
+	if len(l.buffers.free) < keepBusy {
 		l.buffers.free = append(l.buffers.free, b[:LargeBuffer])
+	}
+}
+
+// rest is called before the loop sleeps for longer.
+func (p *bufferPool) rest() {
+	if n := len(p.free); n > keepIdle {
+		p.free[n-1] = nil
+		p.free = p.free[:n-1]
 	}
 }

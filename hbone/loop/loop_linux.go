@@ -14,7 +14,7 @@ import (
 // ErrClosed is returned by a loop that has stopped.
 var ErrClosed = errors.New("loop is closed")
 
-// Flusher is called once at the end of the batch of events in which it was given to Loop.FlushLater.
+// Flusher is called once at the end of the batch of events in which it was given to Loop.FlushLater, at the latest.
 type Flusher interface{ Flush() }
 
 // Runner is called again in the next round although no event came; see Loop.RunLater.
@@ -148,6 +148,7 @@ func (l *Loop) wait(d time.Duration) int {
 	if n := l.epollWait(ceilMillis(first), true); n > 0 || first == d {
 		return n
 	}
+	l.buffers.rest()
 	if d > 0 {
 		return l.epollWait(ceilMillis(d-first), false)
 	}
@@ -173,6 +174,7 @@ func (l *Loop) dispatch(n int) {
 		}
 		if s := l.slots[ev.Fd]; s.fd != nil && s.gen == uint32(ev.Pad) {
 			s.fd.handler.Event(Events(ev.Events))
+			l.flushMany()
 		}
 	}
 }
@@ -195,6 +197,7 @@ func (l *Loop) runRunners() {
 	for i, r := range runners {
 		r.Run()
 		runners[i] = nil
+		l.flushMany()
 	}
 	l.spareRunners = runners
 }
@@ -207,7 +210,15 @@ func (l *Loop) runFlush() {
 	l.flush = l.flush[:0]
 }
 
-// FlushLater has f.Flush called when this batch of events is done. The caller takes care not to ask twice. On the loop.
+// flushMany ends a batch early that concerns so many flushers that their buffers would take much memory.
+func (l *Loop) flushMany() {
+	if len(l.flush) >= keepBusy {
+		l.runFlush()
+	}
+}
+
+// FlushLater has f.Flush called when this batch of events is done, or when it has become large. The caller takes care not
+// to ask twice. On the loop.
 func (l *Loop) FlushLater(f Flusher) { l.flush = append(l.flush, f) }
 
 // RunLater has r.Run called in the next round, after the events that are waiting. On the loop.

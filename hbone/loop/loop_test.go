@@ -239,6 +239,33 @@ func TestFlushAndRunLater(t *testing.T) {
 	}
 }
 
+// TestLargeBatchesAreFlushedEarly: each flusher may hold a large buffer until its flush, so there must never be many.
+func TestLargeBatchesAreFlushedEarly(t *testing.T) {
+	l := newLoop(t)
+	const many = 200
+	waiting, most, flushed := 0, 0, make(chan struct{}, many)
+	on(t, l, func() {
+		for range many {
+			l.RunLater(runner(func() {
+				waiting++
+				most = max(most, waiting)
+				l.FlushLater(flusher(func() {
+					waiting--
+					flushed <- struct{}{}
+				}))
+			}))
+		}
+	})
+	for range many {
+		<-flushed
+	}
+	on(t, l, func() {
+		if most > many/4 || most < 2 || waiting != 0 {
+			t.Errorf("%d waited for their flush at once, %d still do", most, waiting)
+		}
+	})
+}
+
 type flusher func()
 
 func (f flusher) Flush() { f() }

@@ -315,6 +315,42 @@ func TestAnsweredPingsKeepATunnelAlive(t *testing.T) {
 	}
 }
 
+// TestReserveWithoutCommitHoldsNoBuffer: an application that was said to be readable and is not must not cost its tunnel
+// a buffer until the next time that something is sent.
+func TestReserveWithoutCommitHoldsNoBuffer(t *testing.T) {
+	f := newFixture(t)
+	tn, _, fr := f.client(f.config())
+	var st *tunnel.Stream
+	h := newHandler()
+	f.on(func() {
+		var err error
+		if st, err = tn.Open(&h2.Header{Method: "CONNECT", Authority: "10.0.0.1:80"}, h); err != nil {
+			t.Error(err)
+		}
+	})
+	next(t, fr, http2.FrameHeaders)
+	var place *byte
+	f.on(func() {
+		pieces := st.Reserve(100)
+		if len(pieces) != 1 {
+			t.Errorf("%d pieces", len(pieces))
+			return
+		}
+		place = &loop.Bytes(&pieces[0])[0]
+	})
+	f.on(func() {}) // in a later batch
+	f.on(func() {
+		b := f.loop.Get()
+		defer f.loop.Put(b)
+		for i := range 64 {
+			if &b[i] == place {
+				return
+			}
+		}
+		t.Error("the tunnel still has its buffer")
+	})
+}
+
 func TestDrainOfAServer(t *testing.T) {
 	f := newFixture(t)
 	fd, other := peer(t)

@@ -169,7 +169,10 @@ func (t *Tunnel) room() bool {
 	if t.err != nil || !t.fd.Attached() {
 		return false
 	}
-	t.buffer()
+	if t.out == nil {
+		t.buffer()
+		t.mark() // it is given back also when nothing comes of this
+	}
 	if t.sealControl() && t.w+around+minSlot <= len(t.out) {
 		return true
 	}
