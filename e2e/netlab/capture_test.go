@@ -1,12 +1,15 @@
 package netlab_test
 
 import (
+	"bytes"
 	"context"
+	"errors"
 	"fmt"
 	"io"
 	"net"
 	"net/netip"
 	"strings"
+	"syscall"
 	"testing"
 	"time"
 
@@ -160,6 +163,7 @@ func TestKilledAgent(t *testing.T) {
 	const secret = "the-secret-of-the-client"
 	m := build(t)
 	resolver := m.resolverIn(m.client, m.startResolver(m.plain))
+	atRemote, atStranger := m.listener(m.remote, 9090), m.listener(m.stranger, 9090)
 	m.start()
 	tap, err := wiretap.Start(wiretap.Config{NS: m.Topology().Node(nodeA).NS(), Interface: "wire0", Needles: [][]byte{[]byte(secret), []byte("example")}})
 	if err != nil {
@@ -182,11 +186,17 @@ func TestKilledAgent(t *testing.T) {
 	if err := tell(); err != nil {
 		t.Fatal(err)
 	}
-	held := m.hold(m.client, m.remote)
+	held, plain, through := m.hold(m.client, m.remote), m.hold(m.client, m.stranger), m.hold(m.stranger, m.client)
+	toServer, passed := m.pairTo(m.client, m.remote, 9090, atRemote), m.pairTo(m.client, m.stranger, 9090, atStranger)
 	m.a.Kill()
-	_ = held.SetDeadline(time.Now().Add(patience))
-	if _, err := held.ask(secret); err == nil {
-		t.Error("a connection goes on without its agent")
+	for _, s := range []*session{held, plain, through} {
+		m.wantReset(s)
+	}
+	for _, c := range []*net.TCPConn{toServer, passed} {
+		_ = c.SetReadDeadline(time.Now().Add(patience))
+		if n, err := c.Read(make([]byte, 1)); !errors.Is(err, syscall.ECONNRESET) {
+			t.Errorf("an application behind the killed agent reads %d bytes, %v", n, err)
+		}
 	}
 	for range 20 {
 		if err := tell(); err == nil {
@@ -269,6 +279,37 @@ func TestIPv6Only(t *testing.T) {
 			}
 			if tt.mutual {
 				m.record(m.a, netlab.Record{"direction": "outbound", "dst.hbone_addr": at6(tt.to), "src.identity": spiffe("client"), "dst.identity": spiffe(tt.to.Name())})
+			}
+		})
+	}
+}
+
+// An orderly end is complete however late it is read: the agent is through with both connections long before.
+func TestLateReaderGetsEverything(t *testing.T) {
+	m := build(t)
+	answer := bytes.Repeat([]byte("0123456789abcdef"), 16<<10) // fits into the sockets' buffers
+	for _, p := range []*netlab.Pod{m.remote, m.plain} {
+		m.serveFunc(p, 9090, func(c *net.TCPConn) {
+			_, _ = io.Copy(io.Discard, c)
+			_, _ = c.Write(answer)
+		})
+	}
+	m.start()
+	for _, tt := range []struct {
+		name     string
+		from, to *netlab.Pod
+		agent    *netlab.Agent
+	}{{"tunnel", m.client, m.remote, m.a}, {"passthrough_out", m.client, m.plain, m.a}, {"passthrough_in", m.plain, m.remote, m.b}} {
+		t.Run(tt.name, func(t *testing.T) {
+			s, err := m.dial(tt.from, onPort(tt.to, 9090))
+			if err != nil {
+				t.Fatal(err)
+			}
+			_ = s.CloseWrite()
+			m.record(tt.agent, netlab.Record{"src.addr": s.LocalAddr(), "msg": "connection complete", "level": "INFO"})
+			_ = s.SetDeadline(time.Now().Add(patience))
+			if got, err := io.ReadAll(s); err != nil || !bytes.Equal(got, answer) {
+				t.Errorf("read %d bytes of %d, %v", len(got), len(answer), err)
 			}
 		})
 	}

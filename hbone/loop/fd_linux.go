@@ -100,7 +100,16 @@ func (f *FD) Close() {
 // Abort closes the socket so that a TCP peer sees a reset, whatever was still to be sent.
 func (f *FD) Abort() {
 	if fd := f.Int(); fd >= 0 {
-		_ = unix.SetsockoptLinger(fd, unix.SOL_SOCKET, unix.SO_LINGER, &unix.Linger{Onoff: 1})
+		ResetOnClose(fd)
+	}
+	f.Close()
+}
+
+// Finish closes a socket whose both directions have ended in order, also one with ResetOnClose: what is still to be sent
+// is sent.
+func (f *FD) Finish() {
+	if fd := f.Int(); fd >= 0 {
+		_ = unix.SetsockoptLinger(fd, unix.SOL_SOCKET, unix.SO_LINGER, &unix.Linger{})
 	}
 	f.Close()
 }

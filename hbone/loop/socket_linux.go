@@ -17,8 +17,15 @@ func CloseFD(fd int) { _ = unix.Close(fd) }
 
 // AbortFD closes a raw TCP socket that no loop owns so that its peer sees a reset.
 func AbortFD(fd int) {
-	_ = unix.SetsockoptLinger(fd, unix.SOL_SOCKET, unix.SO_LINGER, &unix.Linger{Onoff: 1})
+	ResetOnClose(fd)
 	_ = unix.Close(fd)
+}
+
+// ResetOnClose makes the end of a TCP socket a reset unless FD.Finish is what ends it: if the process dies, the kernel
+// closes its sockets, and a stream that was cut must not look complete to its reader. What a listener accepts inherits
+// it.
+func ResetOnClose(fd int) {
+	_ = unix.SetsockoptLinger(fd, unix.SOL_SOCKET, unix.SO_LINGER, &unix.Linger{Onoff: 1})
 }
 
 // Sockaddr converts an address for system calls.

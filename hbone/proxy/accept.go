@@ -30,6 +30,7 @@ func (p *Pod) prepareListeners() error {
 		err := l.Control(func(fd int) {
 			p.congestion = p.proxy.chooseCongestion(fd)
 			loop.NoDelay(fd)
+			loop.ResetOnClose(fd)
 			loop.KeepAlive(fd, keepAliveIdle, keepAliveInterval, keepAliveProbes)
 		})
 		if err != nil {
@@ -47,6 +48,7 @@ func (p *Pod) prepareListeners() error {
 	if l := p.cfg.Passthrough; l != nil {
 		err := l.Control(func(fd int) {
 			loop.NoDelay(fd)
+			loop.ResetOnClose(fd)
 			loop.KeepAlive(fd, keepAliveIdle, keepAliveInterval, keepAliveProbes)
 		})
 		if err != nil {

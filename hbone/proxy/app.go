@@ -19,6 +19,7 @@ func (p *Pod) appSocket(family int) (int, error) {
 		return -1, err
 	}
 	loop.NoDelay(fd)
+	loop.ResetOnClose(fd)
 	if p.congestion != "" {
 		_ = loop.SetCongestion(fd, p.congestion)
 	}

@@ -181,6 +181,7 @@ func (o *outbound) dial(t *route.Target) error {
 		return err
 	}
 	loop.NoDelay(fd)
+	loop.ResetOnClose(fd)
 	if err := loop.StartConnect(fd, t.Dial); err != nil {
 		loop.CloseFD(fd)
 		return err

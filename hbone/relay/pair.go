@@ -203,7 +203,7 @@ func (p *Pair) finishIfDone() {
 		return
 	}
 	p.over = true
-	p.a.fd.Close()
-	p.b.fd.Close()
+	p.a.fd.Finish()
+	p.b.fd.Finish()
 	p.done(nil)
 }

@@ -402,7 +402,7 @@ func (r *Relay) finishIfDone() {
 		return
 	}
 	r.over = true
-	r.app.Close()
+	r.app.Finish()
 	r.pieces = nil
 	r.done(nil)
 }
