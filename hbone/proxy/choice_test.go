@@ -1,0 +1,68 @@
+package proxy_test
+
+import (
+	"context"
+	"errors"
+	"net/netip"
+	"testing"
+
+	"github.com/culvert-mesh/culvert/hbone/proxy"
+	"github.com/culvert-mesh/culvert/workload"
+)
+
+func TestFailedEndpointsAreSetAside(t *testing.T) {
+	r := newRig(t)
+	one := r.node(nil)
+	client := one.pod("client", "127.0.10.1")
+	down := r.workloadAt("down", "127.0.10.2", nil)
+	up := r.node(nil).pod("up", "127.0.10.3")
+	vip := r.service("127.0.20.1", 80, r.echo(up.ip).Port(), down, up.w)
+	attempts := func() int {
+		exchange(t, client.dial(vip), "hello")
+		one.seen.mu.Lock()
+		defer one.seen.mu.Unlock()
+		return one.seen.opened[len(one.seen.opened)-1].Attempts
+	}
+	waitFor(t, "attempt at the endpoint that is down", func() bool { return attempts() == 2 })
+	for range 30 {
+		if n := attempts(); n != 1 {
+			t.Fatalf("%d attempts although the endpoint is set aside", n)
+		}
+	}
+	// When nothing else is left, it is tried all the same.
+	r.store.Apply([]workload.Event{workload.Removal(up.w.UID)})
+	wantReset(t, client.dial(vip))
+	if f := one.seen.ended(t, proxy.Outbound, 1); f.Early || f.Destination.Workload.Name != "down" {
+		t.Errorf("flow went to %v, early %t", f.Destination.Workload, f.Early)
+	}
+}
+
+func TestHostnameOfAWorkload(t *testing.T) {
+	r := newRig(t)
+	addrs := []netip.Addr{netip.MustParseAddr("::1"), netip.MustParseAddr("127.0.30.1")}
+	one := r.node(func(c *proxy.Config) {
+		c.Resolve = func(_ context.Context, host string) ([]netip.Addr, error) {
+			if host != "external.example" {
+				return nil, errors.New("no such host")
+			}
+			return addrs, nil
+		}
+	})
+	client := one.pod("client", "127.0.10.1")
+	dst := r.echo(addrs[1])
+	named := func(host string) *workload.Workload {
+		return r.workloadAt("external", "127.0.30.9", func(w *workload.Workload) {
+			w.Addresses, w.Hostname, w.Protocol = nil, host, workload.TCP
+		})
+	}
+	vip := r.service("127.0.20.1", 80, dst.Port(), named("external.example"))
+	exchange(t, client.dial(vip), "hello")
+	if flows := client.Flows(); len(flows) != 1 || flows[0].ActualDst != dst || flows[0].OriginalDst != vip {
+		t.Errorf("flows are %+v", flows)
+	}
+	r.service("127.0.20.1", 80, dst.Port(), named("nobody.example"))
+	wantReset(t, client.dial(vip))
+	if f := one.seen.ended(t, proxy.Outbound, 1); f.Flag != proxy.FlagConnect || f.Err.Error() != "resolve nobody.example: no such host" {
+		t.Errorf("flow ended with %v, flag %s", f.Err, f.Flag)
+	}
+}
