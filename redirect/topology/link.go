@@ -4,6 +4,7 @@ import (
 	"fmt"
 	"net"
 	"net/netip"
+	"time"
 
 	"github.com/vishvananda/netlink"
 	"golang.org/x/sys/unix"
@@ -42,7 +43,40 @@ func join(a, b end) error {
 			return fmt.Errorf("configure %s of %s: %w", e.name, e.space.name, err)
 		}
 	}
+	for _, e := range []end{a, b} {
+		if err := e.space.ns.Do(e.carries); err != nil {
+			return fmt.Errorf("configure %s of %s: %w", e.name, e.space.name, err)
+		}
+	}
 	return nil
+}
+
+// carries waits, inside the end's namespace, until the interface and its bridge pass packets.
+func (e end) carries() error {
+	if err := waitUp(e.name); err != nil || e.bridge == "" {
+		return err
+	}
+	return waitUp(e.bridge)
+}
+
+// upTimeout is how long an interface may take to come up.
+const upTimeout = 5 * time.Second
+
+// waitUp waits until the kernel has noticed that an interface of the current namespace has its carrier. It does so in a
+// work queue; until then the interface drops what it is given.
+func waitUp(name string) error {
+	for deadline := time.Now().Add(upTimeout); ; time.Sleep(time.Millisecond) {
+		link, err := netlink.LinkByName(name)
+		if err != nil {
+			return err
+		}
+		if link.Attrs().OperState == netlink.OperUp {
+			return nil
+		}
+		if time.Now().After(deadline) {
+			return fmt.Errorf("%s does not come up: it is %s", name, link.Attrs().OperState)
+		}
+	}
 }
 
 // configure runs inside the end's namespace.
@@ -112,10 +146,13 @@ func (s *space) setLink(name string, up bool) error {
 		if err != nil {
 			return err
 		}
-		if up {
-			return netlink.LinkSetUp(link)
+		if !up {
+			return netlink.LinkSetDown(link)
 		}
-		return netlink.LinkSetDown(link)
+		if err := netlink.LinkSetUp(link); err != nil {
+			return err
+		}
+		return waitUp(name)
 	})
 	if err != nil {
 		return fmt.Errorf("set %s of %s up=%t: %w", name, s.name, up, err)
