@@ -6,9 +6,11 @@ import (
 	"errors"
 	"io"
 	"net"
+	"runtime"
 	"strings"
 	"testing"
 	"time"
+	"weak"
 
 	"go.uber.org/goleak"
 	"golang.org/x/net/http2"
@@ -329,26 +331,29 @@ func TestReserveWithoutCommitHoldsNoBuffer(t *testing.T) {
 		}
 	})
 	next(t, fr, http2.FrameHeaders)
-	var place *byte
+	var place weak.Pointer[byte]
 	f.on(func() {
 		pieces := st.Reserve(100)
 		if len(pieces) != 1 {
 			t.Errorf("%d pieces", len(pieces))
 			return
 		}
-		place = &loop.Bytes(&pieces[0])[0]
+		place = weak.Make(&loop.Bytes(&pieces[0])[0])
 	})
 	f.on(func() {}) // in a later batch
 	f.on(func() {
-		b := f.loop.Get()
-		defer f.loop.Put(b)
+		b := f.loop.Get() // is the tunnel's last, and goes away
 		for i := range 64 {
-			if &b[i] == place {
+			if weak.Make(&b[i]) == place {
 				return
 			}
 		}
 		t.Error("the tunnel still has its buffer")
 	})
+	runtime.GC()
+	if place.Value() != nil {
+		t.Error("the tunnel keeps the buffer that it gave back")
+	}
 }
 
 func TestDrainOfAServer(t *testing.T) {

@@ -53,6 +53,7 @@ func (t *Tunnel) buffer() {
 
 func (t *Tunnel) release() {
 	if t.out != nil {
+		clear(t.pieces[:cap(t.pieces)]) // they would keep the buffer from being collected
 		t.loop.Put(t.out)
 		t.out, t.r, t.w = nil, 0, 0
 	}
