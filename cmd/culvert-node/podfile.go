@@ -68,6 +68,9 @@ func decodePods(name string, content []byte) ([]listedPod, error) {
 	if err := dec.Decode(&list); err != nil && !errors.Is(err, io.EOF) {
 		return nil, placed(name, err)
 	}
+	if err := dec.Decode(new(yaml.Node)); !errors.Is(err, io.EOF) {
+		return nil, fmt.Errorf("%s: has more than one document", name)
+	}
 	var faults []error
 	byUID, byNetNS := map[string]int{}, map[string]int{}
 	for _, p := range list {
