@@ -17,6 +17,7 @@ func (l *Loop) Get() []byte {
 	p := &l.buffers
 	if n := len(p.free); n > 0 {
 		b := p.free[n-1]
+		p.free[n-1] = nil
 		p.free = p.free[:n-1]
 		return b
 	}
