@@ -23,6 +23,7 @@ import (
 type culvert struct {
 	program string
 	args    []string
+	limits  [2]int // descriptors that each agent may have; 0 for as many as any process
 
 	lab       *lab
 	home      *topology.Topology // where the agents themselves run, as on two machines
@@ -71,6 +72,9 @@ func (c *culvert) start(ctx context.Context, l *lab) error {
 			c.program, "--mode=node", "--node=" + s.node, "--workloads=" + workloads, "--pods=" + pods,
 			"--ca-cert=" + cert, "--ca-key=" + key,
 		}, c.args...)
+		if c.limits[i] > 0 {
+			args = append([]string{l.self, "tool", "limited", strconv.Itoa(c.limits[i])}, args...)
+		}
 		process, err := l.start(home.Nodes()[i], c.logName(s), args)
 		if err != nil {
 			return err

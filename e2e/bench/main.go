@@ -6,6 +6,8 @@
 // everything that it measures, keeps no state, and exits with 1 when a goal is missed or connections were not accounted
 // for, with 2 when it could not measure.
 //
+// `bench scale` measures a pair of agents where it is full or unequally used: see scale.go.
+//
 // The load on new and on held connections comes from the program itself, started again as `bench tool NAME`.
 package main
 
@@ -47,14 +49,9 @@ func main() {
 		}
 		return
 	}
-	o, err := parse(os.Args[1:])
+	err := start(os.Args[1:])
 	if errors.Is(err, flag.ErrHelp) {
 		return
-	}
-	if err == nil {
-		ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
-		err = run(ctx, o, os.Stdout)
-		stop()
 	}
 	var missed *missedError
 	switch {
@@ -65,6 +62,20 @@ func main() {
 		fmt.Fprintln(os.Stderr, "bench:", err)
 		os.Exit(2)
 	}
+}
+
+// start runs what the command line asks for.
+func start(args []string) error {
+	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
+	defer stop()
+	if len(args) > 0 && args[0] == "scale" {
+		return runScale(ctx, args[1:], os.Stdout)
+	}
+	o, err := parse(args)
+	if err != nil {
+		return err
+	}
+	return run(ctx, o, os.Stdout)
 }
 
 func parse(args []string) (*options, error) {

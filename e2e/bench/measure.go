@@ -7,11 +7,14 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"net/netip"
 	"os"
 	"os/exec"
 	"path/filepath"
 	"strconv"
 	"time"
+
+	"github.com/culvert-mesh/culvert/redirect/topology"
 )
 
 // bench is one system with its lab and what was made of it so far.
@@ -110,16 +113,22 @@ type wrkResult struct {
 }
 
 func wrk(ctx context.Context, b *bench, threads, conns int) (wrkResult, error) {
-	script := filepath.Join(b.lab.dir, "wrk.lua")
+	result, err := wrkFrom(ctx, b.lab.client(), b.lab.dir, b.system.target(appHTTP), b.duration, threads, conns)
+	b.made += conns + 1 // wrk tries the address once before it begins
+	return result, err
+}
+
+// wrkFrom sends requests from a namespace; dir is where its script goes.
+func wrkFrom(ctx context.Context, from *topology.Pod, dir string, target netip.AddrPort, d time.Duration, threads, conns int) (wrkResult, error) {
+	script := filepath.Join(dir, "wrk.lua")
 	if err := os.WriteFile(script, []byte(wrkScript), 0o644); err != nil {
 		return wrkResult{}, err
 	}
-	out, err := b.lab.output(ctx, "wrk", "-t", strconv.Itoa(threads), "-c", strconv.Itoa(conns), "-d", seconds(b.duration)+"s",
-		"-s", script, fmt.Sprintf("http://%s/", b.system.target(appHTTP)))
+	out, err := from.Output(exec.CommandContext(ctx, "wrk", "-t", strconv.Itoa(threads), "-c", strconv.Itoa(conns), "-d", seconds(d)+"s",
+		"-s", script, fmt.Sprintf("http://%s/", target)))
 	if err != nil {
 		return wrkResult{}, err
 	}
-	b.made += conns + 1 // wrk tries the address once before it begins
 	result, err := parseWrk(out)
 	if err == nil && result.Errors > 0 {
 		err = fmt.Errorf("wrk: %d errors in %d requests", result.Errors, result.Requests)

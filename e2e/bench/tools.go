@@ -30,6 +30,10 @@ func runTool(name string, args []string) error {
 		return holdServer(args)
 	case "hold-client":
 		return holdClient(args, os.Stdin, os.Stdout)
+	case "limited":
+		return limited(args)
+	case "greet":
+		return greet(args)
 	}
 	return errors.New("no such tool")
 }

@@ -1,0 +1,137 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"net/netip"
+	"os"
+	"strings"
+	"time"
+
+	"github.com/culvert-mesh/culvert/redirect/topology"
+)
+
+const (
+	// fewDescriptors is what an agent may have where it is to run out of them.
+	fewDescriptors = 1000
+	// crowdSize is how many connections are tried with them.
+	crowdSize = 1500
+	// worstBeat is the longest that the connection beside may wait for an answer meanwhile.
+	worstBeat = 2 * time.Second
+	// exhaustLines is how often an agent may speak of it for one exhaustion.
+	exhaustLines = 2
+)
+
+// exhaustPart takes the descriptors from one agent and then from the other.
+func exhaustPart(ctx context.Context, s *scale) error {
+	for i, name := range []string{"client", "server"} {
+		if err := exhaust(ctx, s, i, "exhaust_"+name); err != nil {
+			return fmt.Errorf("%s: %w", name, err)
+		}
+	}
+	return nil
+}
+
+func exhaust(ctx context.Context, s *scale, side int, name string) (err error) {
+	l, err := newLab(name, s.congestion, s.keep)
+	if err != nil {
+		return err
+	}
+	c := &culvert{program: s.agent, args: s.agentArgs}
+	c.limits[side] = fewDescriptors
+	b := &bench{name: name, system: c, lab: l}
+	defer func() { err = errors.Join(err, closeAll([]*bench{b})) }()
+	if err := c.start(ctx, l); err != nil {
+		return err
+	}
+	target := c.target(appHold)
+	pair := func(int) (*topology.Pod, netip.AddrPort) { return l.client(), target }
+	beside, err := startPulse(ctx, l.client(), target)
+	if err != nil {
+		return err
+	}
+	idle, err := descriptorsOf(c.processes[side])
+	if err != nil {
+		return err
+	}
+
+	var crowd crowd
+	defer crowd.shrink(0)
+	crowd.grow(ctx, crowdSize, pair)
+	s.atLeast(name+"_held", "connections", float64(len(crowd.held)), fewDescriptors*8/10)
+	s.tell(name+"_refused", "connections", float64(crowd.refused))
+	s.atMost(name+"_hung", "connections", float64(crowd.hung), 0)
+	lines, err := c.complaints(side)
+	if err != nil {
+		return err
+	}
+	s.atLeast(name+"_logged", "lines", float64(lines), 1)
+	s.atMost(name+"_logged_at_most", "lines", float64(lines), exhaustLines)
+	if n := crowd.dead(); n > 0 {
+		s.broken("%s: %d of %d connections were lost", name, n, len(crowd.held))
+	}
+
+	// With room again everything works again.
+	crowd.shrink(len(crowd.held) / 2)
+	refused, hung := crowd.refused, crowd.hung
+	began := time.Now()
+	for { // what waited has to go first
+		conn, err := enter(ctx, l.client(), target)
+		if err == nil {
+			conn.Close()
+			break
+		}
+		if time.Since(began) > 10*time.Second || ctx.Err() != nil {
+			return fmt.Errorf("no connection %v after half of them had ended: %w", time.Since(began), err)
+		}
+	}
+	s.atMost(name+"_recovered", "s", time.Since(began).Seconds(), 2)
+	crowd.grow(ctx, 200, pair)
+	s.atMost(name+"_failed_after", "connections", float64(crowd.refused-refused+crowd.hung-hung), 0)
+
+	beats, worst, err := beside.end()
+	if err != nil {
+		s.broken("%s: %v after %d answers", name, err, beats)
+	}
+	s.atMost(name+"_beside_worst", "ms", float64(worst.Microseconds())/1e3, float64(worstBeat.Milliseconds()))
+	crowd.shrink(0)
+	return c.letGo(ctx, s, side, name, idle)
+}
+
+// letGo waits until an agent has about as many descriptors as it had: tunnels and sockets made ahead stay for a while.
+func (c *culvert) letGo(ctx context.Context, s *scale, side int, name string, idle int) error {
+	const ahead = 60 // a tunnel for each 200 streams, and 16 sockets of each family
+	deadline := time.Now().Add(20 * time.Second)
+	for {
+		n, err := descriptorsOf(c.processes[side])
+		if err != nil {
+			return err
+		}
+		if n <= idle+ahead || time.Now().After(deadline) || ctx.Err() != nil {
+			s.atMost(name+"_descriptors_left", "descriptors", float64(n-idle), ahead)
+			return context.Cause(ctx)
+		}
+		time.Sleep(100 * time.Millisecond)
+	}
+}
+
+// complaints counts the lines of an agent's log about descriptors, those of single connections aside.
+func (c *culvert) complaints(side int) (int, error) {
+	text, err := os.ReadFile(c.logFile(c.sides()[side]))
+	if err != nil {
+		return 0, err
+	}
+	n := 0
+	for line := range strings.Lines(string(text)) {
+		if strings.Contains(line, "too many open files") && !strings.Contains(line, "connection complete") {
+			n++
+		}
+	}
+	return n, nil
+}
+
+func descriptorsOf(p *topology.Process) (int, error) {
+	entries, err := os.ReadDir(fmt.Sprintf("/proc/%d/fd", p.Pid()))
+	return len(entries), err
+}

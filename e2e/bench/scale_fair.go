@@ -1,0 +1,259 @@
+package main
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"math"
+	"net"
+	"net/netip"
+	"os"
+	"os/exec"
+	"strconv"
+	"time"
+
+	"github.com/culvert-mesh/culvert/redirect/topology"
+)
+
+// Goals of the fairness measurements.
+const (
+	goalStalled   = 2.0 // p99 of requests with a stalled stream beside, against without
+	goalShare     = 0.2 // how far a bulk stream may be from its share
+	goalFloodP99  = 10.0
+	goalFloodRate = 0.2 // of the requests that there are without the flood
+)
+
+const (
+	bulkStreams  = 8
+	requestConns = 32
+	stalledPort  = 9100
+)
+
+// mixture is what requests and bulk streams get beside each other.
+type mixture struct {
+	p99      float64 // microseconds
+	requests float64 // a second
+	bulk     float64 // Gb/s
+	worst    float64 // the largest distance of a bulk stream from the mean, as a part of it
+}
+
+// fairPart runs bulk streams and requests through one pair of agents, with and without a stream that nobody reads.
+func fairPart(ctx context.Context, s *scale) (err error) {
+	b, c, err := s.start(ctx, "fair")
+	if err != nil {
+		return err
+	}
+	defer func() { err = errors.Join(err, closeAll([]*bench{b})) }()
+	var without, with []mixture
+	for range s.rounds {
+		m, err := mix(ctx, b, c)
+		if err != nil {
+			return err
+		}
+		without = append(without, m)
+		st, err := startStalled(ctx, b.lab)
+		if err != nil {
+			return err
+		}
+		m, err = mix(ctx, b, c)
+		if err := errors.Join(err, st.end()); err != nil {
+			return err
+		}
+		with = append(with, m)
+	}
+	of := func(ms []mixture, get func(mixture) float64) float64 {
+		var values []float64
+		for _, m := range ms {
+			values = append(values, get(m))
+		}
+		return *median(values)
+	}
+	p99 := func(m mixture) float64 { return m.p99 }
+	s.tell("fair_p99", "µs", of(without, p99))
+	s.tell("fair_p99_stalled", "µs", of(with, p99))
+	s.atMost("fair_p99_ratio", "×", of(with, p99)/of(without, p99), goalStalled)
+	s.tell("fair_requests", "requests/s", of(without, func(m mixture) float64 { return m.requests }))
+	s.tell("fair_requests_stalled", "requests/s", of(with, func(m mixture) float64 { return m.requests }))
+	s.tell("fair_bulk", "Gb/s", of(without, func(m mixture) float64 { return m.bulk }))
+	s.tell("fair_bulk_stalled", "Gb/s", of(with, func(m mixture) float64 { return m.bulk }))
+	s.atMost("fair_bulk_distance", "of the mean", of(without, func(m mixture) float64 { return m.worst }), goalShare)
+	s.atMost("fair_bulk_distance_stalled", "of the mean", of(with, func(m mixture) float64 { return m.worst }), goalShare)
+	return nil
+}
+
+// mix runs bulk streams and, while they run, requests.
+func mix(ctx context.Context, b *bench, c *culvert) (mixture, error) {
+	target := c.target(appIperf)
+	length := b.duration + 2*time.Second
+	type bulk struct {
+		out []byte
+		err error
+	}
+	done := make(chan bulk, 1)
+	go func() {
+		out, err := b.lab.output(ctx, "iperf3", "-c", target.Addr().String(), "-p", strconv.Itoa(int(target.Port())),
+			"-t", seconds(length), "-O", "1", "-P", strconv.Itoa(bulkStreams), "-J")
+		done <- bulk{out, err}
+	}()
+	timer := time.NewTimer(time.Second) // the streams have begun
+	defer timer.Stop()
+	<-timer.C
+	r, err := wrk(ctx, b, 2, requestConns)
+	got := <-done
+	if err := errors.Join(err, got.err); err != nil {
+		return mixture{}, err
+	}
+	m, err := parseShares(got.out)
+	m.p99, m.requests = r.P99, float64(r.Requests)/r.Microseconds*1e6
+	return m, err
+}
+
+// parseShares reads what each stream of iperf3 got.
+func parseShares(out []byte) (mixture, error) {
+	var result struct {
+		Error string
+		End   struct {
+			Streams []struct {
+				Receiver struct {
+					BitsPerSecond float64 `json:"bits_per_second"`
+				} `json:"receiver"`
+			} `json:"streams"`
+		}
+	}
+	if err := json.Unmarshal(out, &result); err != nil {
+		return mixture{}, fmt.Errorf("parse output of iperf3: %w", err)
+	}
+	if result.Error != "" || len(result.End.Streams) == 0 {
+		return mixture{}, fmt.Errorf("iperf3: no streams: %s", result.Error)
+	}
+	var m mixture
+	for _, st := range result.End.Streams {
+		m.bulk += st.Receiver.BitsPerSecond
+	}
+	mean := m.bulk / float64(len(result.End.Streams))
+	for _, st := range result.End.Streams {
+		m.worst = max(m.worst, math.Abs(st.Receiver.BitsPerSecond-mean)/mean)
+	}
+	m.bulk /= 1e9
+	return m, nil
+}
+
+// stalled is a connection both ends of which have written until nothing went any more, and neither reads.
+type stalled struct {
+	listener       net.Listener
+	client, server net.Conn
+}
+
+func startStalled(ctx context.Context, l *lab) (*stalled, error) {
+	listener, err := l.server().Listen(ctx, fmt.Sprintf("0.0.0.0:%d", stalledPort))
+	if err != nil {
+		return nil, err
+	}
+	s := &stalled{listener: listener}
+	s.client, err = l.client().Dial(ctx, "tcp", netip.AddrPortFrom(l.server().Addr(), stalledPort).String())
+	if err != nil {
+		return nil, errors.Join(err, s.end())
+	}
+	if s.server, err = listener.Accept(); err != nil {
+		return nil, errors.Join(err, s.end())
+	}
+	for _, c := range []net.Conn{s.client, s.server} {
+		if err := fill(c); err != nil {
+			return nil, errors.Join(err, s.end())
+		}
+	}
+	return s, nil
+}
+
+// fill writes until nothing has gone for half a second.
+func fill(c net.Conn) error {
+	b := make([]byte, 64<<10)
+	for {
+		_ = c.SetWriteDeadline(time.Now().Add(500 * time.Millisecond))
+		if _, err := c.Write(b); errors.Is(err, os.ErrDeadlineExceeded) {
+			return nil
+		} else if err != nil {
+			return err
+		}
+	}
+}
+
+func (s *stalled) end() error {
+	var failed []error
+	for _, c := range []interface{ Close() error }{s.client, s.server, s.listener} {
+		if c != nil {
+			failed = append(failed, c.Close())
+		}
+	}
+	return errors.Join(failed...)
+}
+
+// floodPart lets others on the same nodes open connections as fast as they can: an enrolled pod new ones through the
+// mesh, a stranger handshakes that lead nowhere, at the listener of the busy server itself.
+func floodPart(ctx context.Context, s *scale) (err error) {
+	m, err := startMany(ctx, s, 2, 2)
+	if err != nil {
+		return err
+	}
+	defer func() { err = errors.Join(err, m.close()) }()
+	stranger, err := m.lab.AddPlainPod("node-a", "default", "stranger")
+	if err != nil {
+		return err
+	}
+	self, err := os.Executable()
+	if err != nil {
+		return err
+	}
+	rate := netip.AddrPortFrom(m.servers[1].Addr(), appRate.port)
+	if _, err := m.servers[1].Start(exec.Command(self, "tool", "rate-server", rate.String())); err != nil {
+		return err
+	}
+	if err := waitListening(m.servers[1], appRate.port, 10*time.Second); err != nil {
+		return err
+	}
+	length := time.Duration(s.rounds+1) * (s.duration + time.Second)
+	floods := []struct {
+		name string
+		from *topology.Pod
+		args []string
+	}{
+		{"flood_connections", m.clients[1].Pod, []string{"tool", "rate-client", "-duration=" + length.String(), rate.String()}},
+		{"flood_handshakes", stranger.Pod, []string{"tool", "greet", netip.AddrPortFrom(m.servers[0].Addr(), 15008).String()}},
+	}
+	for _, f := range floods {
+		alone, err := m.requests(ctx, s)
+		if err != nil {
+			return err
+		}
+		p, err := f.from.Start(exec.Command(self, f.args...))
+		if err != nil {
+			return err
+		}
+		flooded, err := m.requests(ctx, s)
+		_ = p.Signal(os.Kill) // it may have ended by itself
+		<-p.Done()
+		if err != nil {
+			return fmt.Errorf("%s: %w", f.name, err)
+		}
+		s.tell(f.name+"_p99_alone", "µs", alone.p99)
+		s.tell(f.name+"_p99", "µs", flooded.p99)
+		s.atMost(f.name+"_p99_ratio", "×", flooded.p99/alone.p99, goalFloodP99)
+		s.tell(f.name+"_requests_alone", "requests/s", alone.requests)
+		s.atLeast(f.name+"_requests_ratio", "×", flooded.requests/alone.requests, goalFloodRate)
+	}
+	return nil
+}
+
+// requests is what 32 connections from the first client to the first server get: medians.
+func (m *manyPods) requests(ctx context.Context, s *scale) (mixture, error) {
+	var p99, rate []float64
+	for range s.rounds {
+		r, err := wrkFrom(ctx, m.clients[0].Pod, m.dir(), netip.AddrPortFrom(m.servers[0].Addr(), appHTTP.port), s.duration, 2, requestConns)
+		if err != nil {
+			return mixture{}, err
+		}
+		p99, rate = append(p99, r.P99), append(rate, float64(r.Requests)/r.Microseconds*1e6)
+	}
+	return mixture{p99: *median(p99), requests: *median(rate)}, nil
+}

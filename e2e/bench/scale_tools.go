@@ -1,0 +1,245 @@
+package main
+
+import (
+	"context"
+	"crypto/tls"
+	"errors"
+	"flag"
+	"fmt"
+	"io"
+	"net"
+	"net/netip"
+	"os"
+	"strconv"
+	"sync"
+	"sync/atomic"
+	"syscall"
+	"time"
+
+	"github.com/culvert-mesh/culvert/redirect/topology"
+)
+
+// limited becomes another program that may have so many descriptors and no more.
+func limited(args []string) error {
+	if len(args) < 2 {
+		return errors.New("want a number and a program")
+	}
+	n, err := strconv.ParseUint(args[0], 10, 32)
+	if err != nil {
+		return err
+	}
+	if err := syscall.Setrlimit(syscall.RLIMIT_NOFILE, &syscall.Rlimit{Cur: n, Max: n}); err != nil {
+		return os.NewSyscallError("setrlimit", err)
+	}
+	return os.NewSyscallError("exec", syscall.Exec(args[1], args[1:], os.Environ()))
+}
+
+// greet begins TLS handshakes as fast as it can, without a certificate, until it is killed: a peer that costs the other
+// side a signature each time and never gets in.
+func greet(args []string) error {
+	f := flag.NewFlagSet("greet", flag.ContinueOnError)
+	clients := f.Int("clients", 16, "clients")
+	if err := f.Parse(args); err != nil {
+		return err
+	}
+	addr, err := oneAddress(f.Args())
+	if err != nil {
+		return err
+	}
+	var wg sync.WaitGroup
+	for range *clients {
+		wg.Go(func() {
+			for {
+				c, err := net.DialTimeout("tcp", addr.String(), 5*time.Second)
+				if err != nil {
+					time.Sleep(time.Millisecond)
+					continue
+				}
+				_ = c.SetDeadline(time.Now().Add(5 * time.Second))
+				// Whom it talks to is of no interest here.
+				t := tls.Client(c, &tls.Config{InsecureSkipVerify: true, NextProtos: []string{"h2"}, MinVersion: tls.VersionTLS13})
+				_, _ = t.Write([]byte("PRI")) // the refusal comes behind the handshake
+				var b [1]byte
+				_, _ = t.Read(b[:])
+				c.Close()
+			}
+		})
+	}
+	wg.Wait()
+	return nil
+}
+
+// crowd is a number of connections to an echo server.
+type crowd struct {
+	mu       sync.Mutex
+	held     []net.Conn
+	refused  int // reset or closed by the other side
+	hung     int // connected, and nothing came for crowdPatience
+	lastText string
+}
+
+// crowdPatience is how long a connection of a crowd may take to be established and to echo a byte.
+const crowdPatience = 3 * time.Second
+
+// grow opens n more connections, at most 32 at a time, from the pods in turn to the addresses in turn.
+func (c *crowd) grow(ctx context.Context, n int, pair func(i int) (*topology.Pod, netip.AddrPort)) {
+	var next atomic.Int64
+	var wg sync.WaitGroup
+	for range 32 {
+		wg.Go(func() {
+			for {
+				i := int(next.Add(1)) - 1
+				if i >= n || ctx.Err() != nil {
+					return
+				}
+				pod, addr := pair(i)
+				conn, err := enter(ctx, pod, addr)
+				c.add(conn, err)
+			}
+		})
+	}
+	wg.Wait()
+}
+
+func (c *crowd) add(conn net.Conn, err error) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	switch {
+	case err == nil:
+		c.held = append(c.held, conn)
+		return
+	case errors.Is(err, os.ErrDeadlineExceeded), errors.Is(err, context.DeadlineExceeded):
+		c.hung++
+	default:
+		c.refused++
+	}
+	c.lastText = err.Error()
+}
+
+// enter opens one connection and wants its echo.
+func enter(ctx context.Context, pod *topology.Pod, addr netip.AddrPort) (net.Conn, error) {
+	ctx, cancel := context.WithTimeout(ctx, crowdPatience)
+	defer cancel()
+	c, err := pod.Dial(ctx, "tcp", addr.String())
+	if err != nil {
+		return nil, err
+	}
+	_ = c.SetDeadline(time.Now().Add(crowdPatience))
+	if err := echo(c); err != nil {
+		c.Close()
+		return nil, err
+	}
+	return c, c.SetDeadline(time.Time{})
+}
+
+// echo sends a byte and wants it back.
+func echo(c net.Conn) error {
+	b := [1]byte{'e'}
+	if _, err := c.Write(b[:]); err != nil {
+		return err
+	}
+	_, err := io.ReadFull(c, b[:])
+	return err
+}
+
+// shrink closes all but n connections.
+func (c *crowd) shrink(n int) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	for _, conn := range c.held[min(n, len(c.held)):] {
+		conn.Close()
+	}
+	c.held = c.held[:min(n, len(c.held))]
+}
+
+// dead counts the held connections that do not echo any more.
+func (c *crowd) dead() int {
+	n := 0
+	for _, conn := range c.held {
+		_ = conn.SetDeadline(time.Now().Add(crowdPatience))
+		if echo(conn) != nil {
+			n++
+		}
+	}
+	return n
+}
+
+// pulse is a connection that is asked all the time, to see whether it suffers from what happens beside it.
+type pulse struct {
+	conn  net.Conn
+	stop  chan struct{}
+	done  chan struct{}
+	beats int
+	worst time.Duration
+	err   error
+}
+
+func startPulse(ctx context.Context, pod *topology.Pod, addr netip.AddrPort) (*pulse, error) {
+	c, err := enter(ctx, pod, addr)
+	if err != nil {
+		return nil, err
+	}
+	p := &pulse{conn: c, stop: make(chan struct{}), done: make(chan struct{})}
+	go p.run()
+	return p, nil
+}
+
+func (p *pulse) run() {
+	defer close(p.done)
+	tick := time.NewTicker(5 * time.Millisecond)
+	defer tick.Stop()
+	for {
+		select {
+		case <-tick.C:
+		case <-p.stop:
+			return
+		}
+		began := time.Now()
+		_ = p.conn.SetDeadline(began.Add(20 * time.Second))
+		if p.err = echo(p.conn); p.err != nil {
+			return
+		}
+		p.beats++
+		p.worst = max(p.worst, time.Since(began))
+	}
+}
+
+// end stops asking and returns how often it was asked, and the longest that an answer took.
+func (p *pulse) end() (beats int, worst time.Duration, err error) {
+	close(p.stop)
+	<-p.done
+	p.conn.Close()
+	if p.err != nil {
+		return p.beats, p.worst, fmt.Errorf("the connection beside: %w", p.err)
+	}
+	return p.beats, p.worst, nil
+}
+
+// echoServer answers every byte in a pod until it is closed.
+func echoServer(ctx context.Context, pod *topology.Pod, port uint16) (net.Listener, error) {
+	l, err := pod.Listen(ctx, fmt.Sprintf("0.0.0.0:%d", port))
+	if err != nil {
+		return nil, err
+	}
+	go func() {
+		for {
+			c, err := l.Accept()
+			if err != nil {
+				return
+			}
+			go func() {
+				defer c.Close()
+				var b [1]byte
+				for {
+					if _, err := c.Read(b[:]); err != nil {
+						return
+					}
+					if _, err := c.Write(b[:]); err != nil {
+						return
+					}
+				}
+			}()
+		}
+	}()
+	return l, nil
+}
