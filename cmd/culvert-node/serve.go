@@ -61,6 +61,14 @@ func (n *node) samples(emit func(telemetry.Sample)) {
 		emit(telemetry.Sample{Name: "culvert_loop_posts_total", Help: "Pieces of work given to an event loop by other threads.", Counter: true, Labels: label, Value: float64(st.Posts)})
 		emit(telemetry.Sample{Name: "culvert_loop_sockets", Help: "Sockets that an event loop owns.", Labels: label, Value: float64(st.Sockets)})
 	}
+	outbound, inbound := 0, 0
+	for _, p := range n.proxy.Pods() {
+		o, i := p.Tunnels()
+		outbound, inbound = outbound+o, inbound+i
+	}
+	for direction, count := range map[string]int{"outbound": outbound, "inbound": inbound} {
+		emit(telemetry.Sample{Name: "culvert_tunnels", Help: "HBONE connections that are open.", Labels: []telemetry.Label{{Name: "direction", Value: direction}}, Value: float64(count)})
+	}
 	st := n.set.Stats()
 	emit(telemetry.Sample{Name: "culvert_capture_audits_total", Help: "Times that a pod's capture was compared with what it should be.", Counter: true, Value: float64(st.Audits)})
 	emit(telemetry.Sample{Name: "culvert_capture_damaged_total", Help: "Audits that found a difference.", Counter: true, Value: float64(st.Damaged)})

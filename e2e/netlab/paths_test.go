@@ -41,6 +41,8 @@ func TestCapturedToCaptured(t *testing.T) {
 			if out.Str("bytes_sent") != "6" || in.Str("bytes_recv") != "6" || out.Str("bytes_recv") != in.Str("bytes_sent") {
 				t.Errorf("bytes: outbound %s/%s, inbound %s/%s", out.Str("bytes_sent"), out.Str("bytes_recv"), in.Str("bytes_sent"), in.Str("bytes_recv"))
 			}
+			m.wantMetric(m.a, "culvert_tunnels", 1, `direction="outbound"`)
+			m.wantMetric(tt.dst, "culvert_tunnels", 1, `direction="inbound"`)
 			labels := []string{`connection_security_policy="mutual_tls"`, `source_principal="` + spiffe("client") + `"`, `destination_principal="` + spiffe(name) + `"`, `destination_workload="` + name + `"`, `response_flags="-"`}
 			for agent, reporter := range map[*netlab.Agent]string{m.a: "source", tt.dst: "destination"} {
 				m.wantMetric(agent, "istio_tcp_connections_opened_total", 1, append(labels, `reporter="`+reporter+`"`)...)
