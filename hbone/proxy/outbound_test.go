@@ -357,7 +357,9 @@ func TestOutboundRefusals(t *testing.T) {
 		c.RefusePassthrough = true
 		c.WorkloadTimeout = 50 * time.Millisecond
 	})
-	client := one.pod("client", "127.0.10.1")
+	client := one.podOf(r.workloadAt("client", "127.0.10.1", func(w *workload.Workload) {
+		w.Addresses = append(w.Addresses, netip.MustParseAddr("10.99.99.99"))
+	}))
 	empty := r.service("127.0.20.1", 80, 8080)
 	n := 0
 	refused := func(p *pod, dst netip.AddrPort, want error, text string) {
@@ -373,7 +375,7 @@ func TestOutboundRefusals(t *testing.T) {
 	refused(client, netip.MustParseAddrPort("127.0.0.1:15008"), proxy.ErrSelfCall, "")
 	refused(client, netip.MustParseAddrPort("127.0.0.1:15001"), proxy.ErrSelfCall, "")
 	refused(client, netip.MustParseAddrPort("127.0.0.1:15006"), proxy.ErrSelfCall, "")
-	refused(client, netip.AddrPortFrom(client.ip, 15008), proxy.ErrSelfCall, "")
+	refused(client, netip.MustParseAddrPort("10.99.99.99:15008"), proxy.ErrSelfCall, "")
 	refused(client, client.outbound, proxy.ErrSelfCall, "")
 	refused(client, netip.MustParseAddrPort("127.0.30.1:80"), proxy.ErrPassthroughRefused, "")
 	refused(client, empty, nil, "")
