@@ -206,6 +206,27 @@ func Temporary(err error) bool {
 	return errors.Is(err, unix.EMFILE) || errors.Is(err, unix.ENFILE) || errors.Is(err, unix.ENOBUFS) || errors.Is(err, unix.ENOMEM)
 }
 
+// Refuse resets one connection that waits to be accepted and returns its peer's address. It reports false when none waits
+// or there is no descriptor for it. It does not wait, and may be called beside Accept.
+func (a *Acceptor) Refuse() (peer netip.AddrPort, ok bool) {
+	err := a.raw.Control(func(l uintptr) {
+		if fd, sa, err := syscall.Accept4(int(l), unix.SOCK_NONBLOCK|unix.SOCK_CLOEXEC); err == nil {
+			AbortFD(fd)
+			peer, ok = addrPort(sa), true
+		}
+	})
+	return peer, ok && err == nil
+}
+
+// Placeholder opens a descriptor of nothing, to be closed when one is needed and there are no more.
+func Placeholder() (int, error) {
+	fd, err := unix.Eventfd(0, unix.EFD_CLOEXEC|unix.EFD_NONBLOCK)
+	if err != nil {
+		return -1, fmt.Errorf("create eventfd: %w", err)
+	}
+	return fd, nil
+}
+
 // Close stops listening and ends Accept.
 func (a *Acceptor) Close() error { return a.file.Close() }
 

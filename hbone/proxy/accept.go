@@ -72,7 +72,8 @@ func (p *Proxy) chooseCongestion(fd int) string {
 	return ""
 }
 
-// accept serves one listener until it is closed. Errors make it rest, never end.
+// accept serves one listener until it is closed. Errors make it rest, never end; when it has rested for long enough
+// without descriptors it refuses who is waiting.
 func (p *Pod) accept(l *loop.Acceptor, name string, serve func(fd int, client netip.AddrPort)) {
 	rest := acceptRest
 	for {
@@ -85,8 +86,9 @@ func (p *Pod) accept(l *loop.Acceptor, name string, serve func(fd int, client ne
 			return
 		default:
 			// Mostly out of descriptors or memory; accept(2) also passes on network errors of single connections.
-			if rest == acceptRest {
-				p.log.Warn("accepting connections pauses", "listener", name, "error", err)
+			p.proxy.shortage.met(p.log, name, err)
+			if rest >= acceptRestMax && loop.Temporary(err) && p.refuseWaiting(l, name, err) {
+				continue
 			}
 			if !p.rest(rest) {
 				return
@@ -94,6 +96,22 @@ func (p *Pod) accept(l *loop.Acceptor, name string, serve func(fd int, client ne
 			rest = min(2*rest, acceptRestMax)
 		}
 	}
+}
+
+// refuseWaiting resets one connection that waits on a listener, and reports it like any that was refused.
+func (p *Pod) refuseWaiting(l *loop.Acceptor, name string, cause error) bool {
+	client, ok := p.proxy.shortage.refuse(p.log, l)
+	if !ok {
+		return false
+	}
+	direction := Inbound
+	if name == "outbound" {
+		direction = Outbound
+	}
+	f := &Flow{}
+	f.init(p, direction, f, client, l.Addr())
+	f.finish(cause)
+	return true
 }
 
 // rest waits, and reports false when the pod is stopped meanwhile.

@@ -17,6 +17,7 @@ type Proxy struct {
 	cfg      Config
 	lastFlow atomic.Uint64
 	loads    loads
+	shortage shortage
 
 	mu      sync.Mutex
 	pods    map[*Pod]struct{}
@@ -47,6 +48,7 @@ func (p *Proxy) Start(cfg PodConfig) (*Pod, error) {
 	}
 	p.pods[pod] = struct{}{}
 	p.mu.Unlock()
+	p.shortage.enter()
 	pod.start()
 	return pod, nil
 }
@@ -63,6 +65,7 @@ func (p *Proxy) Pods() []*Pod {
 }
 
 func (p *Proxy) forget(pod *Pod) {
+	p.shortage.leave()
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	delete(p.pods, pod)
