@@ -69,7 +69,7 @@ func (s *Session) Open(h *Header) (*Stream, error) {
 	// A server may answer in full and send RST_STREAM behind it (RFC 9113 section 8.1), which then is on a closed stream:
 	// one for each that is opened is no flood.
 	s.budget.refund()
-	s.appendBlock(st.ID, appendRequest(s.startBlock(), h), false)
+	s.appendBlock(st.ID, appendRequest(s.startBlock(make([]byte, 0, blockSize)), h), false)
 	return st, nil
 }
 
@@ -80,7 +80,7 @@ func (s *Session) Respond(st *Stream, status int, fields []Field, end bool) {
 		return
 	}
 	st.answered = true
-	s.appendBlock(st.ID, appendResponse(s.startBlock(), status, fields), end)
+	s.appendBlock(st.ID, appendResponse(s.startBlock(make([]byte, 0, blockSize)), status, fields), end)
 	if !end {
 		return
 	}
@@ -91,12 +91,16 @@ func (s *Session) Respond(st *Stream, status int, fields []Field, end bool) {
 	s.remove(st)
 }
 
-func (s *Session) startBlock() []byte {
+// blockSize is the room on the stack for a header block; longer ones go to the heap.
+const blockSize = 768
+
+// startBlock begins a header block in b.
+func (s *Session) startBlock(b []byte) []byte {
 	if s.tableUpdate != tableOwed {
-		return nil
+		return b
 	}
 	s.tableUpdate = tableTold
-	return []byte{tableSizeZero}
+	return append(b, tableSizeZero)
 }
 
 func (s *Session) appendBlock(id uint32, block []byte, end bool) {
