@@ -28,15 +28,16 @@ const peerVariable = "CULVERT_INTEROP_PEER"
 // interopPatience is longer than patience: three programs and their peer share the machine with everything else.
 const interopPatience = 30 * time.Second
 
-// peerBinary is the other implementation. Without one the test is skipped, and the reason says what it would need.
-func peerBinary(t *testing.T) string {
+// peerBinary is the other implementation. Without one the test is skipped, and the reason says what it would need, of
+// which needs is what only this test does.
+func peerBinary(t *testing.T, needs string) string {
 	t.Helper()
 	path := os.Getenv(peerVariable)
 	if path == "" {
 		t.Skip("no other implementation to talk to: set " + peerVariable + " to a ztunnel program (make interop PEER=path). " +
 			"It is started inside a pod's network namespace in dedicated mode (PROXY_MODE=dedicated, PROXY_WORKLOAD_INFO, PACKET_MARK=1337), " +
 			"reads the workload file that Culvert reads (LOCAL_XDS_PATH; XDS_ADDRESS is empty), gets its certificates from the lab's CA (CA_ADDRESS, CA_ROOT_CA) " +
-			"and serves ports 15001, 15006 and 15008 behind capture rules that Culvert applies; it needs CAP_NET_ADMIN and CAP_NET_RAW there, as root has, for marked and transparent sockets")
+			"and serves ports 15001, 15006 and 15008 behind capture rules that Culvert applies; it needs CAP_NET_ADMIN and CAP_NET_RAW there, as root has, for marked and transparent sockets. This test needs of it: " + needs)
 	}
 	abs, err := filepath.Abs(path)
 	if err == nil {
@@ -61,9 +62,9 @@ type interop struct {
 	istio  *istiod
 }
 
-func newInterop(t *testing.T) *interop {
+func newInterop(t *testing.T, needs string) *interop {
 	t.Helper()
-	binary := peerBinary(t)
+	binary := peerBinary(t, needs)
 	m := build(t)
 	m.local.SetCaptured(false)
 	m.remote.SetCaptured(false)

@@ -32,7 +32,7 @@ func (it *interop) prepare() map[*netlab.Pod]*servers {
 // TestInteropTraffic carries all kinds of traffic between the other implementation and Culvert, in both modes and both
 // directions. All three agents read the same file.
 func TestInteropTraffic(t *testing.T) {
-	it := newInterop(t)
+	it := newInterop(t, "connections in both directions, the JSON access log (LOG_FORMAT) with the status or policy that refused one, answers 400, 401 and 503")
 	apps := it.prepare()
 	peer := it.startPeer(it.remote, it.StatePath())
 	dedicated := it.startDedicated(it.local, it.StatePath())
@@ -71,7 +71,7 @@ func TestInteropIdle(t *testing.T) {
 	if testing.Short() {
 		t.Skip("takes more than half a minute of waiting")
 	}
-	it := newInterop(t)
+	it := newInterop(t, "PINGs and answers to them")
 	it.prepare()
 	it.startPeer(it.remote, it.StatePath())
 	it.a = it.agent(nodeA)
@@ -127,7 +127,7 @@ func (it *interop) usable(both map[string]*session, d time.Duration) {
 
 // The peer is told to stop: connections in both directions go on, new ones to it are refused, and it ends with the last.
 func TestInteropPeerDrains(t *testing.T) {
-	it := newInterop(t)
+	it := newInterop(t, "an orderly end at SIGTERM within CONNECTION_TERMINATION_DEADLINE")
 	it.prepare()
 	peer := it.startPeer(it.remote, it.StatePath(), "CONNECTION_TERMINATION_DEADLINE=60s")
 	it.a = it.agent(nodeA)
@@ -175,7 +175,7 @@ func (it *interop) keepCalling() (stop func()) {
 // Culvert is told to stop while its successor serves already: no connection in either direction breaks within the drain
 // time, and the peer finds its way to the successor.
 func TestInteropCulvertDrains(t *testing.T) {
-	it := newInterop(t)
+	it := newInterop(t, "respect for GOAWAY, and another tunnel after it")
 	it.prepare()
 	it.startPeer(it.remote, it.StatePath())
 	it.a = it.agent(nodeA, "--drain-timeout=60s")
@@ -213,7 +213,7 @@ func TestInteropCulvertDrains(t *testing.T) {
 
 // The peer is killed: a truncated stream looks like a reset to Culvert's applications, at either end.
 func TestInteropPeerDies(t *testing.T) {
-	it := newInterop(t)
+	it := newInterop(t, "nothing but to be killed and started again")
 	apps := it.prepare()
 	peer := it.startPeer(it.remote, it.StatePath())
 	it.a = it.agent(nodeA)
@@ -245,7 +245,7 @@ func TestInteropPeerDies(t *testing.T) {
 
 // TestInteropPostQuantum: a peer that takes nothing but X25519MLKEM768.
 func TestInteropPostQuantum(t *testing.T) {
-	it := newInterop(t)
+	it := newInterop(t, "COMPLIANCE_POLICY=pqc (X25519MLKEM768 only)")
 	it.prepare()
 	it.startPeer(it.remote, it.StatePath(), "COMPLIANCE_POLICY=pqc")
 	it.a = it.agent(nodeA)
@@ -255,7 +255,7 @@ func TestInteropPostQuantum(t *testing.T) {
 
 // TestInteropBaggage: a server that does not know its client's workload names it by what the client's agent says.
 func TestInteropBaggage(t *testing.T) {
-	it := newInterop(t)
+	it := newInterop(t, "the source of a connection in its access log from the request's baggage, and baggage on requests of its own")
 	it.prepare()
 	peer := it.startPeer(it.remote, it.stateWithout(it.local))
 	culvert := it.startDedicated(it.local, it.StatePath())
