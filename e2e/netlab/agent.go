@@ -3,6 +3,7 @@ package netlab
 import (
 	"bufio"
 	"bytes"
+	"cmp"
 	"context"
 	"encoding/json"
 	"errors"
@@ -82,7 +83,8 @@ func (a *Agent) Wait(timeout time.Duration, what string, done func() (bool, erro
 		}
 		select {
 		case <-a.process.Done():
-			return fmt.Errorf("agent on %s ended: %v\n%s", a.place.Name(), a.process.Wait(), a.tail())
+			ended := cmp.Or(a.process.Wait(), errors.New("exit status 0"))
+			return fmt.Errorf("agent on %s ended: %w\n%s", a.place.Name(), ended, a.tail())
 		default:
 		}
 		if time.Now().After(deadline) {
