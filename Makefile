@@ -16,7 +16,7 @@ TESTFLAGS ?=
 
 export PATH := $(PATH):/usr/sbin:/sbin
 
-.PHONY: help build test netlab fuzz bench soak lint generate verify image demo interop deps clean
+.PHONY: help build test netlab fuzz bench bench-scale bench-fair soak lint generate verify image demo interop deps clean
 
 help: ## this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -40,6 +40,14 @@ fuzz: ## every fuzz target for FUZZTIME (default 10s)
 bench: deps build ## direct, HAProxy pair and Culvert side by side; writes bench.json
 	CGO_ENABLED=0 go build -trimpath -o bin/culvert-bench ./e2e/bench
 	bin/culvert-bench --rounds=$(ROUNDS) --json=bench.json $(BENCHFLAGS)
+
+bench-scale: deps build ## a pair of agents where it is full: held connections, 2,000 tunnels, no descriptors left, unequal neighbours; writes bench-scale.json
+	CGO_ENABLED=0 go build -trimpath -o bin/culvert-bench ./e2e/bench
+	bin/culvert-bench scale --rounds=$(ROUNDS) --json=bench-scale.json $(SCALEFLAGS)
+
+bench-fair: deps build ## only what unequal neighbours do to each other: a stalled stream, bulk, requests, floods
+	CGO_ENABLED=0 go build -trimpath -o bin/culvert-bench ./e2e/bench
+	bin/culvert-bench scale --parts=fair,flood --rounds=$(ROUNDS) --json= $(SCALEFLAGS)
 
 soak: build ## four agents under load, kills, flaps, rotations and changes for SOAKTIME (default 10m); every byte is counted
 	CGO_ENABLED=0 go build -trimpath -o bin/culvert-soak ./e2e/soak
@@ -69,4 +77,4 @@ interop: deps build ## the lab with another implementation at either end: make i
 	CULVERT_INTEROP_PEER='$(PEER)' go test -count=1 -v -timeout 20m -run Interop $(TESTFLAGS) ./e2e/netlab/...
 
 clean: ## remove what was built
-	rm -rf bin bench.json
+	rm -rf bin bench.json bench-scale.json

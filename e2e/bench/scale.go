@@ -127,9 +127,11 @@ func runScale(ctx context.Context, args []string, out io.Writer) error {
 		if !slices.Contains(o.parts, p.name) {
 			continue
 		}
+		rows, began := len(s.Rows), time.Now()
 		if err := p.take(ctx, s); err != nil {
 			return fmt.Errorf("%s: %w", p.name, err)
 		}
+		s.say("%-8s %d figures in %v, load average %s", p.name, len(s.Rows)-rows, time.Since(began).Round(time.Second), loadAverage())
 	}
 	s.table()
 	if o.json != "" {

@@ -19,8 +19,6 @@ const (
 	crowdSize = 1500
 	// worstBeat is the longest that the connection beside may wait for an answer meanwhile.
 	worstBeat = 2 * time.Second
-	// exhaustLines is how often an agent may speak of it for one exhaustion.
-	exhaustLines = 2
 )
 
 // exhaustPart takes the descriptors from one agent and then from the other.
@@ -62,12 +60,12 @@ func exhaust(ctx context.Context, s *scale, side int, name string) (err error) {
 	s.atLeast(name+"_held", "connections", float64(len(crowd.held)), fewDescriptors*8/10)
 	s.tell(name+"_refused", "connections", float64(crowd.refused))
 	s.atMost(name+"_hung", "connections", float64(crowd.hung), 0)
-	lines, err := c.complaints(side)
+	lines, repeated, err := c.complaints(side)
 	if err != nil {
 		return err
 	}
 	s.atLeast(name+"_logged", "lines", float64(lines), 1)
-	s.atMost(name+"_logged_at_most", "lines", float64(lines), exhaustLines)
+	s.atMost(name+"_logged_again", "times", float64(repeated), 0)
 	if n := crowd.dead(); n > 0 {
 		s.broken("%s: %d of %d connections were lost", name, n, len(crowd.held))
 	}
@@ -116,19 +114,25 @@ func (c *culvert) letGo(ctx context.Context, s *scale, side int, name string, id
 	}
 }
 
-// complaints counts the lines of an agent's log about descriptors, those of single connections aside.
-func (c *culvert) complaints(side int) (int, error) {
+// complaints reads what an agent's log says about descriptors, single connections aside: how many lines there are, and how
+// often one of them comes again at most.
+func (c *culvert) complaints(side int) (lines, repeated int, err error) {
 	text, err := os.ReadFile(c.logFile(c.sides()[side]))
 	if err != nil {
-		return 0, err
+		return 0, 0, err
 	}
-	n := 0
+	times := map[string]int{}
 	for line := range strings.Lines(string(text)) {
-		if strings.Contains(line, "too many open files") && !strings.Contains(line, "connection complete") {
-			n++
+		if strings.Contains(line, "scope=access") || !strings.Contains(line, "too many open files") && !strings.Contains(line, "no descriptors") {
+			continue
 		}
+		_, message, _ := strings.Cut(line, "msg=")
+		message, _, _ = strings.Cut(message, "scope=")
+		times[message]++
+		lines++
+		repeated = max(repeated, times[message]-1)
 	}
-	return n, nil
+	return lines, repeated, nil
 }
 
 func descriptorsOf(p *topology.Process) (int, error) {

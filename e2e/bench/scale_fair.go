@@ -18,10 +18,11 @@ import (
 
 // Goals of the fairness measurements.
 const (
-	goalStalled   = 2.0 // p99 of requests with a stalled stream beside, against without
-	goalShare     = 0.2 // how far a bulk stream may be from its share
-	goalFloodP99  = 10.0
-	goalFloodRate = 0.2 // of the requests that there are without the flood
+	goalStalled    = 2.0 // p99 of requests with a stalled stream beside, against without
+	goalStalledCPU = 0.05
+	goalShare      = 0.2 // how far a bulk stream may be from its share
+	goalFloodP99   = 10.0
+	goalFloodRate  = 0.2 // of the requests that there are without the flood
 )
 
 const (
@@ -46,6 +47,7 @@ func fairPart(ctx context.Context, s *scale) (err error) {
 	}
 	defer func() { err = errors.Join(err, closeAll([]*bench{b})) }()
 	var without, with []mixture
+	var idleCPU []float64
 	for range s.rounds {
 		m, err := mix(ctx, b, c)
 		if err != nil {
@@ -56,12 +58,18 @@ func fairPart(ctx context.Context, s *scale) (err error) {
 		if err != nil {
 			return err
 		}
+		cpu, err := cpuBeside(b, time.Second)
+		if err != nil {
+			return errors.Join(err, st.end())
+		}
+		idleCPU = append(idleCPU, cpu)
 		m, err = mix(ctx, b, c)
 		if err := errors.Join(err, st.end()); err != nil {
 			return err
 		}
 		with = append(with, m)
 	}
+	s.atMost("fair_stalled_cpu", "CPUs", *median(idleCPU), goalStalledCPU)
 	of := func(ms []mixture, get func(mixture) float64) float64 {
 		var values []float64
 		for _, m := range ms {
@@ -80,6 +88,17 @@ func fairPart(ctx context.Context, s *scale) (err error) {
 	s.atMost("fair_bulk_distance", "of the mean", of(without, func(m mixture) float64 { return m.worst }), goalShare)
 	s.atMost("fair_bulk_distance_stalled", "of the mean", of(with, func(m mixture) float64 { return m.worst }), goalShare)
 	return nil
+}
+
+// cpuBeside is how much of a processor the agents use while nothing happens.
+func cpuBeside(b *bench, d time.Duration) (float64, error) {
+	before, err := cpuOf(b.system.agents())
+	if err != nil {
+		return 0, err
+	}
+	time.Sleep(d)
+	after, err := cpuOf(b.system.agents())
+	return (after - before).Seconds() / d.Seconds(), err
 }
 
 // mix runs bulk streams and, while they run, requests.
