@@ -46,6 +46,7 @@ type Conn struct {
 	in, out      half
 	handshake    []byte // a post-handshake message that spans records
 	updateOwed   bool
+	updates      uint64
 	nonAdvancing int
 }
 
@@ -195,9 +196,13 @@ func (c *Conn) keyUpdate(body []byte, last bool) error {
 	if err := c.in.next(); err != nil {
 		return fault(AlertInternalError, err.Error())
 	}
+	c.updates++
 	c.updateOwed = c.updateOwed || body[0] == 1
 	return nil
 }
+
+// KeyUpdates returns how many times the peer has renewed its key. There is no clock here to say how often it may.
+func (c *Conn) KeyUpdates() uint64 { return c.updates }
 
 // Seal encrypts slot[HeaderLen:HeaderLen+n] in place as application data and returns the length of the whole record.
 // The slot needs HeaderLen bytes before the payload and TrailerLen behind it; n is 1 to MaxPayload.

@@ -50,10 +50,10 @@ func (e *events) OnWindow(s *h2.Stream) {
 		t.resumeLater()
 		return
 	}
-	st := s.User.(*Stream)
-	if st.starved && st.Handler != nil {
+	// Once for all the credit of a read: a peer that gives it byte by byte would else have each byte read and sealed alone.
+	if st := s.User.(*Stream); st.starved {
 		st.starved = false
-		st.Handler.Writable()
+		t.credited = append(t.credited, st)
 	}
 }
 

@@ -26,6 +26,8 @@ var (
 	ErrPeerClosed = errors.New("tunnel closed by peer")
 	// ErrDead is a peer that has not answered pings.
 	ErrDead = errors.New("tunnel lost: peer does not answer pings")
+	// ErrUnread is a peer that sends but has read nothing for long.
+	ErrUnread = errors.New("tunnel lost: peer does not read")
 	// ErrClosed is this side's own end of the tunnel.
 	ErrClosed = errors.New("tunnel closed")
 )
@@ -69,8 +71,12 @@ type Tunnel struct {
 	rec  *record.Conn
 	h2   *h2.Session
 
-	partial []byte // start of a record that has not arrived wholly
-	touched []*Stream
+	partial  []byte // start of a record that has not arrived wholly
+	share    int    // by how many bits a read is smaller than the loop's buffer, see turn
+	touched  []*Stream
+	credited []*Stream // streams that have got credit again in this read
+	renewed  uint64    // KeyUpdates of the peer that have been charged
+	updates  int64     // when they are paid for
 
 	out     []byte // ciphertext to send is out[r:w]; nil when there is none
 	r, w    int
@@ -84,7 +90,8 @@ type Tunnel struct {
 	ping     loop.Timer
 	grace    loop.Timer // of a GOAWAY, whoever sent it
 	pinged   int64      // when the outstanding ping was sent, 0 when there is none
-	heard    int64      // when bytes came last
+	heard    int64      // when a frame was complete last
+	took     int64      // when the socket took bytes last, or had nothing to take
 	draining bool
 	leaving  bool // the peer has sent GOAWAY
 	crossing bool // the first GOAWAY of a drain is on its way: requests that cross it are still served
@@ -201,7 +208,7 @@ func (t *Tunnel) read(drain bool) {
 	if !t.fd.Attached() {
 		return
 	}
-	buf := t.loop.Buffer
+	buf := t.loop.Buffer[:len(t.loop.Buffer)>>t.share]
 	have := copy(buf, t.partial)
 	n, err := t.fd.Read(buf[have:])
 	switch {
@@ -214,9 +221,13 @@ func (t *Tunnel) read(drain bool) {
 		t.fail(ErrTruncated)
 		return
 	}
-	t.heard = t.loop.Now()
-	t.h2.Now = t.heard
+	t.h2.Now = t.loop.Now()
+	frames := t.h2.Frames()
 	err = t.consume(buf[:have+n])
+	if frames = t.h2.Frames() - frames; frames > 0 {
+		t.heard = t.h2.Now
+	}
+	t.turn(frames)
 	t.deliver()
 	if err != nil {
 		t.fail(err)
@@ -244,6 +255,11 @@ func (t *Tunnel) consume(b []byte) error {
 		if err != nil {
 			return err
 		}
+		if len(data) == 0 {
+			if err := t.chargeUpdates(); err != nil {
+				return err
+			}
+		}
 		if err := t.h2.Feed(data, (*events)(t)); err != nil {
 			return err
 		}
@@ -256,7 +272,45 @@ func (t *Tunnel) consume(b []byte) error {
 	return nil
 }
 
-// deliver lets the streams that got data in this read pass it on.
+// A read of 256 KiB holds 16 frames of bulk data, or 20,000 of the smallest, which take as long as many reads of anything
+// else. Who sends such gets smaller turns, down to what still holds a whole record.
+const (
+	manyFrames = 1024
+	fewFrames  = 128
+	leastShare = 3
+)
+
+func (t *Tunnel) turn(frames uint64) {
+	switch {
+	case frames > manyFrames:
+		t.share = min(t.share+1, leastShare)
+	case frames < fewFrames:
+		t.share = 0
+	}
+}
+
+// A peer may renew its key once a second, and 32 times in a row after a pause. Each time costs as much as opening a whole
+// record, and whoever has a reason does it every 2^24 records or every hour (RFC 8446 section 5.5).
+const (
+	updateEvery = int64(time.Second)
+	updateBurst = 32
+)
+
+// chargeUpdates refuses a peer that keeps this side busy with new keys.
+func (t *Tunnel) chargeUpdates() error {
+	n := t.rec.KeyUpdates()
+	if n == t.renewed {
+		return nil
+	}
+	t.renewed = n
+	now := t.loop.Now()
+	if t.updates = max(t.updates, now-updateBurst*updateEvery) + updateEvery; t.updates > now {
+		return &record.Error{Alert: record.AlertUnexpectedMessage, Reason: "too many KeyUpdates"}
+	}
+	return nil
+}
+
+// deliver lets the streams that got data or credit in this read go on.
 func (t *Tunnel) deliver() {
 	for i := 0; i < len(t.touched); i++ {
 		st := t.touched[i]
@@ -267,6 +321,14 @@ func (t *Tunnel) deliver() {
 		}
 	}
 	t.touched = t.touched[:0]
+	for i := 0; i < len(t.credited); i++ {
+		st := t.credited[i]
+		t.credited[i] = nil
+		if st.Handler != nil && t.err == nil {
+			st.Handler.Writable()
+		}
+	}
+	t.credited = t.credited[:0]
 }
 
 // settle is called whenever something may have changed what is to be sent or how many streams there are.
@@ -375,13 +437,18 @@ func (t *Tunnel) sendPing(data [8]byte) {
 	t.loop.After(&t.ping, t.cfg.PingTimeout, t.onPing)
 }
 
-// onPing runs when a ping is due, or when one was not answered in time. Any byte of the peer counts as an answer.
+// onPing runs when a ping is due, or when one was not answered in time. Any whole frame of the peer counts as an answer:
+// half a frame, drop by drop, does not keep a tunnel alive.
 func (t *Tunnel) onPing() {
 	if cap(t.partial) > 0 && len(t.partial) == 0 {
 		t.partial = nil
 	}
-	if t.pinged != 0 && t.heard < t.pinged {
+	switch {
+	case t.pinged != 0 && t.heard < t.pinged:
 		t.fail(ErrDead)
+		return
+	case t.r < t.w && t.loop.Now()-t.took > int64(t.cfg.PingInterval+t.cfg.PingTimeout):
+		t.fail(ErrUnread)
 		return
 	}
 	t.sendPing(pingAlive)

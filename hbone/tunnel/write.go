@@ -47,7 +47,7 @@ func (t *Tunnel) Flush() {
 // buffer makes sure that there is a buffer to seal into.
 func (t *Tunnel) buffer() {
 	if t.out == nil {
-		t.out, t.r, t.w = t.loop.Get(), 0, 0
+		t.out, t.r, t.w, t.took = t.loop.Get(), 0, 0, t.loop.Now()
 	}
 }
 
@@ -106,14 +106,23 @@ func (t *Tunnel) write() {
 		t.fail(fmt.Errorf("%w: %w", ErrLost, err))
 		return
 	}
-	t.r += n
-	if t.r < t.w {
-		t.blocked = true
-		t.fd.ArmWrite()
+	if t.taken(n); t.blocked {
 		return
 	}
 	t.release()
 	t.resumeLater()
+}
+
+// taken notes that the socket took n bytes of what is sealed, and whether there are more.
+func (t *Tunnel) taken(n int) {
+	if n > 0 {
+		t.r += n
+		t.took = t.loop.Now()
+	}
+	if t.r < t.w {
+		t.blocked = true
+		t.fd.ArmWrite()
+	}
 }
 
 // resumeLater has waiting streams resumed in the next round, behind the events that have come meanwhile.
@@ -185,10 +194,7 @@ func (t *Tunnel) room() bool {
 		t.fail(fmt.Errorf("%w: %w", ErrLost, err))
 		return false
 	}
-	t.r += max(n, 0)
-	if t.r < t.w {
-		t.blocked = true
-		t.fd.ArmWrite()
+	if t.taken(max(n, 0)); t.blocked {
 		return false
 	}
 	t.r, t.w = 0, 0
