@@ -108,9 +108,7 @@ func (p *Pod) refuseWaiting(l *loop.Acceptor, name string, cause error) bool {
 	if name == "outbound" {
 		direction = Outbound
 	}
-	f := &Flow{}
-	f.init(p, direction, f, client, l.Addr())
-	f.finish(cause)
+	p.report(direction, Peer{Addr: client}, Peer{Addr: l.Addr()}, cause)
 	return true
 }
 

@@ -64,6 +64,14 @@ func (p *Pod) dialTunnel(ctx context.Context, source identity.ID, t *route.Targe
 	rev := p.proxy.cfg.Revocation
 	hctx, cancel := context.WithTimeout(ctx, p.proxy.cfg.HandshakeTimeout)
 	defer cancel()
+	closed := cfg.OnClose
+	cfg.OnClose = func(tn *tunnel.Tunnel, err error) {
+		if atFault(err) {
+			p.report(Outbound, Peer{Addr: tn.Local, ID: source}, Peer{Addr: tn.Remote}, err)
+		}
+		closed(tn, err)
+	}
+	cfg.PingInterval, cfg.PingTimeout = p.proxy.cfg.PingInterval, p.proxy.cfg.PingTimeout
 	tn, err := tunnel.Client(hctx, fd, mtls.Client(s, t.Expected, rev), cfg)
 	if err != nil {
 		return nil, nil, fmt.Errorf("%s: %w", t.Dial, err)

@@ -26,6 +26,8 @@ var (
 	ErrPassthroughRefused = errors.New("destination is not known to the mesh and passthrough is refused")
 	// ErrConnectTimeout ends the attempts to establish a connection.
 	ErrConnectTimeout = errors.New("connect timed out")
+	// ErrLongAuthority refuses a request for a name that no host can have.
+	ErrLongAuthority = errors.New("no valid authority pseudo header: too long")
 	// ErrMethod refuses a request that is not a CONNECT.
 	ErrMethod = errors.New("invalid method, only CONNECT is supported")
 )
@@ -159,7 +161,19 @@ func tunnelLost(err error) bool {
 		return true
 	}
 	return errors.Is(err, tunnel.ErrLost) || errors.Is(err, tunnel.ErrTruncated) || errors.Is(err, tunnel.ErrPeerClosed) || errors.Is(err, tunnel.ErrDead) ||
-		errors.Is(err, tunnel.ErrClosed)
+		errors.Is(err, tunnel.ErrUnread) || errors.Is(err, tunnel.ErrClosed)
+}
+
+// atFault reports the end of a tunnel for something that its peer did, or did not do, which is worth a line of its own:
+// the tunnel need not have had streams that tell of it.
+func atFault(err error) bool {
+	if e, ok := errors.AsType[*record.Error](err); ok {
+		return !e.Remote
+	}
+	if _, ok := errors.AsType[*h2.ConnError](err); ok {
+		return true
+	}
+	return errors.Is(err, tunnel.ErrUnread) || errors.Is(err, tunnel.ErrDead)
 }
 
 // timedOut reports an attempt that ran out of time.

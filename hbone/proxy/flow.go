@@ -147,6 +147,15 @@ func (f *Flow) init(p *Pod, d Direction, owner cutter, source, destination netip
 	p.flows.add(f)
 }
 
+// report tells the observer of a peer that got no tunnel, or lost the one it had.
+func (p *Pod) report(d Direction, source, destination Peer, err error) {
+	now := time.Now()
+	p.proxy.cfg.Observer.Closed(&Flow{
+		ID: p.proxy.lastFlow.Add(1), Direction: d, PodUID: p.cfg.UID, Source: source, Destination: destination, OriginalDst: destination.Addr,
+		Start: now, Early: true, Err: err, Flag: flagOf(err), End: now,
+	})
+}
+
 // open tells the observer that the ends are known. The counters may be named later, if there are any.
 func (f *Flow) open(toServer, toClient *atomic.Int64) {
 	f.count(toServer, toClient)

@@ -15,6 +15,11 @@ type peer struct {
 	t     *tunnel.Tunnel
 	trust trust
 	gone  bool // guarded by Pod.mu
+
+	// On the loop: see turn.
+	round   int64
+	looked  int
+	waiting []*inbound
 }
 
 // serveInbound begins the handshake with an accepted peer. When too many are under way it waits, and the kernel keeps the
@@ -32,21 +37,11 @@ func (p *Pod) serveInbound(fd int, client netip.AddrPort) {
 		err := p.acceptTunnel(fd)
 		<-p.handshakes
 		if err != nil {
-			p.refuse(client, local, err)
+			p.report(Inbound, Peer{Addr: client}, Peer{Addr: local}, err)
 			p.work.Done()
 		}
 	})
 }
-
-// refuse reports a peer that got no tunnel.
-func (p *Pod) refuse(client, local netip.AddrPort, err error) {
-	f := &Flow{}
-	f.init(p, Inbound, f, client, local)
-	f.finish(err)
-}
-
-// cut implements cutter for a flow that is over already.
-func (f *Flow) cut(error) {}
 
 // acceptTunnel does the server's handshake under the identity of the pod whose listener was reached; with which name the
 // peer asked for it plays no part. The count in Pod.work goes over to the tunnel.
@@ -66,7 +61,10 @@ func (p *Pod) acceptTunnel(fd int) error {
 	}
 	pr := &peer{pod: p, trust: trust{bundle: s.Bundle}}
 	_, err = tunnel.Server(ctx, fd, mtls.Server(s, cfg.Revocation),
-		tunnel.Config{Loop: p.proxy.quietest(), OnRequest: pr.request, OnClose: pr.closed}, pr.ready)
+		tunnel.Config{
+			Loop: p.proxy.quietest(), OnRequest: pr.request, OnClose: pr.closed,
+			PingInterval: cfg.PingInterval, PingTimeout: cfg.PingTimeout,
+		}, pr.ready)
 	if err != nil {
 		return err
 	}
@@ -102,8 +100,11 @@ func (p *Pod) register(pr *peer) {
 }
 
 // closed is the tunnel's OnClose.
-func (pr *peer) closed(*tunnel.Tunnel, error) {
+func (pr *peer) closed(t *tunnel.Tunnel, err error) {
 	p := pr.pod
+	if atFault(err) {
+		p.report(Inbound, Peer{Addr: t.Remote, ID: pr.trust.peer}, Peer{Addr: t.Local}, err)
+	}
 	p.mu.Lock()
 	pr.gone = true
 	delete(p.tunnels, pr)

@@ -22,21 +22,79 @@ type inbound struct {
 	peer     *peer
 	st       *tunnel.Stream
 	relay    *relay.Relay
+	head     *h2.Header // until the request has been looked at
 	local    *localState
 	upstream route.Upstream
 	appFD    int // the application's socket, for what goes ahead of the payload
 	over     bool
 }
 
+const (
+	// mostRequests is how many requests of one tunnel are looked at in one round of its loop. One read may bring 20,000 of
+	// them, and each is worth many microseconds; those that wait count against the limit of streams, so that the rest is
+	// refused for little and soon taken for an attack (see h2).
+	mostRequests = 16
+	// maxAuthority bounds what is read, kept and logged of an authority: a host name has 253 characters at most.
+	maxAuthority = 300
+	// maxBaggage bounds what is kept of the baggage of peers that nobody else knows: eight names of Kubernetes.
+	maxBaggage = 2 << 10
+)
+
+// turn reports whether the tunnel may have another request looked at in this round of the loop.
+func (pr *peer) turn() bool {
+	if now := pr.t.Loop().Now(); now != pr.round {
+		pr.round, pr.looked = now, 0
+	}
+	pr.looked++
+	return pr.looked <= mostRequests
+}
+
 // request is the tunnel's OnRequest.
 func (pr *peer) request(st *tunnel.Stream, h *h2.Header) {
-	c := &inbound{peer: pr, st: st}
+	c := &inbound{peer: pr, st: st, head: h}
 	c.init(pr.pod, Inbound, c, pr.t.Remote, pr.t.Local)
 	c.Protocol, c.Authority, c.Source.ID = HBONE, h.Authority, pr.trust.peer
+	if len(c.Authority) > maxAuthority {
+		c.Authority = strings.Clone(c.Authority[:maxAuthority])
+	}
 	c.relay = relay.New(pr.t.Loop(), c.done)
 	c.relay.Serve(st)
-	if h.Method != "CONNECT" {
+	if len(pr.waiting) == 0 && pr.turn() {
+		c.look()
+		return
+	}
+	if pr.waiting = append(pr.waiting, c); len(pr.waiting) == 1 {
+		pr.t.Loop().RunLater(pr)
+	}
+}
+
+// Run implements loop.Runner: the requests that wait get their turn.
+func (pr *peer) Run() {
+	at := 0
+	for at < len(pr.waiting) && pr.turn() {
+		if c := pr.waiting[at]; !c.over {
+			c.look()
+		}
+		pr.waiting[at] = nil
+		at++
+	}
+	if pr.waiting = pr.waiting[at:]; len(pr.waiting) > 0 {
+		pr.t.Loop().RunLater(pr)
+	} else {
+		pr.waiting = nil
+	}
+}
+
+// look decides what becomes of a request, as far as that is possible at once.
+func (c *inbound) look() {
+	pr, h := c.peer, c.head
+	c.head = nil
+	switch {
+	case h.Method != "CONNECT":
 		c.refuse(400, ErrMethod)
+		return
+	case len(h.Authority) > maxAuthority:
+		c.refuse(400, ErrLongAuthority)
 		return
 	}
 	snap := pr.pod.proxy.cfg.Store.Snapshot()
@@ -113,7 +171,15 @@ func (c *inbound) nameSource(snap *workload.Snapshot, h *h2.Header) {
 	if c.Source.Workload != nil {
 		return
 	}
-	if b, err := workload.ParseBaggage(h.Values(fieldBaggage)...); err == nil && b != (workload.Baggage{}) {
+	said := h.Values(fieldBaggage)
+	size := 0
+	for _, line := range said {
+		size += len(line)
+	}
+	if size > maxBaggage {
+		return
+	}
+	if b, err := workload.ParseBaggage(said...); err == nil && b != (workload.Baggage{}) {
 		c.Source.Baggage = &b
 	}
 }
