@@ -37,10 +37,15 @@ func (p *Pod) serveInbound(fd int, client netip.AddrPort) {
 		err := p.acceptTunnel(fd)
 		<-p.handshakes
 		if err != nil {
-			p.report(Inbound, Peer{Addr: client}, Peer{Addr: local}, err)
+			p.refuse(client, local, err)
 			p.work.Done()
 		}
 	})
+}
+
+// refuse reports a peer that got no tunnel.
+func (p *Pod) refuse(client, local netip.AddrPort, err error) {
+	p.report(Inbound, Peer{Addr: client}, Peer{Addr: local}, err)
 }
 
 // acceptTunnel does the server's handshake under the identity of the pod whose listener was reached; with which name the
