@@ -17,6 +17,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/vishvananda/netlink"
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/status"
 
@@ -38,6 +39,12 @@ type istiod struct {
 
 func newIstiod(t *testing.T) *istiod {
 	t.Helper()
+	// The service listens outside of the lab; in a namespace made for the test loopback is down.
+	if lo, err := netlink.LinkByName("lo"); err == nil && lo.Attrs().Flags&net.FlagUp == 0 {
+		if err := netlink.LinkSetUp(lo); err != nil {
+			t.Fatal(err)
+		}
+	}
 	ca := identitytest.NewCA(t, "cluster.local")
 	s := &istiod{IstioCA: identitytest.NewIstioCA(t, ca), t: t, ca: ca, root: filepath.Join(t.TempDir(), "root.pem")}
 	if err := os.WriteFile(s.root, s.RootPEM, 0o644); err != nil {
