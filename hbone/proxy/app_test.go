@@ -49,10 +49,12 @@ func TestApplicationSeesItsClient(t *testing.T) {
 	if !mayBindTransparent(t) {
 		t.Skip("needs CAP_NET_ADMIN to bind foreign addresses")
 	}
-	r := newRig(t)
-	change := func(c *proxy.Config) { c.Source = proxy.SourceAlways }
-	one, two := r.node(change), r.node(change)
-	client, server := one.pod("client", "127.0.10.1"), two.enrol(r.workloadAt("server", "127.0.10.2", nil), freeSockets{})
+	paths(t, testApplicationSeesItsClient)
+}
+
+func testApplicationSeesItsClient(t *testing.T, r *rig) {
+	r.sockets = freeSockets{}
+	_, _, client, server := pair(r, func(c *proxy.Config) { c.Source = proxy.SourceAlways })
 	app := r.serve(server.ip, func(c *net.TCPConn) { _, _ = io.WriteString(c, c.RemoteAddr().String()) })
 	seenBy := func(c io.Reader) string {
 		b, err := io.ReadAll(c)
@@ -63,7 +65,7 @@ func TestApplicationSeesItsClient(t *testing.T) {
 		return host
 	}
 	if got := seenBy(client.dial(app.addr)); got != "127.0.10.1" {
-		t.Errorf("through a tunnel the application sees %s", got)
+		t.Errorf("behind the client's agent the application sees %s", got)
 	}
 	if got := seenBy(server.dialFrom(netip.MustParseAddr("127.0.40.1"), app.addr)); got != "127.0.40.1" {
 		t.Errorf("behind passthrough the application sees %s", got)
@@ -74,10 +76,10 @@ func TestApplicationSeesItsClient(t *testing.T) {
 	}
 }
 
-func TestApplicationThatEndsAtOnce(t *testing.T) {
-	r := newRig(t)
-	one, two := r.node(nil), r.node(nil)
-	client, server := one.pod("client", "127.0.10.1"), two.pod("server", "127.0.10.2")
+func TestApplicationThatEndsAtOnce(t *testing.T) { paths(t, testApplicationThatEndsAtOnce) }
+
+func testApplicationThatEndsAtOnce(t *testing.T, r *rig) {
+	_, _, client, server := pair(r, nil)
 	app := r.serve(server.ip, func(c *net.TCPConn) { _, _ = io.WriteString(c, "bye") })
 	for range 50 {
 		for _, c := range []io.Reader{client.dial(app.addr), server.dialFrom(client.ip, app.addr), server.dial(app.addr)} {

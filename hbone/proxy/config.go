@@ -67,6 +67,10 @@ type Config struct {
 	HBONEPort uint16
 	// Source says whether inbound connections keep the client's address.
 	Source SourceMode
+	// SameNode joins two pods of this Proxy without a tunnel, after the same checks. Their bytes are in clear inside the
+	// agent and pass no packet filter on the way: set it only where no NetworkPolicy guards the pods, or whoever sets it
+	// evaluates every one of them.
+	SameNode bool
 	// HideWorkload leaves the baggage header out of answers.
 	HideWorkload bool
 	// RefusePassthrough refuses outbound connections to addresses that the mesh does not know.

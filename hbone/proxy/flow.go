@@ -45,18 +45,23 @@ func (d Direction) String() string {
 // Protocol is how a flow travels between nodes.
 type Protocol uint8
 
-// TCP is plain, HBONE in a tunnel.
+// TCP is plain, HBONE in a tunnel; SameNode stays inside the agent, which has judged both ends as in a tunnel.
 const (
 	TCP Protocol = iota
 	HBONE
+	SameNode
 )
 
 // String returns the name used in dumps.
 func (p Protocol) String() string {
-	if p == HBONE {
+	switch p {
+	case HBONE:
 		return "HBONE"
+	case SameNode:
+		return "SAME_NODE"
+	default:
+		return "TCP"
 	}
-	return "TCP"
 }
 
 // Peer is one end of a flow as far as it is known.
@@ -134,7 +139,7 @@ func (f *Flow) count(toServer, toClient *atomic.Int64) {
 	f.toClient.Store(toClient)
 }
 
-// MutualTLS reports whether the flow travels under identities that both sides have proven.
+// MutualTLS reports whether the flow travels in TLS under identities that both sides have proven.
 func (f *Flow) MutualTLS() bool { return f.Protocol == HBONE }
 
 // init registers the flow with its pod, which from now on waits for its end.

@@ -9,6 +9,8 @@ import (
 	"net/netip"
 	"os"
 	"path/filepath"
+	"slices"
+	"strings"
 	"sync"
 	"testing"
 	"time"
@@ -22,14 +24,41 @@ import (
 	"github.com/culvert-mesh/culvert/workload/policy"
 )
 
-// pair is two nodes with a pod each.
-func pair(r *rig, change func(*proxy.Config)) (one, two *node, client, server *pod) {
-	one, two = r.node(change), r.node(change)
-	return one, two, one.pod("client", "127.0.10.1"), two.pod("server", "127.0.10.2")
+// paths runs a test over each way between two pods: in a tunnel between nodes, and without one inside a node.
+func paths(t *testing.T, test func(*testing.T, *rig)) {
+	for _, name := range []string{"tunnel", "same_node"} {
+		t.Run(name, func(t *testing.T) {
+			r := newRig(t)
+			r.sameNode = name == "same_node"
+			test(t, r)
+		})
+	}
 }
 
-func TestPolicyCutsLiveConnections(t *testing.T) {
-	r := newRig(t)
+// pair is two pods with a node each, or on one node.
+func pair(r *rig, change func(*proxy.Config)) (one, two *node, client, server *pod) {
+	if r.sameNode {
+		one = r.node(func(c *proxy.Config) {
+			c.SameNode = true
+			if change != nil {
+				change(c)
+			}
+		})
+		two = one
+	} else {
+		one, two = r.node(change), r.node(change)
+	}
+	w := r.workloadAt("server", "127.0.10.2", nil)
+	sockets := r.sockets
+	if sockets == nil {
+		sockets = podSockets{w.Addresses[0]}
+	}
+	return one, two, one.pod("client", "127.0.10.1"), two.enrol(w, sockets)
+}
+
+func TestPolicyCutsLiveConnections(t *testing.T) { paths(t, testPolicyCutsLiveConnections) }
+
+func testPolicyCutsLiveConnections(t *testing.T, r *rig) {
 	_, two, client, server := pair(r, nil)
 	dst := r.echo(server.ip)
 	cut := func(n int, key string) {
@@ -64,54 +93,59 @@ func TestPolicyCutsLiveConnections(t *testing.T) {
 	cut(2, "default/selected")
 }
 
-func TestRevocationCutsTunnels(t *testing.T) {
-	for _, role := range []string{"server-revoked", "client-revoked"} {
-		t.Run(role, func(t *testing.T) {
-			r := newRig(t)
-			path := filepath.Join(t.TempDir(), "crl.pem")
-			rev, err := mtls.NewRevocation(mtls.RevocationConfig{Path: path, Interval: 10 * time.Millisecond})
-			if err != nil {
-				t.Fatal(err)
-			}
-			ctx, cancel := context.WithCancel(t.Context())
-			var wg sync.WaitGroup
-			wg.Go(func() { _ = rev.Watch(ctx) })
-			defer wg.Wait()
-			defer cancel()
-			one, two := r.node(func(c *proxy.Config) { c.Revocation = rev }), r.node(nil)
-			if role == "client-revoked" {
-				one, two = r.node(nil), r.node(func(c *proxy.Config) { c.Revocation = rev })
-			}
-			client, server := one.pod("client", "127.0.10.1"), two.pod("server", "127.0.10.2")
-			dst := r.echo(server.ip)
-			c := client.dial(dst)
-			exchange(t, c, "hello")
-
-			bad, watcher, direction := server, one, proxy.Outbound
-			if role == "client-revoked" {
-				bad, watcher, direction = client, two, proxy.Inbound
-			}
-			s, _ := r.certs.Get(t.Context(), bad.w.Identity())
-			if err := os.WriteFile(path, r.ca.CRL(t, s.Leaf()), 0o600); err != nil {
-				t.Fatal(err)
-			}
-			wantReset(t, c)
-			if f := watcher.seen.ended(t, direction, 1); f.Flag != proxy.FlagCertRevoked {
-				t.Errorf("flow ended with %v, flag %s", f.Err, f.Flag)
-			}
-			// A new one does not come to be.
-			wantReset(t, client.dial(dst))
-			if role == "server-revoked" {
-				if f := one.seen.ended(t, proxy.Outbound, 2); f.Flag != proxy.FlagCertRevoked {
-					t.Errorf("flow ended with %v, flag %s", f.Err, f.Flag)
-				}
-			}
+func TestRevocationCuts(t *testing.T) {
+	for _, bad := range []string{"server", "client"} {
+		t.Run(bad+"-revoked", func(t *testing.T) {
+			paths(t, func(t *testing.T, r *rig) { testRevocation(t, r, bad) })
 		})
 	}
 }
 
-func TestResetTravels(t *testing.T) {
-	r := newRig(t)
+func testRevocation(t *testing.T, r *rig, name string) {
+	path := filepath.Join(t.TempDir(), "crl.pem")
+	rev, err := mtls.NewRevocation(mtls.RevocationConfig{Path: path, Interval: 10 * time.Millisecond})
+	if err != nil {
+		t.Fatal(err)
+	}
+	ctx, cancel := context.WithCancel(t.Context())
+	var wg sync.WaitGroup
+	wg.Go(func() { _ = rev.Watch(ctx) })
+	defer wg.Wait()
+	defer cancel()
+	nodes := 0 // the first is the client's; with a tunnel, only the one that does not serve the revoked pod knows
+	one, two, client, server := pair(r, func(c *proxy.Config) {
+		if nodes++; r.sameNode || (nodes == 1) == (name == "server") {
+			c.Revocation = rev
+		}
+	})
+	dst := r.echo(server.ip)
+	c := client.dial(dst)
+	exchange(t, c, "hello")
+
+	bad, watcher, direction := server, one, proxy.Outbound
+	if name == "client" {
+		bad, watcher, direction = client, two, proxy.Inbound
+	}
+	s, _ := r.certs.Get(t.Context(), bad.w.Identity())
+	if err := os.WriteFile(path, r.ca.CRL(t, s.Leaf()), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	wantReset(t, c)
+	if f := watcher.seen.ended(t, direction, 1); f.Flag != proxy.FlagCertRevoked {
+		t.Errorf("flow ended with %v, flag %s", f.Err, f.Flag)
+	}
+	// A new one does not come to be.
+	wantReset(t, client.dial(dst))
+	if name == "server" || r.sameNode {
+		if f := watcher.seen.ended(t, direction, 2); f.Flag != proxy.FlagCertRevoked {
+			t.Errorf("flow ended with %v, flag %s", f.Err, f.Flag)
+		}
+	}
+}
+
+func TestResetTravels(t *testing.T) { paths(t, testResetTravels) }
+
+func testResetTravels(t *testing.T, r *rig) {
 	_, _, client, server := pair(r, nil)
 	accepted := make(chan *net.TCPConn, 1)
 	release := make(chan struct{})
@@ -145,8 +179,9 @@ func TestResetTravels(t *testing.T) {
 	wantReset(t, s)
 }
 
-func TestHalfClose(t *testing.T) {
-	r := newRig(t)
+func TestHalfClose(t *testing.T) { paths(t, testHalfClose) }
+
+func testHalfClose(t *testing.T, r *rig) {
 	_, _, client, server := pair(r, nil)
 	answer := bytes.Repeat([]byte("answer "), 1<<16)
 	app := r.serve(server.ip, func(c *net.TCPConn) {
@@ -163,8 +198,9 @@ func TestHalfClose(t *testing.T) {
 	}
 }
 
-func TestStalledReaderHoldsNobodyBack(t *testing.T) {
-	r := newRig(t)
+func TestStalledReaderHoldsNobodyBack(t *testing.T) { paths(t, testStalledReaderHoldsNobodyBack) }
+
+func testStalledReaderHoldsNobodyBack(t *testing.T, r *rig) {
 	_, _, client, server := pair(r, nil)
 	stop := make(chan struct{})
 	source := r.serve(server.ip, func(c *net.TCPConn) {
@@ -199,8 +235,9 @@ func TestStalledReaderHoldsNobodyBack(t *testing.T) {
 	close(stop)
 }
 
-func TestStopDrains(t *testing.T) {
-	r := newRig(t)
+func TestStopDrains(t *testing.T) { paths(t, testStopDrains) }
+
+func testStopDrains(t *testing.T, r *rig) {
 	one, two, client, server := pair(r, nil)
 	dst := r.echo(server.ip)
 	c := client.dial(dst)
@@ -234,13 +271,14 @@ func TestStopDrains(t *testing.T) {
 			t.Errorf("%s flow ended with %v", f.Direction, f.Err)
 		}
 	}
-	if n := len(two.Pods()); n != 0 {
-		t.Errorf("%d pods are left", n)
+	if slices.Contains(two.Pods(), server.Pod) {
+		t.Error("the pod is still there")
 	}
 }
 
-func TestStopCutsAtTheDeadline(t *testing.T) {
-	r := newRig(t)
+func TestStopCutsAtTheDeadline(t *testing.T) { paths(t, testStopCutsAtTheDeadline) }
+
+func testStopCutsAtTheDeadline(t *testing.T, r *rig) {
 	one, two, client, server := pair(r, nil)
 	dst := r.echo(server.ip)
 	plain := r.echo(netip.MustParseAddr("127.0.30.1"))
@@ -262,7 +300,7 @@ func TestStopCutsAtTheDeadline(t *testing.T) {
 	}
 	for _, f := range []*proxy.Flow{one.seen.ended(t, proxy.Outbound, 1), one.seen.ended(t, proxy.Outbound, 2), two.seen.ended(t, proxy.Inbound, 2)} {
 		// Either side may have been the first to cut the connection between them.
-		if f.Err == nil || f.Flag != proxy.FlagConnect && f.Err.Error() != "stream reset by peer: CONNECT_ERROR" {
+		if f.Err == nil || f.Flag != proxy.FlagConnect && f.Err.Error() != "stream reset by peer: CONNECT_ERROR" && !strings.HasPrefix(f.Err.Error(), "ended by the other side: ") {
 			t.Errorf("%s flow ended with %v, flag %s", f.Direction, f.Err, f.Flag)
 		}
 	}

@@ -99,7 +99,9 @@ func (o *outbound) decide() {
 		o.fail(ErrPassthroughRefused)
 		return
 	}
-	if t := &o.plan.Targets[0]; t.Protocol == route.ProtocolHBONE && t.Dial.IsValid() {
+	t := &o.plan.Targets[0]
+	_, near := o.neighbour(t)
+	if t.Protocol == route.ProtocolHBONE && t.Dial.IsValid() && !near {
 		if conn := p.pool.Take(o.key(t)); conn != nil {
 			o.begin()
 			if err := o.request(conn, false); err != nil {
@@ -213,6 +215,9 @@ func (o *outbound) try() error {
 	case route.ProtocolTCP:
 		return o.dial(t)
 	case route.ProtocolHBONE:
+		if dest, ok := o.neighbour(t); ok && dest.hold() {
+			return o.shorten(ctx, dest, t)
+		}
 		conn, fresh, err := o.pod.pool.Get(ctx, o.key(t), o.dialer(t))
 		if err != nil {
 			return err

@@ -18,6 +18,7 @@ type Proxy struct {
 	lastFlow atomic.Uint64
 	loads    loads
 	shortage shortage
+	named    sync.Map // podName → *Pod, the newest of that name
 
 	mu      sync.Mutex
 	pods    map[*Pod]struct{}
@@ -47,6 +48,7 @@ func (p *Proxy) Start(cfg PodConfig) (*Pod, error) {
 		return nil, ErrStopped
 	}
 	p.pods[pod] = struct{}{}
+	p.named.Store(pod.name(), pod)
 	p.mu.Unlock()
 	p.shortage.enter()
 	pod.start()
@@ -66,6 +68,7 @@ func (p *Proxy) Pods() []*Pod {
 
 func (p *Proxy) forget(pod *Pod) {
 	p.shortage.leave()
+	p.named.CompareAndDelete(pod.name(), pod)
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	delete(p.pods, pod)

@@ -34,7 +34,9 @@ type rig struct {
 	store    *workload.Store
 	policies *policy.Set
 	certs    *certs
-	hbone    uint16 // where all pods accept HBONE
+	hbone    uint16        // where all pods accept HBONE
+	sockets  proxy.Sockets // of the server of a pair; nil gives them its address
+	sameNode bool          // pairs are on one node and need no tunnel
 }
 
 func newRig(t testing.TB) *rig {

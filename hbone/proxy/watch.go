@@ -106,7 +106,7 @@ func (e *policyChange) Error() string { return ErrPolicyChange.Error() }
 
 func (e *policyChange) Unwrap() error { return ErrPolicyChange }
 
-// recheckTunnels ends the tunnels, in both roles, whose peers have been revoked.
+// recheckTunnels ends the tunnels, in both roles, whose peers have been revoked, and what goes without a tunnel likewise.
 func (p *Proxy) recheckTunnels() {
 	for _, pod := range p.Pods() {
 		for _, pr := range pod.peers() {
@@ -115,6 +115,7 @@ func (p *Proxy) recheckTunnels() {
 		for _, c := range pod.pool.All() {
 			pod.recheckConn(c)
 		}
+		pod.recheckShort()
 	}
 }
 
