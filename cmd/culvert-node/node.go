@@ -160,7 +160,7 @@ func (n *node) buildProxy() ([]run.Component, error) {
 	}
 	cfg := proxy.Config{
 		Store: n.store, Policies: n.policies, Certificates: n.certificates, Loops: n.loops, Observer: observer{n.telemetry},
-		Logger: n.scope("proxy"), Network: s.network, Node: s.node, RefusePassthrough: s.refuse, PoolIdle: s.poolIdle,
+		Logger: n.scope("proxy"), Network: s.network, Node: s.node, RefusePassthrough: s.refuse, PoolIdle: s.poolIdle, SameNode: s.sameNode == short,
 		Source: map[toggle]proxy.SourceMode{auto: proxy.SourceAuto, on: proxy.SourceAlways, off: proxy.SourceNever}[s.originalSrc],
 		Resolve: func(ctx context.Context, host string) ([]netip.Addr, error) {
 			return net.DefaultResolver.LookupNetIP(ctx, "ip", host)

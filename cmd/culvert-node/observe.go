@@ -19,8 +19,11 @@ func (o observer) Opened(f *proxy.Flow) {
 		Start:       f.Start,
 		Bytes:       f,
 	}
-	if f.MutualTLS() {
+	switch f.Protocol {
+	case proxy.HBONE:
 		c.Security = telemetry.MutualTLS
+	case proxy.SameNode:
+		c.Security = telemetry.SameNode
 	}
 	f.User = c
 	o.telemetry.Opened(c)

@@ -30,6 +30,14 @@ const (
 	off  toggle = "false"
 )
 
+// sameNode is how bytes go between two pods of one node.
+type sameNode string
+
+const (
+	encrypt sameNode = "encrypt" // in a tunnel, as between nodes
+	short   sameNode = "short"   // from one application to the other
+)
+
 // workloadName is namespace/name/service account.
 type workloadName struct{ namespace, name, serviceAccount string }
 
@@ -80,6 +88,7 @@ type settings struct {
 	ipv6         bool
 	originalSrc  toggle
 	refuse       bool
+	sameNode     sameNode
 	loops        int
 	drain        time.Duration
 	poolIdle     time.Duration
@@ -99,7 +108,7 @@ type settings struct {
 func readSettings(args []string) (*settings, *conf.Set, error) {
 	s := &settings{
 		mode: modeNode, secretTTL: 24 * time.Hour, cluster: "Kubernetes", domain: "cluster.local", trustDomain: "cluster.local",
-		dns: true, ipv6: true, originalSrc: auto, loops: max(1, runtime.NumCPU()/4), drain: 5 * time.Second, poolIdle: 5 * time.Minute,
+		dns: true, ipv6: true, originalSrc: auto, sameNode: encrypt, loops: max(1, runtime.NumCPU()/4), drain: 5 * time.Second, poolIdle: 5 * time.Minute,
 		admin: netip.MustParseAddrPort("127.0.0.1:15000"), metrics: netip.MustParseAddrPort("[::]:15020"), ready: netip.MustParseAddrPort("[::]:15021"),
 		logLevel: "info", logFormat: "text", accessLog: on,
 	}
@@ -154,6 +163,7 @@ func (s *settings) declareHow(set *conf.Set) {
 	conf.Add(set, &s.ipv6, conf.Bool, conf.Option{Flag: "ipv6", Env: []string{"IPV6_ENABLED"}, Usage: "serve IPv6 too"})
 	conf.Add(set, &s.originalSrc, conf.OneOf(auto, on, off), conf.Option{Flag: "original-source", Env: []string{"ENABLE_ORIG_SRC"}, Usage: "let applications see the client's own address: true, false or auto"})
 	conf.Add(set, &s.refuse, conf.Bool, conf.Option{Flag: "refuse-unknown", Usage: "refuse connections to destinations that the mesh does not know"})
+	conf.Add(set, &s.sameNode, conf.OneOf(encrypt, short), conf.Option{Flag: "same-node", Env: []string{"CULVERT_SAME_NODE"}, Usage: "between pods of this node: encrypt: a tunnel as between nodes; short: from application to application after the same checks, in clear inside the agent. short passes by the CNI's NetworkPolicy, which this agent does not evaluate: only where no NetworkPolicy selects enrolled pods"})
 	conf.Add(set, &s.loops, conf.Int(1, 256), conf.Option{Flag: "loops", Env: []string{"CULVERT_LOOPS"}, Usage: "event loops (threads) that move bytes"})
 	conf.Add(set, &s.drain, conf.Duration(0, 24*time.Hour), conf.Option{Flag: "drain-timeout", Env: []string{"CONNECTION_TERMINATION_DEADLINE"}, Usage: "how long connections may go on after the signal to stop"})
 	conf.Add(set, &s.poolIdle, conf.Duration(time.Second, 24*time.Hour), conf.Option{Flag: "pool-idle-timeout", Env: []string{"POOL_UNUSED_RELEASE_TIMEOUT"}, Usage: "how long a tunnel without connections is kept"})

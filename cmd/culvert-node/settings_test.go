@@ -35,6 +35,8 @@ func TestSettings(t *testing.T) {
 		{"dedicated_with_SPIRE", dedicated + "--spiffe-endpoint-socket=unix:///run/agent.sock", nil},
 		{"discovery_and_CA_server", "--xds-address=istiod:15012 --xds-root-ca=root.pem --handoff-socket=h.sock --ca-address=istiod:15012 --ca-root-ca=root.pem --token-file=token", nil},
 		{"ztunnels_word_for_node", "--mode=shared " + nodeMode + fileCA, nil},
+		{"same_node", nodeMode + fileCA + "--same-node=short", nil},
+		{"unknown_same_node", nodeMode + fileCA + "--same-node=plain", []string{"--same-node:"}},
 		{"nothing", "", []string{"--workloads:", "--pods:", "--ca-cert:"}},
 		{"all_faults_at_once", "--mode=sidecar --ca-cert=none.pem --loops=0", []string{`--mode: "sidecar"`, `--ca-cert: "none.pem": no such file`, "--loops:"}},
 		{"unknown_flag", nodeMode + fileCA + "--workload-file=x", []string{"--workload-file: unknown flag"}},
