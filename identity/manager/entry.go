@@ -46,6 +46,7 @@ type entry struct {
 	svid     *svid.SVID
 	err      error // of the latest fetch
 	failures int   // in a row
+	pushes   int   // SVIDs that the source has announced on its own
 
 	due      time.Time
 	priority priority

@@ -206,6 +206,7 @@ func (m *Manager) Update(s *svid.SVID) {
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	if e := m.entries[s.ID]; e != nil {
+		e.pushes++
 		e.accept(s, now, m.rand())
 		m.wakeUp()
 	}

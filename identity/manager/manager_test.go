@@ -436,6 +436,26 @@ func TestUpdateReplaces(t *testing.T) {
 	})
 }
 
+// A fetch that began before an announcement answers with an older certificate, or with a failure that is over.
+func TestAnnouncementOutlivesAFetchUnderWay(t *testing.T) {
+	for _, outcome := range []error{nil, errRefused} {
+		bubble(t, func(t *testing.T, m *manager.Manager, s *source) {
+			s.set(func(s *source) { s.delay, s.err = time.Minute, outcome })
+			m.Acquire(idA)
+			time.Sleep(time.Second)
+			pushed := s.issue(idA)
+			m.Update(pushed)
+			time.Sleep(2 * time.Minute)
+			if got := mustGet(t, m, idA); got != pushed {
+				t.Error("the announced certificate was replaced")
+			}
+			if st := stateOf(t, m, idA); st.LastError != nil || s.fetches() != 1 {
+				t.Errorf("after %d fetches: %+v", s.fetches(), st)
+			}
+		})
+	}
+}
+
 // pusher is a source that never answers but announces.
 type pusher struct {
 	*source

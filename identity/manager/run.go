@@ -65,8 +65,9 @@ func (m *Manager) startDue(ctx context.Context, fetches *sync.WaitGroup, slots c
 		fetchCtx, cancel := context.WithTimeoutCause(ctx, m.timeout,
 			fmt.Errorf("certificate source did not answer within %s: %w", m.timeout, context.DeadlineExceeded))
 		e.cancel = cancel
+		pushes := e.pushes
 		fetches.Go(func() {
-			m.fetch(fetchCtx, e)
+			m.fetch(fetchCtx, e, pushes)
 			cancel()
 			<-slots
 			m.wakeUp()
@@ -93,8 +94,9 @@ func (m *Manager) mostUrgentLocked(now time.Time) (*entry, time.Duration) {
 }
 
 // fetch asks the source once and records the outcome, unless the identity has
-// been released meanwhile.
-func (m *Manager) fetch(ctx context.Context, e *entry) {
+// been released meanwhile. An SVID that was announced since the fetch began, when
+// there had been as many as pushes says, is the newer one and stays.
+func (m *Manager) fetch(ctx context.Context, e *entry, pushes int) {
 	s, err := m.source.Fetch(ctx, e.id)
 	if err != nil && errors.Is(err, context.DeadlineExceeded) && ctx.Err() != nil {
 		err = context.Cause(ctx)
@@ -108,6 +110,9 @@ func (m *Manager) fetch(ctx context.Context, e *entry) {
 	e.cancel = nil
 	if m.entries[e.id] != e || (err != nil && errors.Is(context.Cause(ctx), context.Canceled)) {
 		return // released, or Run is ending
+	}
+	if e.pushes != pushes {
+		return
 	}
 	if err != nil {
 		e.fail(err, now, m.rand())
