@@ -440,7 +440,7 @@ func TestUpdateReplaces(t *testing.T) {
 func TestAnnouncementOutlivesAFetchUnderWay(t *testing.T) {
 	for _, outcome := range []error{nil, errRefused} {
 		bubble(t, func(t *testing.T, m *manager.Manager, s *source) {
-			s.set(func(s *source) { s.delay, s.err = time.Minute, outcome })
+			s.set(func(s *source) { s.delay, s.err = 10*time.Second, outcome })
 			m.Acquire(idA)
 			time.Sleep(time.Second)
 			pushed := s.issue(idA)
