@@ -1,6 +1,9 @@
 package netlab_test
 
 import (
+	"errors"
+	"os/exec"
+	"strings"
 	"testing"
 
 	"github.com/culvert-mesh/culvert/e2e/netlab"
@@ -89,4 +92,18 @@ func TestDedicatedEnds(t *testing.T) {
 	m.mustCall(m.client, at(m.plain), "plain")
 	m.wantNoRules(m.client)
 	m.refused(m.client, at(m.remote)) // still guarded by its own rules
+}
+
+// A dedicated agent that cannot serve its one workload ends with the reason and captures nothing.
+func TestDedicatedPortTaken(t *testing.T) {
+	m := build(t)
+	m.apply()
+	m.serve(m.client, 15006)
+	cmd := exec.Command(agentBinary, "--mode=dedicated", "--capture", "--workload=default/client/client", "--workloads="+m.StatePath(), "--ca-cert="+m.CACert(), "--ca-key="+m.CAKey())
+	_, err := m.client.Output(cmd)
+	if exit, ok := errors.AsType[*exec.ExitError](err); !ok || exit.ExitCode() != 1 || !strings.Contains(err.Error(), "port 15006 is taken in the pod") {
+		t.Errorf("the agent ended with %v", err)
+	}
+	m.mustCall(m.client, at(m.plain), "plain")
+	m.mustCall(m.plain, at(m.client), "client")
 }
