@@ -96,7 +96,8 @@ type Config struct {
 	PoolIdle time.Duration
 	// PoolMaxStreams bounds the streams of one tunnel below what its peer allows; 0 means no bound of our own.
 	PoolMaxStreams int
-	// MaxHandshakes bounds the concurrent handshakes of one pod's inbound listener; 0 means 256.
+	// MaxHandshakes bounds the concurrent handshakes of one pod's inbound listener; 0 means 256. One address may have a
+	// quarter of them, and while somebody waits for one, each has a second.
 	MaxHandshakes int
 	// Suspension is how long an endpoint that failed is tried last; it doubles with each failure up to 12 times as much.
 	// 0 means 5 s.

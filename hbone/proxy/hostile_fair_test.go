@@ -4,11 +4,14 @@ import (
 	"crypto/tls"
 	"errors"
 	"net"
+	"net/netip"
 	"sync"
 	"testing"
 	"time"
 
 	"golang.org/x/net/http2"
+
+	"github.com/culvert-mesh/culvert/hbone/proxy"
 )
 
 // stormTime is how long a storm lasts.
@@ -184,6 +187,12 @@ func (s *siege) upload(data func(fr *http2.Framer, id uint32)) func(a *attacker,
 	}
 }
 
+// stranger connects from an address of its own.
+func (s *siege) stranger(n byte) (net.Conn, error) {
+	d := net.Dialer{LocalAddr: &net.TCPAddr{IP: net.IPv4(127, 0, 66, n)}}
+	return d.Dial("tcp", s.server.inbound.String())
+}
+
 // TestHostileArrivals: peers that come as fast as they can.
 func TestHostileArrivals(t *testing.T) {
 	for _, tc := range []struct {
@@ -206,10 +215,9 @@ func TestHostileArrivals(t *testing.T) {
 			for range 4 {
 				wg.Go(func() {
 					for time.Now().Before(until) {
-						c, err := net.Dial("tcp", s.server.inbound.String())
+						c, err := s.stranger(1)
 						if err != nil {
-							t.Error(err)
-							return
+							continue // refused already
 						}
 						_ = c.SetDeadline(time.Now().Add(patience))
 						tc.arrive(c, config.Clone())
@@ -221,6 +229,36 @@ func TestHostileArrivals(t *testing.T) {
 			time.Sleep(stormTime() / 4)
 			s.probe()
 			wg.Wait()
+			s.survived()
+		})
+	}
+}
+
+// TestHostileHandshakeCrowd: peers begin more handshakes than there may be, and do not go on. Who comes behind them is served.
+func TestHostileHandshakeCrowd(t *testing.T) {
+	for _, tc := range []struct {
+		name  string
+		addrs int
+		text  string
+	}{
+		{"of-one-address", 1, "TLS handshake: too many handshakes with this address are under way"},
+		{"of-many-addresses", 30, "TLS handshake: handshake took too long while others waited"},
+	} {
+		t.Run(tc.name, func(t *testing.T) {
+			s := newSiege(t, func(c *proxy.Config) { c.MaxHandshakes, c.HandshakeTimeout = 20, time.Minute })
+			s.probe()
+			var crowd []net.Conn
+			for i := range 30 {
+				if c, err := s.stranger(byte(1 + i%tc.addrs)); err == nil { // else it was refused already
+					defer c.Close()
+					crowd = append(crowd, c)
+				}
+			}
+			s.probe()
+			s.seen.reason(t, netip.AddrPort{}, proxy.FlagTLSFailure, tc.text)
+			for _, c := range crowd {
+				c.Close()
+			}
 			s.survived()
 		})
 	}

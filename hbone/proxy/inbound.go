@@ -25,17 +25,17 @@ type peer struct {
 // serveInbound begins the handshake with an accepted peer. When too many are under way it waits, and the kernel keeps the
 // next peers in its queue.
 func (p *Pod) serveInbound(fd int, client netip.AddrPort) {
-	select {
-	case p.handshakes <- struct{}{}:
-	case <-p.stopping:
-		loop.CloseFD(fd)
+	local := loop.LocalAddr(fd)
+	hs, err := p.handshakes.begin(p.ctx, client.Addr())
+	if err != nil {
+		loop.AbortFD(fd)
+		p.refuse(client, local, err)
 		return
 	}
 	p.work.Add(1)
 	p.spawn(func() {
-		local := loop.LocalAddr(fd)
-		err := p.acceptTunnel(fd)
-		<-p.handshakes
+		err := p.acceptTunnel(hs.ctx, fd)
+		p.handshakes.end(hs)
 		if err != nil {
 			p.refuse(client, local, err)
 			p.work.Done()
@@ -50,9 +50,9 @@ func (p *Pod) refuse(client, local netip.AddrPort, err error) {
 
 // acceptTunnel does the server's handshake under the identity of the pod whose listener was reached; with which name the
 // peer asked for it plays no part. The count in Pod.work goes over to the tunnel.
-func (p *Pod) acceptTunnel(fd int) error {
+func (p *Pod) acceptTunnel(ctx context.Context, fd int) error {
 	cfg := &p.proxy.cfg
-	ctx, cancel := context.WithTimeout(p.ctx, cfg.HandshakeTimeout)
+	ctx, cancel := context.WithTimeout(ctx, cfg.HandshakeTimeout)
 	defer cancel()
 	local, err := p.waitLocal(ctx)
 	if err != nil {

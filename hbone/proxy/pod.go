@@ -23,7 +23,7 @@ type Pod struct {
 	listeners []netip.AddrPort
 	// congestion is what app-facing sockets are set to; empty leaves them alone.
 	congestion string
-	handshakes chan struct{}
+	handshakes handshakes
 	ctx        context.Context // ends when the pod's connections are to be cut
 	cancel     context.CancelCauseFunc
 
@@ -49,12 +49,12 @@ func newPod(p *Proxy, cfg PodConfig) (*Pod, error) {
 	}
 	pod := &Pod{
 		proxy: p, cfg: cfg, log: p.cfg.Logger.With("pod", cfg.Namespace+"/"+cfg.Name),
-		own:        []uint16{OutboundPort, PassthroughPort, HBONEPort},
-		handshakes: make(chan struct{}, p.cfg.MaxHandshakes),
-		tunnels:    make(map[*peer]struct{}),
-		stopping:   make(chan struct{}),
-		stopped:    make(chan struct{}),
+		own:      []uint16{OutboundPort, PassthroughPort, HBONEPort},
+		tunnels:  make(map[*peer]struct{}),
+		stopping: make(chan struct{}),
+		stopped:  make(chan struct{}),
 	}
+	pod.handshakes.init(p.cfg.MaxHandshakes, pod.stopping)
 	pod.ctx, pod.cancel = context.WithCancelCause(context.Background())
 	pod.suspended.base = p.cfg.Suspension
 	pod.pool = pool.New(pool.Config{
