@@ -86,6 +86,7 @@ func (o *outbound) send() {
 	}
 	t := o.conn.Tunnel()
 	o.relay = relay.New(t.Loop(), o.done)
+	o.relay.Linger = o.pod.proxy.cfg.Linger
 	head := connectHeader(o.Authority, o.local.baggage, o.Source.Addr, o.Service)
 	err := o.relay.Request(t, head, o.answered)
 	o.conn.Observe()

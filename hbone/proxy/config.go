@@ -89,6 +89,9 @@ type Config struct {
 	// PingInterval is how long a tunnel is left alone before its peer is pinged; 0 means 10 s. PingTimeout is how long the
 	// peer may be silent then; 0 means 20 s. Who reads nothing for both together is given up too.
 	PingInterval, PingTimeout time.Duration
+	// Linger is how long an application may do nothing at all when its peer has cancelled the connection, before it is
+	// reset; 0 means 5 minutes.
+	Linger time.Duration
 	// WorkloadTimeout is how long a connection waits for the pod's own workload and for policies that it names to become
 	// known; 0 means 5 s.
 	WorkloadTimeout time.Duration

@@ -168,3 +168,30 @@ func TestHostileUnusedStreams(t *testing.T) {
 	}
 	s.survived()
 }
+
+// TestHostileCancelledStreams: streams that the peer cancels when they are served count against no limit any more. What is
+// behind them must not pile up, also where the application takes no notice.
+func TestHostileCancelledStreams(t *testing.T) {
+	s := newSiege(t, func(c *proxy.Config) { c.Linger = 500 * time.Millisecond * slowness() })
+	a := s.attack()
+	id := uint32(1)
+	for range 10 {
+		first := id
+		for range 100 {
+			a.Connect(id, s.sink.String())
+			id += 2
+		}
+		for ; first < id; first += 2 {
+			if status := a.WaitStatus(t, first); status != 200 {
+				t.Fatalf("status is %d", status)
+			}
+			a.Reset(first, http2.ErrCodeCancel)
+		}
+	}
+	waitFor(t, "end of what was cancelled", func() bool { return len(s.server.Flows()) <= 1 })
+	s.seen.reason(t, a.addr, proxy.FlagNone, "application did not end after its peer had gone")
+	a.alive(id, s.dst)
+	s.probe()
+	a.leave()
+	s.survived()
+}

@@ -58,6 +58,7 @@ func (pr *peer) request(st *tunnel.Stream, h *h2.Header) {
 		c.Authority = strings.Clone(c.Authority[:maxAuthority])
 	}
 	c.relay = relay.New(pr.t.Loop(), c.done)
+	c.relay.Linger = pr.pod.proxy.cfg.Linger
 	c.relay.Serve(st)
 	if len(pr.waiting) == 0 && pr.turn() {
 		c.look()

@@ -14,6 +14,12 @@ import (
 // ErrConnectTimeout is an application that has not accepted a connection in time.
 var ErrConnectTimeout = errors.New("connect timed out")
 
+// ErrLingered is an application that goes on without end although its peer's is gone.
+var ErrLingered = errors.New("application did not end after its peer had gone")
+
+// defaultLinger is Relay.Linger's.
+const defaultLinger = 5 * time.Minute
+
 const (
 	// firstRead is what a connection is read with until it turns out to be a bulk one; it fills one record.
 	firstRead = 16 << 10
@@ -33,6 +39,9 @@ const (
 type Relay struct {
 	// FromApp and ToApp count payload bytes read from and written to the application. They may be read from anywhere.
 	FromApp, ToApp atomic.Int64
+	// Linger is how long the application may do nothing at all when the peer has cancelled the stream; 0 means 5 minutes.
+	// Such a relay counts against no limit of the peer any more, so that it must not last. It is set before Serve.
+	Linger time.Duration
 
 	loop   *loop.Loop
 	done   func(error)
@@ -315,7 +324,19 @@ func (r *Relay) took(n int) {
 	if n > 0 {
 		r.ToApp.Add(int64(n))
 		r.st.Drained(n)
+		if r.orphan {
+			r.linger()
+		}
 	}
+}
+
+// linger begins to wait for an application whose peer is gone to take what it has been sent, and to end.
+func (r *Relay) linger() {
+	d := r.Linger
+	if d == 0 {
+		d = defaultLinger
+	}
+	r.loop.After(&r.timer, d, func() { r.abort(ErrLingered) })
 }
 
 // flush writes what is pending.
@@ -367,6 +388,7 @@ func (r *Relay) Closed(err error) {
 	var reset *tunnel.ResetError
 	if r.started && errors.As(err, &reset) && reset.Fault == "" && (reset.Code == h2.Cancel || reset.Code == h2.NoError) {
 		r.orphan, r.remoteEnd = true, true
+		r.linger()
 		r.endIfFlushed()
 		if r.appEnd {
 			r.finishIfDone()
@@ -402,6 +424,7 @@ func (r *Relay) finishIfDone() {
 		return
 	}
 	r.over = true
+	r.loop.Stop(&r.timer)
 	r.app.Finish()
 	r.pieces = nil
 	r.done(nil)
