@@ -253,20 +253,66 @@ func TestWindowGrowth(t *testing.T) {
 			t.Error("the grown window is not honoured")
 		}
 	})
-	t.Run("budget_is_shared_and_given_back", func(t *testing.T) {
-		r := start(t, h2.Config{StreamWindow: 10000, GrowBudget: 15000})
-		one := pump(t, r, 1, 10000, 10, 5*ms)
-		if got := sum(one); got > 10*10000+15000 {
-			t.Errorf("grants %v above the budget", one)
+	// growth has both streams use their windows in turn and returns by how much more than that each is granted.
+	growth := func(t *testing.T, r *rig, rounds int) (one, three int) {
+		for range rounds {
+			one += sum(pump(t, r, 1, 10000, 6, 1)) - 60000
+			three += sum(pump(t, r, 3, 10000, 6, 1)) - 60000
 		}
-		three := pump(t, r, 3, 10000, 4, 5*ms)
-		if got := sum(three); got != 40000 {
-			t.Errorf("grants %v although the budget is used up", three)
+		return one, three
+	}
+	t.Run("budget_is_what_streams_have_above_four_windows", func(t *testing.T) {
+		r := start(t, h2.Config{StreamWindow: 10000, GrowBudget: 20000})
+		// Alone: 10 → 60 thousand; half a window may be on its way back.
+		if got := sum(pump(t, r, 1, 10000, 20, 1)) - 200000; got > 50000 || got < 20000 {
+			t.Errorf("window grew by %d", got)
+		}
+	})
+	t.Run("budget_is_shared_and_given_back", func(t *testing.T) {
+		r := start(t, h2.Config{StreamWindow: 10000, GrowBudget: 20000})
+		alone := sum(pump(t, r, 1, 10000, 20, 1)) - 200000
+		one, three := growth(t, r, 10)
+		// Both have 50 thousand now.
+		if one += alone; one > 40000 || three > 40000 || one < 15000 || three < 15000 {
+			t.Errorf("windows grew by %d and %d", one, three)
 		}
 		r.w.reset(1, h2.Cancel)
 		r.feed()
-		if three = pump(t, r, 3, 10000, 10, 5*ms); sum(three) < 10*10000+5000 {
-			t.Errorf("grants %v: the budget did not come back", three)
+		if more := sum(pump(t, r, 3, 10000, 20, 1)) - 200000; three+more > 50000 || three+more <= 25000 {
+			t.Errorf("window grew by %d, and by %d after the other had gone", three, more)
+		}
+	})
+	t.Run("stream_behind_follows_the_largest", func(t *testing.T) {
+		r := start(t, h2.Config{StreamWindow: 10000, StreamCeiling: 40000})
+		pump(t, r, 1, 10000, 10, 1)
+		// What is under way makes round trips long for both now.
+		var three int
+		for range 6 {
+			pump(t, r, 1, 10000, 2, 25*ms)
+			three += sum(pump(t, r, 3, 10000, 2, 25*ms)) - 20000
+		}
+		if three > 30000 || three < 10000 {
+			t.Errorf("window grew by %d", three)
+		}
+	})
+	t.Run("slow_stream_does_not_follow", func(t *testing.T) {
+		r := start(t, h2.Config{StreamWindow: 10000, StreamCeiling: 40000})
+		pump(t, r, 1, 10000, 10, 1)
+		for range 6 {
+			pump(t, r, 1, 10000, 20, 10*ms)
+			if got := sum(pump(t, r, 3, 5000, 1, 1)); got != 5000 {
+				t.Errorf("granted %d", got)
+			}
+		}
+	})
+	t.Run("nobody_follows_one_that_rests", func(t *testing.T) {
+		r := start(t, h2.Config{StreamWindow: 10000, StreamCeiling: 40000})
+		pump(t, r, 1, 10000, 10, 1)
+		pump(t, r, 1, 10000, 2, 50*ms)
+		r.s.Now += 2000 * ms
+		pump(t, r, 3, 5000, 1, 1) // took its time
+		if got := fmt.Sprint(pump(t, r, 3, 5000, 3, 25*ms)); got != "[5000 5000 5000]" {
+			t.Errorf("grants %s", got)
 		}
 	})
 	t.Run("no_growth_without_room_above_the_window", func(t *testing.T) {

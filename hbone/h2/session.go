@@ -12,7 +12,7 @@ type Config struct {
 	StreamWindow  uint32 // credit of a new stream in bytes; 65,535
 	StreamCeiling uint32 // credit that a stream may grow to in bytes; 4 MiB
 	ConnWindow    uint32 // credit of the connection in bytes; 16 MiB
-	GrowBudget    int64  // sum in bytes by which all streams together may grow beyond StreamWindow; 32 MiB
+	GrowBudget    int64  // sum in bytes by which all streams together may be above four times StreamWindow; 32 MiB
 	MaxStreams    uint32 // server: concurrent streams that the peer may have open; 200
 	MaxHeaderList uint32 // bytes (RFC 9113 section 6.5.2); 16 KiB for clients, 64 KiB for servers
 }
@@ -75,7 +75,9 @@ type Session struct {
 	sendWindow    int64 // the peer's credit to us, for the connection
 	recvWindow    int64 // our credit to the peer
 	recvOwed      int64 // received and not given back yet
-	grown         int64
+	above         int64 // sum of what windows have beyond the sure size
+	large         int   // streams that have
+	lead          lead
 	peerInitial   int64
 	peerMaxFrame  int
 	peerStreams   uint32

@@ -45,7 +45,7 @@ func (s *Session) remove(st *Stream) {
 		return
 	}
 	st.gone = true
-	s.grown -= st.target - int64(s.cfg.StreamWindow)
+	s.resize(st, -st.target)
 	delete(s.streams, st.ID)
 	s.active--
 }
@@ -173,8 +173,7 @@ func (s *Session) Reset(st *Stream, code ErrCode) {
 }
 
 // Drained says that the application has taken n bytes of the stream's payload. It becomes credit for the peer in steps
-// of half a window; a stream that uses up half a window within two round trips gets a larger one, up to the ceiling and
-// the session's budget.
+// of half a window; how large windows become is in window.go.
 func (s *Session) Drained(st *Stream, n int) {
 	if st.gone || st.remoteEnd {
 		return
@@ -183,16 +182,11 @@ func (s *Session) Drained(st *Stream, n int) {
 	if st.drained < st.target/2 {
 		return
 	}
-	grant := st.drained
-	if s.Now-st.grantedAt < max(2*s.RTT, 2_000_000) {
-		more := min(st.target, int64(s.cfg.StreamCeiling)-st.target, s.cfg.GrowBudget-s.grown)
-		if more > 0 {
-			st.target += more
-			s.grown += more
-			grant += more
-		}
-	}
+	grant := st.drained + s.adapt(st)
 	st.grantedAt, st.drained = s.Now, 0
+	if grant == 0 {
+		return
+	}
 	st.recv += grant
 	s.appendWindowUpdate(st.ID, grant)
 }
