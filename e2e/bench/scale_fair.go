@@ -10,7 +10,6 @@ import (
 	"net/netip"
 	"os"
 	"os/exec"
-	"strconv"
 	"time"
 
 	"github.com/culvert-mesh/culvert/redirect/topology"
@@ -29,6 +28,7 @@ const (
 	bulkStreams  = 8
 	requestConns = 32
 	stalledPort  = 9100
+	sinkPort     = 9101
 )
 
 // mixture is what requests and bulk streams get beside each other.
@@ -41,15 +41,22 @@ type mixture struct {
 
 // fairPart runs bulk streams and requests through one pair of agents, with and without a stream that nobody reads.
 func fairPart(ctx context.Context, s *scale) (err error) {
-	b, c, err := s.start(ctx, "fair")
+	b, _, err := s.start(ctx, "fair")
 	if err != nil {
 		return err
 	}
 	defer func() { err = errors.Join(err, closeAll([]*bench{b})) }()
+	sink := netip.AddrPortFrom(b.lab.server().Addr(), sinkPort)
+	if err := b.lab.startLogged(b.lab.server(), "sink", []string{b.lab.self, "tool", "sink", sink.String()}); err != nil {
+		return err
+	}
+	if err := waitListening(b.lab.server(), sinkPort, 10*time.Second); err != nil {
+		return err
+	}
 	var without, with []mixture
 	var idleCPU []float64
 	for range s.rounds {
-		m, err := mix(ctx, b, c)
+		m, err := mix(ctx, b)
 		if err != nil {
 			return err
 		}
@@ -63,7 +70,7 @@ func fairPart(ctx context.Context, s *scale) (err error) {
 			return errors.Join(err, st.end())
 		}
 		idleCPU = append(idleCPU, cpu)
-		m, err = mix(ctx, b, c)
+		m, err = mix(ctx, b)
 		if err := errors.Join(err, st.end()); err != nil {
 			return err
 		}
@@ -102,22 +109,18 @@ func cpuBeside(b *bench, d time.Duration) (float64, error) {
 }
 
 // mix runs bulk streams and, while they run, requests.
-func mix(ctx context.Context, b *bench, c *culvert) (mixture, error) {
-	target := c.target(appIperf)
-	length := b.duration + 2*time.Second
+func mix(ctx context.Context, b *bench) (mixture, error) {
+	target := netip.AddrPortFrom(b.lab.server().Addr(), sinkPort)
 	type bulk struct {
 		out []byte
 		err error
 	}
 	done := make(chan bulk, 1)
 	go func() {
-		out, err := b.lab.output(ctx, "iperf3", "-c", target.Addr().String(), "-p", strconv.Itoa(int(target.Port())),
-			"-t", seconds(length), "-O", "1", "-P", strconv.Itoa(bulkStreams), "-J")
+		out, err := b.lab.output(ctx, b.lab.self, "tool", "pour", fmt.Sprintf("-streams=%d", bulkStreams), "-duration="+b.duration.String(), target.String())
 		done <- bulk{out, err}
 	}()
-	timer := time.NewTimer(time.Second) // the streams have begun
-	defer timer.Stop()
-	<-timer.C
+	time.Sleep(pourSettled(bulkStreams))
 	r, err := wrk(ctx, b, 2, requestConns)
 	got := <-done
 	if err := errors.Join(err, got.err); err != nil {
@@ -128,33 +131,24 @@ func mix(ctx context.Context, b *bench, c *culvert) (mixture, error) {
 	return m, err
 }
 
-// parseShares reads what each stream of iperf3 got.
+// parseShares reads what each stream got.
 func parseShares(out []byte) (mixture, error) {
-	var result struct {
-		Error string
-		End   struct {
-			Streams []struct {
-				Receiver struct {
-					BitsPerSecond float64 `json:"bits_per_second"`
-				} `json:"receiver"`
-			} `json:"streams"`
-		}
+	var p pourResult
+	if err := json.Unmarshal(out, &p); err != nil {
+		return mixture{}, fmt.Errorf("parse output of the bulk streams: %w", err)
 	}
-	if err := json.Unmarshal(out, &result); err != nil {
-		return mixture{}, fmt.Errorf("parse output of iperf3: %w", err)
+	if len(p.Bytes) == 0 || p.Seconds == 0 {
+		return mixture{}, errors.New("there were no bulk streams")
 	}
-	if result.Error != "" || len(result.End.Streams) == 0 {
-		return mixture{}, fmt.Errorf("iperf3: no streams: %s", result.Error)
+	sum := 0.0
+	for _, n := range p.Bytes {
+		sum += float64(n)
 	}
-	var m mixture
-	for _, st := range result.End.Streams {
-		m.bulk += st.Receiver.BitsPerSecond
+	m := mixture{bulk: sum * 8 / p.Seconds / 1e9}
+	mean := sum / float64(len(p.Bytes))
+	for _, n := range p.Bytes {
+		m.worst = max(m.worst, math.Abs(float64(n)-mean)/mean)
 	}
-	mean := m.bulk / float64(len(result.End.Streams))
-	for _, st := range result.End.Streams {
-		m.worst = max(m.worst, math.Abs(st.Receiver.BitsPerSecond-mean)/mean)
-	}
-	m.bulk /= 1e9
 	return m, nil
 }
 

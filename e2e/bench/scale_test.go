@@ -1,6 +1,7 @@
 package main
 
 import (
+	"bytes"
 	"errors"
 	"io"
 	"math"
@@ -56,12 +57,29 @@ func TestScaleVerdict(t *testing.T) {
 }
 
 func TestParseShares(t *testing.T) {
-	m, err := parseShares([]byte(`{"end":{"streams":[{"receiver":{"bits_per_second":8e8}},{"receiver":{"bits_per_second":1.2e9}}]}}`))
-	if err != nil || m.bulk != 2 || math.Abs(m.worst-0.2) > 1e-9 {
+	m, err := parseShares([]byte(`{"bytes":[100000000,150000000],"seconds":2}`))
+	if err != nil || m.bulk != 1 || math.Abs(m.worst-0.2) > 1e-9 {
 		t.Errorf("%+v, %v", m, err)
 	}
-	if _, err := parseShares([]byte(`{"error":"unable to connect"}`)); err == nil || !strings.Contains(err.Error(), "unable to connect") {
-		t.Errorf("iperf3's own error: %v", err)
+	for _, text := range []string{"", "{}", `{"bytes":[1]}`} {
+		if _, err := parseShares([]byte(text)); err == nil {
+			t.Errorf("%q was taken", text)
+		}
+	}
+}
+
+// TestPour pours into a sink on loopback.
+func TestPour(t *testing.T) {
+	addr := startTool(t, "sink")
+	var out bytes.Buffer
+	if err := pour([]string{"-streams=2", "-duration=100ms", addr.String()}, &out); err != nil {
+		t.Fatal(err)
+	}
+	if m, err := parseShares(out.Bytes()); err != nil || m.bulk == 0 {
+		t.Errorf("%s: %+v, %v", out.Bytes(), m, err)
+	}
+	if err := pour([]string{"-duration=10ms", freeAddr(t).String()}, &out); err == nil {
+		t.Error("there was nobody, and no error")
 	}
 }
 

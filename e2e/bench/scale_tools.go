@@ -3,6 +3,7 @@ package main
 import (
 	"context"
 	"crypto/tls"
+	"encoding/json"
 	"errors"
 	"flag"
 	"fmt"
@@ -242,4 +243,99 @@ func echoServer(ctx context.Context, pod *topology.Pod, port uint16) (net.Listen
 		}
 	}()
 	return l, nil
+}
+
+// sink reads everything that connections send and throws it away.
+func sink(args []string) error {
+	addr, err := oneAddress(args)
+	if err != nil {
+		return err
+	}
+	l, err := net.Listen("tcp", addr.String())
+	if err != nil {
+		return err
+	}
+	for {
+		c, err := l.Accept()
+		if err != nil {
+			return err
+		}
+		go func() {
+			defer c.Close()
+			b := make([]byte, pourChunk)
+			for {
+				if _, err := c.Read(b); err != nil {
+					return
+				}
+			}
+		}()
+	}
+}
+
+const (
+	pourChunk   = 128 << 10
+	pourStagger = 100 * time.Millisecond // between the beginnings of two streams
+)
+
+// pourSettled is how long after its start all streams of a pour run.
+func pourSettled(streams int) time.Duration { return time.Duration(streams)*pourStagger + time.Second }
+
+// pourResult is what pour prints: what each stream has sent while all of them ran.
+type pourResult struct {
+	Bytes   []int64 `json:"bytes"`
+	Seconds float64 `json:"seconds"`
+}
+
+// pour sends as much as it can on several connections that begin one after the other, as real ones do: those that are
+// first must not keep what they have got.
+func pour(args []string, out io.Writer) error {
+	f := flag.NewFlagSet("pour", flag.ContinueOnError)
+	streams := f.Int("streams", 8, "connections")
+	duration := f.Duration("duration", 4*time.Second, "how long after all of them run")
+	if err := f.Parse(args); err != nil {
+		return err
+	}
+	addr, err := oneAddress(f.Args())
+	if err != nil {
+		return err
+	}
+	sent := make([]atomic.Int64, *streams)
+	failed := make(chan error, *streams)
+	for i := range sent {
+		c, err := net.DialTimeout("tcp", addr.String(), 10*time.Second)
+		if err != nil {
+			return err
+		}
+		defer c.Close()
+		go func() {
+			b := make([]byte, pourChunk)
+			for {
+				n, err := c.Write(b)
+				sent[i].Add(int64(n))
+				if err != nil {
+					failed <- err
+					return
+				}
+			}
+		}()
+		time.Sleep(pourStagger)
+	}
+	time.Sleep(time.Second)
+	r := pourResult{}
+	for i := range sent {
+		r.Bytes = append(r.Bytes, -sent[i].Load())
+	}
+	began := time.Now()
+	timer := time.NewTimer(*duration)
+	defer timer.Stop()
+	select {
+	case <-timer.C:
+	case err := <-failed:
+		return err
+	}
+	r.Seconds = time.Since(began).Seconds()
+	for i := range sent {
+		r.Bytes[i] += sent[i].Load()
+	}
+	return json.NewEncoder(out).Encode(r)
 }

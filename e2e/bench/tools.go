@@ -34,6 +34,10 @@ func runTool(name string, args []string) error {
 		return limited(args)
 	case "greet":
 		return greet(args)
+	case "sink":
+		return sink(args)
+	case "pour":
+		return pour(args, os.Stdout)
 	}
 	return errors.New("no such tool")
 }
