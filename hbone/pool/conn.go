@@ -18,7 +18,10 @@ type Conn struct {
 	key  Key
 	loop *loop.Loop
 	t    *tunnel.Tunnel
-	seen uint32 // the peer's stream limit as of the last Observe; on the loop
+
+	// On the loop: the peer's stream limit as of the last Observe, if there was one.
+	observed bool
+	seen     uint32
 
 	// Guarded by Pool.mu.
 	streams int // reserved
@@ -53,19 +56,24 @@ func (c *Conn) Release() {
 	}
 }
 
-// Observe tells the pool what the peer allows; the caller calls it after each attempt to open a stream. On the loop.
+// Observe tells the pool what the peer allows; the caller calls it after each attempt to open a stream. A tunnel whose
+// peer allows no stream at all is retired: each connection would make another one, and all of them would be kept. On the
+// loop.
 func (c *Conn) Observe() {
 	n := c.t.PeerStreams()
-	if n == c.seen {
+	if c.observed && n == c.seen {
 		return
 	}
-	c.seen = n
+	c.observed, c.seen = true, n
 	p := c.pool
 	p.mu.Lock()
-	defer p.mu.Unlock()
 	c.limit = min(int(min(n, math.MaxInt32)), p.cfg.MaxStreams)
 	if g := p.groups[c.key]; g != nil && !c.gone {
 		g.serveLocked(false)
+	}
+	p.mu.Unlock()
+	if n == 0 {
+		c.Retire()
 	}
 }
 

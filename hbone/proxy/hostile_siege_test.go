@@ -60,7 +60,8 @@ type siege struct {
 	seen          *watcher       // what the agent under attack reports
 	calm          []*calm
 	before        usage
-	bound         uint64 // of memory
+	bound         uint64   // of memory
+	allies        []func() // end what the attacker has besides tunnels
 	weigher       sync.WaitGroup
 	stop          chan struct{}
 	peak          uint64
@@ -72,20 +73,31 @@ type usage struct {
 	heap                    uint64
 }
 
-// newSiege starts the agents and the streams that behave. change is about the agent under attack.
-func newSiege(t *testing.T, change func(*proxy.Config)) *siege {
+// newSiege starts the agents and the streams that behave. change is about the agent under attack, that of the servers.
+func newSiege(t *testing.T, change func(*proxy.Config)) *siege { return besiege(t, nil, change) }
+
+// besiege is newSiege where either agent may be the one under attack; seen is of the one that is changed.
+func besiege(t *testing.T, one, two func(*proxy.Config)) *siege {
 	t.Helper()
 	gc := debug.SetGCPercent(25) // what is live is measured when the collector has run
 	t.Cleanup(func() { debug.SetGCPercent(gc) })
 	r := newRig(t)
 	s := &siege{rig: r, seen: newWatcher(), bound: memoryBound, stop: make(chan struct{})}
 	oneLoop := func(c *proxy.Config) { c.Loops = []*loop.Loop{runLoop(t)} }
-	s.one = r.node(oneLoop)
+	s.one = r.node(func(c *proxy.Config) {
+		oneLoop(c)
+		if one != nil {
+			c.Observer = s.seen
+			one(c)
+		}
+	})
 	s.two = r.node(func(c *proxy.Config) {
 		oneLoop(c)
-		c.Observer = s.seen
-		if change != nil {
-			change(c)
+		if one == nil {
+			c.Observer = s.seen
+		}
+		if two != nil {
+			two(c)
 		}
 	})
 	s.client = s.one.pod("client", "127.0.10.1")
@@ -161,6 +173,10 @@ func (s *siege) survived() {
 	t := s.t
 	t.Helper()
 	s.end()
+	for _, end := range s.allies {
+		end()
+	}
+	s.allies = nil
 	if grown := int64(s.peak) - int64(s.before.heap); grown > int64(s.bound) {
 		t.Errorf("memory grew by %d KiB, more than %d KiB", grown>>10, s.bound>>10)
 	}
