@@ -131,7 +131,7 @@ func (s *soak) run(ctx context.Context) error {
 		}
 	}
 	if err := s.disturb(ctx); err != nil {
-		return err
+		return errors.Join(err, s.verdict(nil))
 	}
 	fmt.Fprintln(s.out, "soak: letting connections end")
 	err := s.fleet.finish(ctx)
