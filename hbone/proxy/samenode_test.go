@@ -92,15 +92,20 @@ func TestSameNodeNeedsTunnel(t *testing.T) {
 			r.store.Apply([]workload.Event{workload.Upsert(&next)})
 		}, false},
 		// The address belongs to another workload now, which this agent does not serve.
-		{"other-workload", func(r *rig, _, server *pod) {
-			moved := *server.w
+		{"other-workload", func(r *rig, client, server *pod) {
+			source, moved := *client.w, *server.w
+			source.Node, moved.Node = "here", "here"
 			moved.Addresses = []netip.Addr{netip.MustParseAddr("127.0.10.77")}
-			r.store.Apply([]workload.Event{workload.Upsert(&moved)})
-			r.workloadAt("successor", server.ip.String(), func(w *workload.Workload) { w.ServiceAccount = "server" })
+			r.store.Apply([]workload.Event{workload.Upsert(&source), workload.Upsert(&moved)})
+			r.workloadAt("server", server.ip.String(), func(w *workload.Workload) { w.UID, w.Node = "successor", "there" })
 		}, false},
 	} {
 		t.Run(tc.name, func(t *testing.T) {
-			r, n, client, server := neighbours(t, func(c *proxy.Config) { c.SameNode = !tc.off })
+			r, n, client, server := neighbours(t, func(c *proxy.Config) {
+				if c.SameNode = !tc.off; tc.name == "other-workload" {
+					c.Node = "here"
+				}
+			})
 			if tc.setup != nil {
 				tc.setup(r, client, server)
 			}
