@@ -65,8 +65,11 @@ func (f *fleet) start(ctx context.Context, pod int) error {
 	f.mu.Lock()
 	f.apps[pod] = p
 	f.mu.Unlock()
-	return p.ask(command{Targets: f.mesh.targets()})
+	return nil
 }
+
+// load has a pod's application make connections.
+func (f *fleet) load(pod int) error { return f.app(pod).ask(command{Targets: f.mesh.targets()}) }
 
 func (f *fleet) launch(i instance) (*process, error) {
 	cmd := exec.Command(f.self, "app", fmt.Sprintf("-pod=%d", i.Pod), fmt.Sprintf("-generation=%d", i.Generation),
@@ -153,7 +156,10 @@ func (f *fleet) kill(ctx context.Context, pod int, pause time.Duration) error {
 	<-p.proc.Done()
 	f.ledger.gone(pod)
 	sleep(ctx, pause)
-	return f.start(ctx, pod)
+	if err := f.start(ctx, pod); err != nil {
+		return err
+	}
+	return f.load(pod)
 }
 
 // serving is how many connections a pod's server has; none when there is no server.

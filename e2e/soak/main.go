@@ -130,6 +130,11 @@ func (s *soak) run(ctx context.Context) error {
 			return err
 		}
 	}
+	for pod := range s.mesh.pods {
+		if err := s.fleet.load(pod); err != nil {
+			return err
+		}
+	}
 	if err := s.disturb(ctx); err != nil {
 		return errors.Join(err, s.verdict(nil))
 	}
