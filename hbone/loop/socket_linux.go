@@ -227,6 +227,15 @@ func Placeholder() (int, error) {
 	return fd, nil
 }
 
+// DescriptorLimit returns how many descriptors the process may have.
+func DescriptorLimit() int {
+	var limit unix.Rlimit
+	if err := unix.Getrlimit(unix.RLIMIT_NOFILE, &limit); err != nil || limit.Cur > 1<<30 {
+		return 1 << 30
+	}
+	return int(limit.Cur)
+}
+
 // Close stops listening and ends Accept.
 func (a *Acceptor) Close() error { return a.file.Close() }
 

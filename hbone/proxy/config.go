@@ -102,6 +102,9 @@ type Config struct {
 	// MaxHandshakes bounds the concurrent handshakes of one pod's inbound listener; 0 means 256. One address may have a
 	// quarter of them, and while somebody waits for one, each has a second.
 	MaxHandshakes int
+	// Descriptors is how many descriptors the process may have; 0 asks the kernel. The last of them are kept for pods and
+	// peers that have few.
+	Descriptors int
 	// Suspension is how long an endpoint that failed is tried last; it doubles with each failure up to 12 times as much.
 	// 0 means 5 s.
 	Suspension time.Duration

@@ -28,6 +28,8 @@ var (
 	ErrConnectTimeout = errors.New("connect timed out")
 	// ErrLongAuthority refuses a request for a name that no host can have.
 	ErrLongAuthority = errors.New("no valid authority pseudo header: too long")
+	// ErrCrowded refuses who has many connections when hardly any descriptors are left; see shares.
+	ErrCrowded = errors.New("no descriptors are left for who has many connections")
 	// ErrMethod refuses a request that is not a CONNECT.
 	ErrMethod = errors.New("invalid method, only CONNECT is supported")
 )

@@ -35,12 +35,22 @@ func (s *siege) attack() *attacker {
 // attackWith is attack with the attacker's own settings.
 func (s *siege) attackWith(settings []http2.Setting) *attacker {
 	s.t.Helper()
-	p, err := hbonetest.Dial(s.t, s.server.inbound.String(), s.tlsAs("mallory", s.server), settings...)
+	a, err := s.tryAttack(settings...)
 	if err != nil {
 		s.t.Fatal(err)
 	}
+	return a
+}
+
+// tryAttack is attackWith that may be refused.
+func (s *siege) tryAttack(settings ...http2.Setting) (*attacker, error) {
+	s.t.Helper()
+	p, err := hbonetest.Dial(s.t, s.server.inbound.String(), s.tlsAs("mallory", s.server), settings...)
+	if err != nil {
+		return nil, err
+	}
 	p.WaitSettings(s.t)
-	return newAttacker(s.t, p, p.Conn)
+	return newAttacker(s.t, p, p.Conn), nil
 }
 
 // deaf is an attacker that never reads. It announces the largest windows there are, so that it is sent what there is.

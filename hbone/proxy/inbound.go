@@ -26,7 +26,11 @@ type peer struct {
 // next peers in its queue.
 func (p *Pod) serveInbound(fd int, client netip.AddrPort) {
 	local := loop.LocalAddr(fd)
-	hs, err := p.handshakes.begin(p.ctx, client.Addr())
+	var hs *handshake
+	err := ErrCrowded
+	if !p.crowds(fd, client.Addr()) {
+		hs, err = p.handshakes.begin(p.ctx, client.Addr())
+	}
 	if err != nil {
 		loop.AbortFD(fd)
 		p.refuse(client, local, err)
@@ -92,6 +96,7 @@ func (p *Pod) register(pr *peer) {
 	p.mu.Lock()
 	if !pr.gone {
 		p.tunnels[pr] = struct{}{}
+		p.flows.hold(pr.t.Remote.Addr(), 1)
 	}
 	draining := p.draining
 	p.mu.Unlock()
@@ -112,7 +117,10 @@ func (pr *peer) closed(t *tunnel.Tunnel, err error) {
 	}
 	p.mu.Lock()
 	pr.gone = true
-	delete(p.tunnels, pr)
+	if _, ok := p.tunnels[pr]; ok {
+		delete(p.tunnels, pr)
+		p.flows.hold(t.Remote.Addr(), -1)
+	}
 	p.mu.Unlock()
 	p.work.Done()
 }

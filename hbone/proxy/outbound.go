@@ -62,6 +62,8 @@ func (p *Pod) serveOutbound(fd int, client netip.AddrPort) {
 		o.fail(context.Cause(p.ctx))
 	case p.callsItself(dst):
 		o.fail(ErrSelfCall)
+	case p.crowds(fd, netip.Addr{}):
+		o.fail(ErrCrowded)
 	default:
 		snap := p.proxy.cfg.Store.Snapshot()
 		if o.local = p.localIn(snap); o.local == nil {

@@ -34,6 +34,8 @@ func (p *Pod) servePassthrough(fd int, client netip.AddrPort) {
 		c.fail(err)
 	case slices.Contains(p.own, dst.Port()):
 		c.fail(ErrSelfCall)
+	case p.crowds(fd, client.Addr()):
+		c.fail(ErrCrowded)
 	default:
 		p.spawn(c.run)
 	}

@@ -18,6 +18,7 @@ type Proxy struct {
 	lastFlow atomic.Uint64
 	loads    loads
 	shortage shortage
+	shares   shares
 	named    sync.Map // podName → *Pod, the newest of that name
 
 	mu      sync.Mutex
@@ -31,7 +32,9 @@ func New(cfg Config) (*Proxy, error) {
 	if err != nil {
 		return nil, err
 	}
-	return &Proxy{cfg: cfg, pods: make(map[*Pod]struct{})}, nil
+	p := &Proxy{cfg: cfg, pods: make(map[*Pod]struct{})}
+	p.shares.init(cfg.Descriptors)
+	return p, nil
 }
 
 // Start begins to serve a pod. The pod's listeners are closed when it fails.

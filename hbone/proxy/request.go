@@ -288,6 +288,11 @@ func loopback(family netip.Addr) netip.Addr {
 
 // dial connects to the application. On the loop.
 func (c *inbound) dial(fd int, dst netip.AddrPort) {
+	if c.pod.crowds(fd, c.Source.Addr.Addr()) {
+		loop.CloseFD(fd)
+		c.refuse(503, ErrCrowded)
+		return
+	}
 	err := c.pod.keepSource(fd, c.Source.Addr.Addr(), dst.Addr())
 	if err == nil {
 		err = loop.StartConnect(fd, dst)

@@ -21,6 +21,7 @@ type shortage struct {
 	spare   int // valid with kept
 	kept    bool
 	last    time.Time // when something was short last
+	crowd   time.Time // when somebody had too many last
 	refused bool      // in this shortage
 }
 
@@ -59,6 +60,18 @@ func (s *shortage) met(log *slog.Logger, listener string, err error) {
 	s.mu.Unlock()
 	if news {
 		log.Warn("accepting connections pauses", "listener", listener, "error", err)
+	}
+}
+
+// crowded notes that somebody was refused for what is kept for others, and says so once.
+func (s *shortage) crowded(log *slog.Logger) {
+	s.mu.Lock()
+	now := time.Now()
+	news := now.Sub(s.crowd) > shortageEnds
+	s.crowd = now
+	s.mu.Unlock()
+	if news {
+		log.Warn("connections are refused: no descriptors are left for who has many")
 	}
 }
 

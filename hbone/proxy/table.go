@@ -2,6 +2,7 @@ package proxy
 
 import (
 	"cmp"
+	"net/netip"
 	"slices"
 	"sync"
 )
@@ -11,6 +12,39 @@ type flowTable struct {
 	mu    sync.Mutex
 	first *Flow
 	count int
+	by    map[netip.Addr]int // flows, and inbound tunnels, of one owner: see Flow.charged
+}
+
+// charged is whom the flow's descriptors are for: the address that comes to the pod, or, as the zero address, the pod's own
+// applications.
+func (f *Flow) charged() netip.Addr {
+	if f.Direction == Outbound {
+		return netip.Addr{}
+	}
+	return f.Source.Addr.Addr()
+}
+
+// hold counts something of an owner that is no flow, for n of -1 for the last time.
+func (t *flowTable) hold(owner netip.Addr, n int) {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	t.holdLocked(owner, n)
+}
+
+func (t *flowTable) holdLocked(owner netip.Addr, n int) {
+	if t.by == nil {
+		t.by = make(map[netip.Addr]int)
+	}
+	if t.by[owner] += n; t.by[owner] == 0 {
+		delete(t.by, owner)
+	}
+}
+
+// share returns how much an owner has.
+func (t *flowTable) share(owner netip.Addr) int {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	return t.by[owner]
 }
 
 func (t *flowTable) add(f *Flow) {
@@ -22,6 +56,7 @@ func (t *flowTable) add(f *Flow) {
 	}
 	t.first = f
 	t.count++
+	t.holdLocked(f.charged(), 1)
 }
 
 func (t *flowTable) remove(f *Flow) {
@@ -37,6 +72,7 @@ func (t *flowTable) remove(f *Flow) {
 	}
 	f.prev, f.next = nil, nil
 	t.count--
+	t.holdLocked(f.charged(), -1)
 }
 
 // all returns the flows, those that are not open yet included.
