@@ -10,7 +10,36 @@ const (
 	keepIdle = 8
 )
 
-type bufferPool struct{ free [][]byte }
+// A peer that does not read has a tunnel keep its buffer. When manySending are kept, further ones are small, of one record
+// and some control frames, so that all the tunnels that descriptors allow hold no more than 300 MiB.
+const (
+	SmallBuffer = 5 + 16384 + 17 + 1024
+	manySending = 64
+)
+
+type bufferPool struct {
+	free    [][]byte
+	sending int // large buffers of GetSending
+}
+
+// GetSending returns a buffer of LargeBuffer bytes, or of SmallBuffer when many are out, with any content. It is given back
+// with PutSending. On the loop.
+func (l *Loop) GetSending() []byte {
+	if l.buffers.sending >= manySending {
+		return make([]byte, SmallBuffer)
+	}
+	l.buffers.sending++
+	return l.Get()
+}
+
+// PutSending gives back a buffer of GetSending. On the loop.
+func (l *Loop) PutSending(b []byte) {
+	if cap(b) < LargeBuffer {
+		return
+	}
+	l.buffers.sending--
+	l.Put(b)
+}
 
 // Get returns a buffer of LargeBuffer bytes with any content. On the loop.
 func (l *Loop) Get() []byte {

@@ -105,10 +105,11 @@ func besiege(t *testing.T, one, two func(*proxy.Config)) *siege {
 	s.dst = r.echo(s.server.ip)
 	s.sink = r.serve(s.server.ip, func(*net.TCPConn) { <-s.stop }).addr
 	s.drain = r.serve(s.server.ip, func(c *net.TCPConn) { _, _ = io.Copy(io.Discard, struct{ io.Reader }{c}) }).addr
+	var zeros [32 << 10]byte
 	s.source = r.serve(s.server.ip, func(c *net.TCPConn) {
 		_ = c.SetWriteBuffer(16 << 10)
-		for b := make([]byte, 32<<10); ; {
-			if _, err := c.Write(b); err != nil {
+		for {
+			if _, err := c.Write(zeros[:]); err != nil {
 				return
 			}
 		}

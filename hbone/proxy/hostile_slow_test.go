@@ -3,6 +3,7 @@ package proxy_test
 import (
 	"io"
 	"net"
+	"runtime"
 	"testing"
 	"time"
 
@@ -193,5 +194,26 @@ func TestHostileCancelledStreams(t *testing.T) {
 	a.alive(id, s.dst)
 	s.probe()
 	a.leave()
+	s.survived()
+}
+
+// TestHostileManyUnread: many tunnels whose peer reads nothing hold little each.
+func TestHostileManyUnread(t *testing.T) {
+	s := newSiege(t, nil)
+	block := connectBlock(s.source.String())
+	var all []*attacker
+	for range 160 {
+		a := s.deaf()
+		a.must(func(fr *http2.Framer) { connectFrame(fr, 1, block) })
+		all = append(all, a)
+	}
+	for _, c := range s.calm {
+		c.wait(t, 50)
+	}
+	s.probe()
+	runtime.GC()
+	for _, a := range all {
+		a.leave()
+	}
 	s.survived()
 }

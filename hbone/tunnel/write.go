@@ -47,14 +47,14 @@ func (t *Tunnel) Flush() {
 // buffer makes sure that there is a buffer to seal into.
 func (t *Tunnel) buffer() {
 	if t.out == nil {
-		t.out, t.r, t.w, t.took = t.loop.Get(), 0, 0, t.loop.Now()
+		t.out, t.r, t.w, t.took = t.loop.GetSending(), 0, 0, t.loop.Now()
 	}
 }
 
 func (t *Tunnel) release() {
 	if t.out != nil {
 		clear(t.pieces[:cap(t.pieces)]) // they would keep the buffer from being collected
-		t.loop.Put(t.out)
+		t.loop.PutSending(t.out)
 		t.out, t.r, t.w = nil, 0, 0
 	}
 }
