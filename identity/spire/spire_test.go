@@ -176,9 +176,10 @@ func TestRefusedThenAdmitted(t *testing.T) {
 		_, err := fetch(t, source, web)
 		return err == nil
 	})
-	if got := log.String(); !strings.Contains(got, "Workload API fails") || !strings.Contains(got, "Workload API answers again") {
-		t.Errorf("log:\n%s", got)
-	}
+	eventually(t, "both lines of the log", func() bool {
+		got := log.String()
+		return strings.Contains(got, "Workload API fails") && strings.Contains(got, "Workload API answers again")
+	})
 }
 
 // TestServerRestarts has the agent go away and come back with news.
