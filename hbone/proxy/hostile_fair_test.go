@@ -202,7 +202,7 @@ func TestHostileArrivals(t *testing.T) {
 		{"connections", func(net.Conn, *tls.Config) {}},
 		{"garbage", func(c net.Conn, _ *tls.Config) { _, _ = c.Write([]byte("garbage")) }},
 		{"handshakes-without-certificate", func(c net.Conn, config *tls.Config) {
-			config.Certificates = nil
+			config.GetClientCertificate = nil
 			_ = tls.Client(c, config).Handshake()
 		}},
 		{"tunnels", func(c net.Conn, config *tls.Config) { _ = tls.Client(c, config).Handshake() }},

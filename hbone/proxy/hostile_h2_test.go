@@ -93,6 +93,11 @@ func TestHostileFrames(t *testing.T) {
 			silent := connectBlock(s.sink.String())
 			a.flood(1<<18, func(fr *http2.Framer, i int) { connectFrame(fr, uint32(2*i+1), silent) })
 		}, http2.ErrCodeEnhanceYourCalm, "too many streams above the limit"},
+		// Each is refused as soon as it is looked at, so that without turns no limit would ever be met.
+		{"refused-requests-without-waiting", func(_ *siege, a *attacker) {
+			block := connectBlock("127.0.10.9:80")
+			a.flood(1<<18, func(fr *http2.Framer, i int) { connectFrame(fr, uint32(2*i+1), block) })
+		}, http2.ErrCodeEnhanceYourCalm, "too many streams above the limit"},
 		{"continuation-flood", func(_ *siege, a *attacker) {
 			part := bytes.Repeat([]byte{0x82}, 16384)
 			_ = a.send(func(fr *http2.Framer) { _ = fr.WriteRawFrame(headersType, 0, 1, part) })
