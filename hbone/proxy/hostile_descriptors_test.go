@@ -116,7 +116,7 @@ func TestHostileDescriptorsHogged(t *testing.T) {
 				}
 			}
 		}
-		if served < 200 || refused < 10 {
+		if served < 200 || served > 500 || refused == 0 {
 			t.Errorf("%d were served and %d refused", served, refused)
 		}
 		s.seen.reason(t, netip.AddrPort{}, proxy.FlagConnect, "no descriptors are left for who has many connections")

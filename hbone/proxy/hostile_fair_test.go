@@ -15,7 +15,7 @@ import (
 )
 
 // stormTime is how long a storm lasts.
-func stormTime() time.Duration { return 700 * time.Millisecond * slowness() }
+const stormTime = 700 * time.Millisecond
 
 // storm has several tunnels of an attacker do something at the same time, as fast as they can, for a while. They must not
 // lose their tunnels for it: all of it is allowed.
@@ -30,7 +30,7 @@ func (s *siege) storm(n int, settings []http2.Setting, begin func(a *attacker), 
 			begin(a)
 		}
 	}
-	until := time.Now().Add(stormTime())
+	until := time.Now().Add(stormTime)
 	for _, a := range all {
 		wg.Go(func() {
 			for i := 0; time.Now().Before(until); i++ {
@@ -41,7 +41,7 @@ func (s *siege) storm(n int, settings []http2.Setting, begin func(a *attacker), 
 			}
 		})
 	}
-	time.Sleep(stormTime() / 4)
+	time.Sleep(stormTime / 4)
 	s.probe()
 	wg.Wait()
 	for _, a := range all {
@@ -210,7 +210,7 @@ func TestHostileArrivals(t *testing.T) {
 		t.Run(tc.name, func(t *testing.T) {
 			s := newSiege(t, nil)
 			config := s.tlsAs("mallory", s.server)
-			until := time.Now().Add(stormTime())
+			until := time.Now().Add(stormTime)
 			var wg sync.WaitGroup
 			for range 4 {
 				wg.Go(func() {
@@ -226,7 +226,7 @@ func TestHostileArrivals(t *testing.T) {
 					}
 				})
 			}
-			time.Sleep(stormTime() / 4)
+			time.Sleep(stormTime / 4)
 			s.probe()
 			wg.Wait()
 			s.survived()

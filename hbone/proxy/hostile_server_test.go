@@ -394,6 +394,7 @@ const doesNotRead = -1
 func (s *siege) loses(c net.Conn) {
 	s.t.Helper()
 	defer c.Close()
+	_ = c.SetDeadline(time.Now().Add(15 * time.Second * slowness()))
 	sent := make(chan error, 1)
 	go func() {
 		for b := make([]byte, 32<<10); ; {

@@ -102,7 +102,7 @@ func besiege(t *testing.T, one, two func(*proxy.Config)) *siege {
 	})
 	s.client = s.one.pod("client", "127.0.10.1")
 	s.server, s.other = s.two.pod("server", "127.0.10.2"), s.two.pod("other", "127.0.10.3")
-	s.dst = r.echo(s.server.ip)
+	s.dst = s.echo(s.server.ip)
 	s.sink = r.serve(s.server.ip, func(*net.TCPConn) { <-s.stop }).addr
 	s.drain = r.serve(s.server.ip, func(c *net.TCPConn) { _, _ = io.Copy(io.Discard, struct{ io.Reader }{c}) }).addr
 	var zeros [32 << 10]byte
@@ -115,7 +115,7 @@ func besiege(t *testing.T, one, two func(*proxy.Config)) *siege {
 		}
 	}).addr
 	s.behave("server", s.client.dial(s.dst))
-	s.behave("other", s.client.dial(r.echo(s.other.ip)))
+	s.behave("other", s.client.dial(s.echo(s.other.ip)))
 	s.probe() // so that what the first tunnel allocates for good is there
 	for _, c := range s.calm {
 		c.wait(t, 2)
@@ -129,6 +129,16 @@ func besiege(t *testing.T, one, two func(*proxy.Config)) *siege {
 		}
 	})
 	return s
+}
+
+// echo is the rig's without a bound on time: a siege may last.
+func (s *siege) echo(ip netip.Addr) netip.AddrPort {
+	s.t.Helper()
+	return s.serve(ip, func(c *net.TCPConn) {
+		_ = c.SetDeadline(time.Time{})
+		_, _ = io.Copy(struct{ io.Writer }{c}, struct{ io.Reader }{c})
+		_ = c.CloseWrite()
+	}).addr
 }
 
 func measure() usage {
