@@ -11,6 +11,8 @@ func Edges() []Edge {
 		{From: "identity/mtls", To: []string{"identity", "identity/svid"}},
 		{From: "identity/ca", To: []string{"identity", "identity/svid"}},
 		{From: "identity/ca/issuer", To: []string{"identity", "identity/svid"}},
+		{From: "identity/ca/authority", To: []string{"identity", "identity/svid"}},
+		{From: "identity/ca/server", To: []string{"identity", "identity/ca/authority"}},
 		{From: "identity/spire", To: []string{"identity", "identity/svid"}},
 		{From: "identity/identitytest", To: []string{"identity/**"}},
 
@@ -21,7 +23,7 @@ func Edges() []Edge {
 		{From: "workload/dns", To: []string{"workload"}},
 		{From: "workload/dns/server", To: []string{"workload/dns", "workload"}},
 		{From: "workload/netpol", To: []string{"workload", "identity"}},
-		{From: "workload/status", To: []string{"workload", "workload/policy"}},
+		{From: "workload/status", To: []string{"workload", "workload/policy", "workload/source/kube"}},
 		{From: "workload/telemetry", To: []string{"workload", "identity"}},
 		{From: "workload/source/*", To: []string{"workload", "workload/policy", "identity"}},
 		{From: "workload/publish", To: []string{"workload", "workload/policy", "workload/netpol", "identity"}},
@@ -51,7 +53,10 @@ func Edges() []Edge {
 		{From: "redirect/handoff", To: []string{"redirect/netns"}},
 		{From: "redirect/zds", To: []string{"redirect/netns"}},
 		{From: "redirect/podset", To: []string{"redirect", "redirect/netns", "redirect/handoff"}},
-		{From: "redirect/cni", To: []string{"redirect/handoff"}},
+		{From: "redirect/procns", To: []string{"redirect/netns"}},
+		{From: "redirect/hostrules", To: []string{"redirect/netns", "redirect/nft"}},
+		{From: "redirect/cni", To: []string{"redirect/handoff", "redirect/netns"}},
+		{From: "redirect/cni/install"},
 		{From: "redirect/netnstest", To: []string{"redirect/**"}},
 
 		{From: "waypoint/httproute", To: []string{"workload"}},
@@ -65,6 +70,8 @@ func Edges() []Edge {
 		{From: "waypoint/controller", To: []string{"waypoint/gatewayapi"}},
 
 		{From: "cmd/internal/*"},
+		{From: "cmd/internal/kubeca", To: []string{"identity", "identity/svid", "identity/ca/authority", "identity/ca/server"}},
+		{From: "cmd/internal/kubenode", To: []string{"cmd/internal/enrol", "redirect/**"}},
 		{From: "cmd/culvert", To: []string{"e2e/netlab"}}, // the demonstration is the lab, told to a person
 		{From: "cmd/*", To: []string{"cmd/internal/*", "identity/**", "workload/**", "hbone/**", "redirect/**", "waypoint/**"}},
 
@@ -88,15 +95,16 @@ func systemFences() []Fence {
 			Prefixes: []string{"k8s.io", "sigs.k8s.io"},
 			Allowed: []string{
 				"workload/source/kube", "workload/status", "waypoint/gatewayapi", "waypoint/controller",
-				"cmd/culvert", "cmd/culvert-node", "cmd/culvert-controller", "cmd/culvert-waypoint", "e2e/**",
+				"cmd/culvert", "cmd/culvert-node", "cmd/culvert-controller", "cmd/culvert-waypoint",
+				"cmd/internal/kubeca", "cmd/internal/kubenode", "deploy/**", "e2e/**",
 			},
 		},
 		{
 			Name: "gRPC and xDS", Tests: true,
 			Prefixes: []string{"google.golang.org/grpc", "github.com/envoyproxy", "github.com/cncf/xds"},
 			Allowed: []string{
-				"workload/source/xds", "workload/publish", "identity/ca", "identity/ca/issuer", "identity/spire",
-				"identity/identitytest", "workload/workloadtest", "workload/source/xds/*test", "e2e/**",
+				"workload/source/xds", "workload/publish", "identity/ca", "identity/ca/issuer", "identity/ca/server", "identity/spire",
+				"identity/identitytest", "workload/workloadtest", "workload/source/xds/*test", "cmd/culvert-controller", "e2e/**",
 			},
 		},
 		{
@@ -104,7 +112,7 @@ func systemFences() []Fence {
 			Prefixes: []string{"google.golang.org/protobuf", "istio.io"},
 			Allowed: []string{
 				"workload/source/xds", "workload/source/kube", "workload/publish", "workload/status",
-				"identity/ca", "identity/ca/issuer", "identity/spire", "redirect/zds", "waypoint/gatewayapi",
+				"identity/ca", "identity/ca/issuer", "identity/ca/server", "identity/spire", "redirect/zds", "waypoint/gatewayapi", "deploy/**",
 				"identity/identitytest", "workload/workloadtest", "workload/source/xds/*test", "e2e/**",
 			},
 		},
@@ -169,7 +177,7 @@ func libraryFences() []Fence {
 		{
 			Name: "CNI", Tests: true,
 			Prefixes: []string{"github.com/containernetworking"},
-			Allowed:  []string{"redirect/cni", "cmd/culvert-cni"},
+			Allowed:  []string{"redirect/cni/**", "cmd/culvert-cni"},
 		},
 		{
 			Name:     "test libraries",
