@@ -68,16 +68,16 @@ func (c *Client) Remove(ctx context.Context, uid string) error {
 
 // List returns the agent's pods.
 func (c *Client) List(ctx context.Context) ([]Status, error) {
-	pods, err := c.do(ctx, request{Version: Version, Op: opList})
+	all, err := c.do(ctx, request{Version: Version, Op: opList})
 	if err != nil {
 		return nil, fmt.Errorf("list pods: %w", err)
 	}
-	return pods, nil
+	return all.Pods, nil
 }
 
 // do sends one request and reads its answers. After an error other than the agent's
 // own the connection is closed, because an answer may still come.
-func (c *Client) do(ctx context.Context, r request, fds ...int) (pods []Status, err error) {
+func (c *Client) do(ctx context.Context, r request, fds ...int) (all response, err error) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	_ = c.conn.SetDeadline(time.Time{})
@@ -96,33 +96,39 @@ func (c *Client) do(ctx context.Context, r request, fds ...int) (pods []Status, 
 	}()
 	b, err := json.Marshal(r)
 	if err != nil {
-		return nil, err
+		return response{}, err
 	}
 	var oob []byte
 	if len(fds) > 0 {
 		oob = unix.UnixRights(fds...)
 	}
 	if _, _, err := c.conn.WriteMsgUnix(b, oob, nil); err != nil {
-		return nil, err
+		return response{}, err
 	}
+	return c.answers()
+}
+
+// answers reads what comes in answer to one request.
+func (c *Client) answers() (all response, err error) {
 	for {
 		b, got, err := receive(c.conn, MaxResponse)
 		if err != nil {
-			return nil, err
+			return response{}, err
 		}
 		if len(got) > 0 {
 			closeAll(got)
-			return nil, os.ErrInvalid
+			return response{}, fmt.Errorf("answer carries a descriptor: %w", os.ErrInvalid)
 		}
 		answer, err := parseResponse(b)
 		if err != nil {
-			return nil, err
+			return response{}, err
 		}
 		if answer.Error != "" {
-			return nil, &RemoteError{Text: answer.Error}
+			return response{}, &RemoteError{Text: answer.Error}
 		}
-		if pods = append(pods, answer.Pods...); !answer.More {
-			return pods, nil
+		all.Pods, all.Enrolled = append(all.Pods, answer.Pods...), answer.Enrolled
+		if !answer.More {
+			return all, nil
 		}
 	}
 }

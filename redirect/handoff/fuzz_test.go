@@ -3,6 +3,7 @@ package handoff
 import (
 	"encoding/json"
 	"reflect"
+	"strings"
 	"testing"
 )
 
@@ -11,6 +12,9 @@ func FuzzParseRequest(f *testing.F) {
 	f.Add([]byte(`{"v":1,"op":"add","pod":{"uid":"u","name":"n","namespace":"ns","serviceAccount":"sa"}}`))
 	f.Add([]byte(`{"v":1,"op":"remove","uid":"u"}`))
 	f.Add([]byte(`{"v":1,"op":"list"}`))
+	f.Add([]byte(`{"v":1,"op":"cni-add","pod":{"namespace":"ns","name":"n","uid":"u"},"addresses":["10.0.0.7","fd00::7"]}`))
+	f.Add([]byte(`{"v":1,"op":"cni-del","pod":{"namespace":"ns","name":"n"}}`))
+	f.Add([]byte(`{"v":1,"op":"cni-check","pod":{"namespace":"ns","name":"n"},"addresses":["fe80::1%eth0"]}`))
 	f.Add([]byte(`{"v":2,"op":"list","unknown":[{}]}`))
 	f.Add([]byte("\x00"))
 	f.Fuzz(func(t *testing.T, b []byte) {
@@ -20,6 +24,11 @@ func FuzzParseRequest(f *testing.F) {
 		}
 		if r.Op == opAdd {
 			if err := r.Pod.Validate(); err != nil {
+				t.Fatalf("accepted pod is not valid: %v", err)
+			}
+		}
+		if strings.HasPrefix(r.Op, "cni-") && r.Op != opCNIStatus {
+			if err := r.cniPod().Validate(); err != nil {
 				t.Fatalf("accepted pod is not valid: %v", err)
 			}
 		}

@@ -5,6 +5,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"net/netip"
 )
 
 // Version is the version of the protocol.
@@ -24,10 +25,10 @@ const (
 
 // Pod says whose network namespace it is.
 type Pod struct {
-	UID            string `json:"uid"`
+	UID            string `json:"uid,omitempty"`
 	Name           string `json:"name"`
 	Namespace      string `json:"namespace"`
-	ServiceAccount string `json:"serviceAccount"`
+	ServiceAccount string `json:"serviceAccount,omitempty"`
 }
 
 // String returns "namespace/name".
@@ -82,25 +83,31 @@ type Status struct {
 }
 
 const (
-	opAdd    = "add"
-	opRemove = "remove"
-	opList   = "list"
+	opAdd       = "add"
+	opRemove    = "remove"
+	opList      = "list"
+	opCNIAdd    = "cni-add"
+	opCNIDel    = "cni-del"
+	opCNICheck  = "cni-check"
+	opCNIStatus = "cni-status"
 )
 
 // request is a message to the agent.
 type request struct {
-	Version int    `json:"v"`
-	Op      string `json:"op"`
-	Pod     *Pod   `json:"pod,omitempty"` // add
-	UID     string `json:"uid,omitempty"` // remove
+	Version   int          `json:"v"`
+	Op        string       `json:"op"`
+	Pod       *Pod         `json:"pod,omitempty"`       // add, cni-*; these have no service account
+	UID       string       `json:"uid,omitempty"`       // remove
+	Addresses []netip.Addr `json:"addresses,omitempty"` // cni-add, cni-check
 }
 
 // response is a message from the agent.
 type response struct {
-	Version int      `json:"v"`
-	Error   string   `json:"error,omitempty"`
-	Pods    []Status `json:"pods,omitempty"` // list
-	More    bool     `json:"more,omitempty"` // list: another response follows
+	Version  int      `json:"v"`
+	Error    string   `json:"error,omitempty"`
+	Pods     []Status `json:"pods,omitempty"`     // list
+	More     bool     `json:"more,omitempty"`     // list: another response follows
+	Enrolled *bool    `json:"enrolled,omitempty"` // cni-add, cni-check
 }
 
 // parseRequest reads and checks a request; what it returns may be used as it is.
@@ -127,7 +134,14 @@ func parseRequest(b []byte) (request, error) {
 		if err := validateUID(r.UID); err != nil {
 			return request{}, fmt.Errorf("remove: %w", err)
 		}
-	case opList:
+	case opCNIAdd, opCNIDel, opCNICheck:
+		if r.Pod == nil {
+			return request{}, fmt.Errorf("%s names no pod", r.Op)
+		}
+		if err := r.cniPod().Validate(); err != nil {
+			return request{}, fmt.Errorf("%s: %w", r.Op, err)
+		}
+	case opList, opCNIStatus:
 	default:
 		return request{}, fmt.Errorf("operation %.40q is unknown", r.Op)
 	}

@@ -208,11 +208,8 @@ func (s *Server) authorize(c *net.UnixConn) error {
 // answer does what one message asks. It owns fds.
 func (s *Server) answer(ctx context.Context, b []byte, fds []int) []response {
 	r, err := parseRequest(b)
-	if err == nil && r.Op != opAdd && len(fds) > 0 {
-		err = fmt.Errorf("%s takes no descriptor and got %d", r.Op, len(fds))
-	}
-	if err == nil && r.Op == opAdd && len(fds) != 1 {
-		err = fmt.Errorf("add takes one descriptor and got %d", len(fds))
+	if err == nil {
+		err = r.wants(len(fds))
 	}
 	if err != nil {
 		closeAll(fds)
@@ -228,6 +225,8 @@ func (s *Server) answer(ctx context.Context, b []byte, fds []int) []response {
 		return failure(err)
 	case opRemove:
 		return failure(s.cfg.Handler.Remove(ctx, r.UID))
+	case opCNIAdd, opCNIDel, opCNICheck, opCNIStatus:
+		return s.answerCNI(ctx, r, fds)
 	}
 	pods := s.cfg.Handler.List()
 	for i := range pods {
