@@ -1,0 +1,130 @@
+// Package enrol decides which pods are in the mesh and what of their traffic is captured: labels of a pod and of its
+// namespace in, a decision with its reason out.
+//
+// Labels, annotations and their meaning are Istio's (ambient mode), with the port and address carve-outs that Istio has
+// for sidecars only. What a user got wrong never widens a hole: a carve-out that cannot be read is ignored as a whole
+// and said so in a warning.
+//
+// The package is pure: no I/O, no clock, no Kubernetes types. Its functions may be called concurrently. Finding pods,
+// capturing them and telling the user is left to others (kubenode, redirect).
+package enrol
+
+import (
+	"fmt"
+	"slices"
+	"strconv"
+)
+
+// Labels and annotations that decide.
+const (
+	// LabelMode on a pod or namespace: ModeAmbient or ModeNone.
+	LabelMode   = "istio.io/dataplane-mode"
+	ModeAmbient = "ambient"
+	ModeNone    = "none"
+
+	// AnnotationSidecar marks a pod that has a sidecar proxy; such pods stay out.
+	AnnotationSidecar = "sidecar.istio.io/status"
+	// AnnotationAllowCarveOuts on a namespace: false ignores the carve-outs of its pods.
+	AnnotationAllowCarveOuts = "culvert.io/allow-carve-outs"
+
+	labelApp = "app"
+)
+
+// Pod is what a decision needs to know of a pod.
+type Pod struct {
+	Namespace, Name string
+	HostNetwork     bool
+	// Terminal says that all containers have ended for good (phase Succeeded or Failed).
+	Terminal            bool
+	Labels, Annotations map[string]string
+}
+
+// Namespace is what a decision needs to know of the pod's namespace.
+type Namespace struct {
+	Labels, Annotations map[string]string
+}
+
+// Settings are the administrator's choices. The zero value is usable.
+type Settings struct {
+	// Exclude are namespaces whose pods are never enrolled, whatever their labels say.
+	Exclude []string
+	// OwnNamespace and OwnApps (values of the label "app") are the mesh's own pods, which are never enrolled: the mesh
+	// cannot wait for itself.
+	OwnNamespace string
+	OwnApps      []string
+	// Selectors replace DefaultSelectors; nil means those. A pod is in when any of them takes it.
+	Selectors []Selector
+	// ForbidCarveOuts ignores the carve-outs of all pods.
+	ForbidCarveOuts bool
+}
+
+// Decision is the answer for one pod.
+type Decision struct {
+	In bool
+	// Why says in words what decided.
+	Why string
+	// Capture is what to capture, valid when In.
+	Capture Capture
+	// Warnings name what the pod's annotations say and what is not done, each a sentence. Nil when Out.
+	Warnings []string
+}
+
+// Decide decides about a pod.
+func Decide(pod Pod, namespace Namespace, s Settings) Decision {
+	if why := s.exclusion(pod); why != "" {
+		return Decision{Why: why}
+	}
+	selectors := s.Selectors
+	if selectors == nil {
+		selectors = DefaultSelectors()
+	}
+	i := slices.IndexFunc(selectors, func(sel Selector) bool {
+		return sel.Pod.Matches(pod.Labels) && sel.Namespace.Matches(namespace.Labels)
+	})
+	if i < 0 {
+		return Decision{Why: "no selector takes the labels of pod and namespace"}
+	}
+	d := Decision{In: true, Why: selectors[i].String()}
+	r := reader{pod: pod.Annotations, namespace: namespace.Annotations, forbidden: s.ForbidCarveOuts}
+	d.Capture = r.capture()
+	d.Warnings = r.warnings
+	return d
+}
+
+// exclusion returns why a pod is out before any selector is asked (reference 1.2), or "".
+func (s Settings) exclusion(pod Pod) string {
+	_, sidecar := pod.Annotations[AnnotationSidecar]
+	switch {
+	case slices.Contains(s.Exclude, pod.Namespace):
+		return fmt.Sprintf("namespace %s is excluded", pod.Namespace)
+	case pod.HostNetwork:
+		return "pod uses the network of its host"
+	case sidecar:
+		return "pod has a sidecar proxy"
+	case pod.Terminal:
+		return "pod has ended"
+	case pod.Namespace != "" && pod.Namespace == s.OwnNamespace && slices.Contains(s.OwnApps, pod.Labels[labelApp]):
+		return "pod is the mesh's own"
+	}
+	return ""
+}
+
+// Hopeless reports whether what does not change in a pod's life keeps it out, so that it needs not be followed.
+func Hopeless(pod Pod, s Settings) bool {
+	pod.Terminal, pod.Annotations = false, nil
+	return s.exclusion(pod) != ""
+}
+
+// boolean reads an annotation as the reference does: a value that is not a boolean counts as absent, with a warning.
+func (r *reader) boolean(key string) (value, present bool) {
+	text, present := r.pod[key]
+	if !present {
+		return false, false
+	}
+	value, err := strconv.ParseBool(text)
+	if err != nil {
+		r.warn("annotation %s: %.40q is not a boolean and is ignored", key, text)
+		return false, false
+	}
+	return value, true
+}
