@@ -4,6 +4,7 @@ import (
 	"errors"
 	"fmt"
 	"maps"
+	"net/netip"
 	"sync/atomic"
 	"time"
 
@@ -53,7 +54,35 @@ type Options struct {
 	// VirtualInterfaces are interfaces of machines nested in the pod.
 	VirtualInterfaces []string
 	// ExcludeInbound and ExcludeOutbound are TCP ports that are not captured.
+	// ExcludeInbound is without effect beside IncludeInbound, as in Istio.
 	ExcludeInbound, ExcludeOutbound []uint16
+	// IncludeInbound, when not empty, are the only TCP ports captured inbound. To
+	// capture none at all is Ingress.
+	IncludeInbound []uint16
+	// NoOutbound leaves outbound connections alone, except DNS where that is
+	// captured.
+	NoOutbound bool
+	// ExcludeOutboundRanges are destinations that are called directly, also those
+	// inside IncludeOutboundRanges. A range must have no bits beyond its prefix.
+	ExcludeOutboundRanges []netip.Prefix
+	// IncludeOutboundRanges, when not empty, are the only destinations captured
+	// outbound, of both families: ranges of one leave the other alone. To capture
+	// none at all is NoOutbound.
+	IncludeOutboundRanges []netip.Prefix
+	// NodeAddresses are the addresses that processes in the node's own network may
+	// call the pod from. Alone they open nothing.
+	NodeAddresses []netip.Addr
+	// ProbeMark lets the kubelet's connections reach the application directly, as
+	// the host's rules mark them (package hostrules) and when they come from
+	// NodeAddresses. Without these rules on the host anybody who can send from a
+	// node's address could set the mark, so then leave it false.
+	ProbeMark bool
+	// HostPorts are ports that connections from NodeAddresses and HostAddresses
+	// reach directly, of whichever process: API server, hostNetwork pods, NodePort
+	// traffic that a node forwards under its own address.
+	HostPorts []uint16
+	// HostAddresses are further addresses for HostPorts: other nodes, API servers.
+	HostAddresses []netip.Addr
 }
 
 // Validate reports all faults of the options.
@@ -63,7 +92,11 @@ func (o Options) nft(draining bool) nft.Options {
 	return nft.Options{
 		DNS: o.DNS, IPv6: !o.NoIPv6, Ingress: o.Ingress, Probes: o.Probes,
 		VirtualInterfaces: o.VirtualInterfaces,
-		ExcludeInbound:    o.ExcludeInbound, ExcludeOutbound: o.ExcludeOutbound,
+		ExcludeInbound:    o.ExcludeInbound, IncludeInbound: o.IncludeInbound,
+		NoOutbound: o.NoOutbound, ExcludeOutbound: o.ExcludeOutbound,
+		ExcludeOutboundRanges: o.ExcludeOutboundRanges, IncludeOutboundRanges: o.IncludeOutboundRanges,
+		NodeAddresses: o.NodeAddresses, ProbeMark: o.ProbeMark,
+		HostPorts: o.HostPorts, HostAddresses: o.HostAddresses,
 		Draining: draining,
 	}
 }
@@ -92,11 +125,17 @@ func (f Finding) String() string { return string(f.Part) + ": " + f.Text }
 // Capture is the desired capture of one namespace. It does not own the namespace.
 type Capture struct {
 	ns *netns.NS
-	o  Options
+	o  atomic.Pointer[Options]
 
-	// clean is the generation of nftables whose rules were found to be right, so
-	// that looking again costs one message; zero when none was.
-	clean atomic.Uint32
+	// clean is what was found to be right last, so that looking again costs one
+	// message; nil when nothing was.
+	clean atomic.Pointer[verified]
+}
+
+// verified says that the rules of a generation of nftables are those of o.
+type verified struct {
+	generation uint32
+	o          *Options
 }
 
 // New returns the capture of ns. Nothing is changed yet; faulty options are
@@ -108,7 +147,25 @@ func New(ns *netns.NS, o Options) (*Capture, error) {
 	if err := o.Validate(); err != nil {
 		return nil, fmt.Errorf("capture traffic in %s: %w", ns, err)
 	}
-	return &Capture{ns: ns, o: o}, nil
+	c := &Capture{ns: ns}
+	c.o.Store(&o)
+	return c, nil
+}
+
+// Change sets other options; faulty ones are refused and change nothing. The next
+// Apply or Repair puts them into effect, for new connections only: established ones
+// stay as they are, direct or captured. NoIPv6 must stay as it was. It may be called
+// at any time, also during another call.
+func (c *Capture) Change(o Options) error {
+	err := o.Validate()
+	if err == nil && o.NoIPv6 != c.o.Load().NoIPv6 {
+		err = errors.New("IPv6 cannot be switched on or off")
+	}
+	if err != nil {
+		return fmt.Errorf("change capture of %s: %w", c.ns, err)
+	}
+	c.o.Store(&o)
+	return nil
 }
 
 // Reserve keeps the agent's ports from being given to applications as ephemeral
@@ -154,7 +211,7 @@ func (c *Capture) Apply() ([]Finding, error) {
 	var left []Finding
 	err = c.ns.Do(func() error {
 		left = append(left, failed(rememberPorts(saved), reservePorts)...)
-		return addRouting(!c.o.NoIPv6)
+		return addRouting(!c.o.Load().NoIPv6)
 	})
 	if err != nil {
 		return nil, fmt.Errorf("capture traffic in %s: %w", c.ns, err)
@@ -201,7 +258,7 @@ func (c *Capture) verify(draining bool) ([]Finding, error) {
 		return nil, fmt.Errorf("verify capture in %s: %w", c.ns, err)
 	}
 	err = c.ns.Do(func() error {
-		routing, err := verifyRouting(!c.o.NoIPv6)
+		routing, err := verifyRouting(!c.o.Load().NoIPv6)
 		found = append(found, routing...)
 		found = append(found, verifySysctls()...)
 		return err
@@ -213,18 +270,19 @@ func (c *Capture) verify(draining bool) ([]Finding, error) {
 }
 
 func (c *Capture) verifyRules(draining bool) ([]Finding, error) {
+	o := c.o.Load()
 	generation, err := nft.Generation(c.ns)
 	if err != nil {
 		return nil, err
 	}
-	if !draining && generation == c.clean.Load() {
+	if last := c.clean.Load(); !draining && last != nil && *last == (verified{generation, o}) {
 		return nil, nil
 	}
 	have, err := nft.Read(c.ns)
 	if err != nil {
 		return nil, err
 	}
-	want, err := nft.Desired(c.o.nft(draining), have.Saved())
+	want, err := nft.Desired(o.nft(draining), have.Saved())
 	if err != nil {
 		return nil, err
 	}
@@ -233,7 +291,7 @@ func (c *Capture) verifyRules(draining bool) ([]Finding, error) {
 		found = append(found, Finding{PartRules, text})
 	}
 	if !draining && len(found) == 0 {
-		c.clean.Store(generation) // read before the rules, so later changes are seen
+		c.clean.Store(&verified{generation, o}) // read before the rules, so later changes are seen
 	}
 	return found, nil
 }
@@ -297,7 +355,7 @@ func (c *Capture) saved() (map[string]string, error) {
 }
 
 func (c *Capture) applyRules(draining bool, saved map[string]string) error {
-	t, err := nft.Desired(c.o.nft(draining), saved)
+	t, err := nft.Desired(c.o.Load().nft(draining), saved)
 	if err != nil {
 		return err
 	}

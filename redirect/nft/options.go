@@ -4,7 +4,6 @@ import (
 	"errors"
 	"fmt"
 	"net/netip"
-	"slices"
 )
 
 // What istio-cni and ztunnel have agreed on; either side changing one alone breaks
@@ -27,6 +26,11 @@ const (
 	PortInbound  = 15006 // captured inbound plaintext TCP
 	PortHBONE    = 15008 // inbound HBONE, never redirected
 	PortDNS      = 15053 // captured DNS
+
+	// ProbeDSCP is the DSCP of the first segment of a connection that the kubelet
+	// opens to an enrolled pod of its node, set and kept from others by the host
+	// table. It is of pool 2, for local use (RFC 2474 section 6).
+	ProbeDSCP = 0x2b
 
 	// DNSZone is the connection tracking zone of the agent's own DNS queries. In
 	// the default zone, one that happens to use the port of an application's query
@@ -63,9 +67,34 @@ type Options struct {
 	// from them is outbound traffic. At most 15 bytes each.
 	VirtualInterfaces []string
 	// ExcludeInbound are TCP ports of the application that are reached directly.
+	// Without effect beside IncludeInbound, as in Istio.
 	ExcludeInbound []uint16
+	// IncludeInbound, when not empty, are the only TCP ports whose inbound
+	// connections are captured. (The agent's own ports stay closed all the same.)
+	IncludeInbound []uint16
+	// NoOutbound leaves outbound connections alone, except DNS where that is
+	// captured.
+	NoOutbound bool
 	// ExcludeOutbound are TCP destination ports that are called directly.
 	ExcludeOutbound []uint16
+	// ExcludeOutboundRanges are destinations that are called directly, also those
+	// inside IncludeOutboundRanges.
+	ExcludeOutboundRanges []netip.Prefix
+	// IncludeOutboundRanges, when not empty, are the only destinations to which
+	// connections are captured. DNS has nothing to do with ranges and ports.
+	IncludeOutboundRanges []netip.Prefix
+	// NodeAddresses are the addresses that processes of the node's host network may
+	// call the pod from. Alone they open nothing.
+	NodeAddresses []netip.Addr
+	// ProbeMark lets connections from NodeAddresses that carry ProbeDSCP reach the
+	// application directly: the kubelet's. Only where the host table keeps others
+	// from that mark.
+	ProbeMark bool
+	// HostPorts are ports of the application that NodeAddresses and HostAddresses
+	// reach directly, whichever process it is.
+	HostPorts []uint16
+	// HostAddresses are further addresses for HostPorts: other nodes, API servers.
+	HostAddresses []netip.Addr
 	// Draining captures nothing new, while connections that are redirected already
 	// go on.
 	Draining bool
@@ -80,12 +109,19 @@ func (o Options) Validate() error {
 			errs = append(errs, fmt.Errorf("virtual interface %q: not an interface name", name))
 		}
 	}
-	if slices.Contains(o.ExcludeInbound, 0) {
-		errs = append(errs, errors.New("excluded inbound port 0: not a port"))
+	for _, list := range []struct {
+		what  string
+		ports []uint16
+		open  bool // these ports become reachable past the agent
+	}{
+		{"excluded inbound", o.ExcludeInbound, true}, {"included inbound", o.IncludeInbound, true},
+		{"excluded outbound", o.ExcludeOutbound, false}, {"host", o.HostPorts, true},
+	} {
+		errs = append(errs, validatePorts(list.what, list.ports, list.open))
 	}
-	if slices.Contains(o.ExcludeOutbound, 0) {
-		errs = append(errs, errors.New("excluded outbound port 0: not a port"))
-	}
+	errs = append(errs,
+		validateRanges("excluded outbound", o.ExcludeOutboundRanges), validateRanges("included outbound", o.IncludeOutboundRanges),
+		validateAddresses("node", o.NodeAddresses), validateAddresses("host", o.HostAddresses))
 	return errors.Join(errs...)
 }
 
@@ -96,4 +132,59 @@ func validName(name string) bool {
 		}
 	}
 	return true
+}
+
+// What an annotation may ask for at most, per list: rules are compared one by one.
+const (
+	maxPorts     = 256
+	maxRanges    = 256
+	maxAddresses = 1 << 14
+)
+
+// validatePorts refuses the agent's own ports where a carve-out would lay them bare.
+func validatePorts(what string, ports []uint16, open bool) error {
+	if len(ports) > maxPorts {
+		return fmt.Errorf("%s ports: %d of them, at most %d are possible", what, len(ports), maxPorts)
+	}
+	var errs []error
+	for _, p := range ports {
+		switch {
+		case p == 0:
+			errs = append(errs, fmt.Errorf("%s port 0: not a port", what))
+		case open && (p == PortOutbound || p == PortInbound || p == PortHBONE || p == PortDNS):
+			errs = append(errs, fmt.Errorf("%s port %d: belongs to the agent", what, p))
+		}
+	}
+	return errors.Join(errs...)
+}
+
+func validateRanges(what string, ranges []netip.Prefix) error {
+	if len(ranges) > maxRanges {
+		return fmt.Errorf("%s ranges: %d of them, at most %d are possible", what, len(ranges), maxRanges)
+	}
+	var errs []error
+	for _, p := range ranges {
+		switch {
+		case !p.IsValid() || p.Addr().Is4In6():
+			errs = append(errs, fmt.Errorf("%s range %q: not a range of addresses", what, p))
+		case p != p.Masked():
+			errs = append(errs, fmt.Errorf("%s range %s: address has bits beyond the prefix, is %s meant?", what, p, p.Masked()))
+		}
+	}
+	return errors.Join(errs...)
+}
+
+// validateAddresses wants addresses that a packet from another namespace can have as
+// its source.
+func validateAddresses(what string, addrs []netip.Addr) error {
+	if len(addrs) > maxAddresses {
+		return fmt.Errorf("%s addresses: %d of them, at most %d are possible", what, len(addrs), maxAddresses)
+	}
+	var errs []error
+	for _, a := range addrs {
+		if !a.IsValid() || a.Is4In6() || a.Zone() != "" || a.IsUnspecified() || a.IsLoopback() || a.IsMulticast() {
+			errs = append(errs, fmt.Errorf("%s address %q: not the address of a host", what, a))
+		}
+	}
+	return errors.Join(errs...)
 }
