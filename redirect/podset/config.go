@@ -46,7 +46,7 @@ type Config struct {
 	// Options are what is captured in each pod.
 	Options redirect.Options
 	// NewCapture makes the capture of a pod, when redirect.New of its namespace with
-	// Options is not wanted (other options for some pods, a fake).
+	// its options is not wanted (a fake). It is called again when they change.
 	NewCapture func(pod Pod) (Capture, error)
 	// StartTimeout bounds one Runner.Start. Zero means 30 s.
 	StartTimeout time.Duration
@@ -89,7 +89,12 @@ func (c Config) complete() (Config, error) {
 	}
 	if c.NewCapture == nil {
 		o := c.Options
-		c.NewCapture = func(pod Pod) (Capture, error) { return redirect.New(pod.NS, o) }
+		c.NewCapture = func(pod Pod) (Capture, error) {
+			if pod.Options != nil {
+				return redirect.New(pod.NS, *pod.Options)
+			}
+			return redirect.New(pod.NS, o)
+		}
 	}
 	for _, d := range []struct {
 		value    *time.Duration

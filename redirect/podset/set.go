@@ -4,8 +4,10 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"reflect"
 	"sync"
 
+	"github.com/culvert-mesh/culvert/redirect"
 	"github.com/culvert-mesh/culvert/redirect/netns"
 )
 
@@ -38,7 +40,8 @@ type entry struct {
 	gone    chan struct{} // closed when it has left
 	wake    chan struct{} // capacity 1: try again at once
 
-	synced   bool // seen in a Sync
+	options  *redirect.Options // those wanted now; pod has those of the beginning
+	synced   bool              // seen in a Sync
 	state    State
 	err      error
 	attempts int
@@ -85,7 +88,8 @@ func (s *Set) startLocked(e *entry) {
 
 // Add makes pod desired and waits until it is enrolled (nil), an attempt has failed
 // (why; it goes on being tried) or ctx ends. A pod with the UID and namespace of one
-// that is there changes nothing; with another namespace it takes that one's place.
+// that is there changes at most what is captured, while the service and its connections
+// go on; with another namespace it takes that one's place.
 func (s *Set) Add(ctx context.Context, pod Pod) error {
 	e, attempts, err := s.put(pod, false)
 	if err != nil {
@@ -119,7 +123,12 @@ func (s *Set) put(pod Pod, synced bool) (*entry, int, error) {
 		if e.pod.NS.ID() == pod.NS.ID() {
 			_ = pod.NS.Close()
 			e.synced = e.synced || synced
-			if !synced {
+			reshape := !reflect.DeepEqual(e.options, pod.Options)
+			if reshape {
+				e.options = pod.Options
+				e.publishLocked(Starting, nil)
+			}
+			if reshape || !synced {
 				select {
 				case e.wake <- struct{}{}: // somebody waits now, so do not sleep on a failure
 				default:
@@ -130,7 +139,7 @@ func (s *Set) put(pod Pod, synced bool) (*entry, int, error) {
 		s.dropLocked(e)
 	}
 	e := &entry{
-		pod: pod, synced: synced, state: Starting, gone: make(chan struct{}),
+		pod: pod, options: pod.Options, synced: synced, state: Starting, gone: make(chan struct{}),
 		wake: make(chan struct{}, 1), changed: make(chan struct{}),
 	}
 	e.removed, e.drop = context.WithCancelCause(context.Background())
@@ -168,16 +177,27 @@ func (s *Set) wait(ctx context.Context, e *entry, before int) error {
 // Remove makes a pod not desired and waits until it has left or ctx ends; it leaves
 // in any case. Removing what is not there is no error.
 func (s *Set) Remove(ctx context.Context, uid string) error {
+	return s.remove(ctx, uid, func(*entry) bool { return true })
+}
+
+// RemoveFrom is Remove for a pod in that namespace; in another one it stays. So the
+// end of a pod's old namespace does not take it out of its new one.
+func (s *Set) RemoveFrom(ctx context.Context, uid string, ns netns.ID) error {
+	return s.remove(ctx, uid, func(e *entry) bool { return e.pod.NS.ID() == ns })
+}
+
+func (s *Set) remove(ctx context.Context, uid string, meant func(*entry) bool) error {
 	s.mu.Lock()
 	e := s.pods[uid]
-	if e == nil {
+	if e != nil && meant(e) {
+		s.dropLocked(e)
+	} else {
+		e = nil
 		for old := range s.leaving {
-			if old.pod.UID == uid {
+			if old.pod.UID == uid && meant(old) {
 				e = old
 			}
 		}
-	} else {
-		s.dropLocked(e)
 	}
 	s.mu.Unlock()
 	if e == nil {
@@ -258,19 +278,31 @@ func (s *Set) Pods() []Status {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	var out []Status
-	add := func(e *entry) {
-		st := Status{Pod: e.pod, NetNS: e.pod.NS.ID(), State: e.state, Err: e.err}
-		st.Pod.NS = nil
-		out = append(out, st)
-	}
 	for _, e := range s.pods {
-		add(e)
+		out = append(out, e.statusLocked())
 	}
 	for e := range s.leaving {
-		add(e)
+		out = append(out, e.statusLocked())
 	}
 	sortStatuses(out)
 	return out
+}
+
+// Pod returns the state of one desired pod; false when there is none with that UID.
+func (s *Set) Pod(uid string) (Status, bool) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	e := s.pods[uid]
+	if e == nil {
+		return Status{}, false
+	}
+	return e.statusLocked(), true
+}
+
+func (e *entry) statusLocked() Status {
+	st := Status{Pod: e.pod, NetNS: e.pod.NS.ID(), State: e.state, Err: e.err}
+	st.Pod.NS, st.Pod.Options = nil, e.options
+	return st
 }
 
 // Stats returns the counts.

@@ -454,3 +454,74 @@ func TestBadConfig(t *testing.T) {
 		t.Error("a pod without namespace was accepted")
 	}
 }
+
+// TestOtherOptions: what is captured changes while the service goes on.
+func TestOtherOptions(t *testing.T) {
+	ns := namespaces(t, 1)
+	bubble(t, func(t *testing.T) {
+		w := newWorld(t)
+		end := w.start(podset.Config{AuditInterval: time.Hour, RetryInterval: time.Minute})
+		defer end()
+		add := func(o *redirect.Options) error {
+			pod := w.pod("a", ns[0])
+			pod.Options = o
+			return w.set.Add(t.Context(), pod)
+		}
+		if err := add(&redirect.Options{DNS: true}); err != nil {
+			t.Fatal(err)
+		}
+		w.want("enrolling", "reserve a", "start a", "apply a")
+		if err := add(&redirect.Options{DNS: true}); err != nil {
+			t.Fatal(err)
+		}
+		synctest.Wait()
+		w.want("the same options")
+		if err := add(&redirect.Options{Ingress: true}); err != nil {
+			t.Fatal(err)
+		}
+		w.want("others", "apply a")
+		if st, ok := w.set.Pod("uid-a"); !ok || st.State != podset.Enrolled || !st.Pod.Options.Ingress {
+			t.Errorf("status %+v, %v", st, ok)
+		}
+		w.setFail("apply a", errPort)
+		if err := add(nil); !errors.Is(err, errPort) {
+			t.Errorf("options that cannot be applied: %v", err)
+		}
+		if got := w.states(); got != "a:failed " {
+			t.Errorf("states %q", got)
+		}
+		w.setFail("apply a", nil)
+		if err := add(nil); err != nil {
+			t.Errorf("after the failure: %v", err)
+		}
+		w.want("again", "apply a", "apply a")
+	})
+}
+
+// TestRemoveFrom: the end of an old namespace leaves the pod in its new one.
+func TestRemoveFrom(t *testing.T) {
+	ns := namespaces(t, 2)
+	bubble(t, func(t *testing.T) {
+		w := newWorld(t)
+		end := w.start(podset.Config{AuditInterval: time.Hour})
+		defer end()
+		if err := w.set.Add(t.Context(), w.pod("a", ns[1])); err != nil {
+			t.Fatal(err)
+		}
+		if err := w.set.RemoveFrom(t.Context(), "uid-a", ns[0].ID()); err != nil {
+			t.Error(err)
+		}
+		if got := w.states(); got != "a:enrolled " {
+			t.Errorf("states %q", got)
+		}
+		if err := w.set.RemoveFrom(t.Context(), "uid-a", ns[1].ID()); err != nil {
+			t.Error(err)
+		}
+		if got := w.states(); got != "" {
+			t.Errorf("states %q", got)
+		}
+		if _, ok := w.set.Pod("uid-a"); ok {
+			t.Error("the pod is there still")
+		}
+	})
+}

@@ -13,6 +13,10 @@ import (
 type Pod struct {
 	UID, Name, Namespace, ServiceAccount string
 
+	// Options are what is captured of this pod; nil means Config.Options. They are not
+	// changed after the pod is given to the Set: another Add with other ones does that.
+	Options *redirect.Options
+
 	// NS belongs to the Set as soon as the pod is given to it.
 	NS *netns.NS
 }

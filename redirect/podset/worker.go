@@ -15,6 +15,7 @@ type worker struct {
 	s       *Set
 	e       *entry
 	capture Capture
+	options *redirect.Options     // of capture
 	stop    func(context.Context) // of the running service, nil without one
 	left    string                // findings that the last repair could not put right
 	foreign map[uint64]int        // how often a foreign socket was seen, by cookie
@@ -87,11 +88,9 @@ func (w *worker) enrol(ctx context.Context) error {
 		if err := w.own(ctx); err != nil {
 			return err
 		}
-		c, err := w.s.cfg.NewCapture(w.e.pod)
-		if err != nil {
-			return err
-		}
-		w.capture = c
+	}
+	if err := w.shape(); err != nil {
+		return err
 	}
 	if w.stop == nil {
 		if err := w.capture.Reserve(); err != nil {
@@ -110,6 +109,28 @@ func (w *worker) enrol(ctx context.Context) error {
 		w.s.cfg.Logger.Warn("capture is incomplete", "pod", w.e.pod, "findings", left)
 	}
 	return nil
+}
+
+// shape makes the capture that is wanted now.
+func (w *worker) shape() error {
+	options := w.wanted()
+	if w.capture != nil && options == w.options {
+		return nil
+	}
+	pod := w.e.pod
+	pod.Options = options
+	c, err := w.s.cfg.NewCapture(pod)
+	if err != nil {
+		return err
+	}
+	w.capture, w.options = c, options
+	return nil
+}
+
+func (w *worker) wanted() *redirect.Options {
+	w.s.mu.Lock()
+	defer w.s.mu.Unlock()
+	return w.e.options
 }
 
 // own makes the namespace this pod's. It waits for one that is leaving it and fails
@@ -151,8 +172,9 @@ func (w *worker) start(ctx context.Context) error {
 	return err
 }
 
-// audit looks after an enrolled pod until it ends (false) or its service has to be
-// started again (true). Pods are looked at spread over the interval.
+// audit looks after an enrolled pod until it ends (false) or it has to be enrolled
+// again (true): its service does not run any more, or something else is to be
+// captured. Pods are looked at spread over the interval.
 func (w *worker) audit(ctx context.Context) bool {
 	interval := w.s.cfg.AuditInterval
 	timer := time.NewTimer(interval/2 + rand.N(interval/2+1))
@@ -164,6 +186,11 @@ func (w *worker) audit(ctx context.Context) bool {
 			return false
 		case <-ctx.Done():
 			return false
+		case <-w.e.wake:
+			if w.wanted() != w.options {
+				return true
+			}
+			continue
 		case <-timer.C:
 		}
 		w.repair()
@@ -264,6 +291,9 @@ func (s *Set) forget(e *entry) {
 func (w *worker) set(state State, err error) {
 	w.s.mu.Lock()
 	defer w.s.mu.Unlock()
+	if state == Enrolled && w.e.options != w.options {
+		state = Starting // something else is wanted since
+	}
 	w.e.publishLocked(state, err)
 }
 
