@@ -9,6 +9,7 @@ REVISION ?= $(shell git rev-parse HEAD 2>/dev/null || echo unknown)
 LDFLAGS  := -s -w -X main.version=$(VERSION) -X main.revision=$(REVISION)
 
 PROGRAMS := $(notdir $(wildcard cmd/culvert*))
+CRDS     := deploy/crds/.stamp
 FUZZTIME ?= 10s
 ROUNDS   ?= 3
 SOAKTIME ?= 10m
@@ -21,7 +22,7 @@ export PATH := $(PATH):/usr/sbin:/sbin
 help: ## this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
 
-build: ## static binaries in bin/
+build: $(CRDS) ## static binaries in bin/
 	@mkdir -p bin
 	CGO_ENABLED=0 go build -trimpath -ldflags '$(LDFLAGS)' -o bin/ $(addprefix ./cmd/,$(PROGRAMS))
 
@@ -66,14 +67,19 @@ bin/tools/golangci-lint: tools/go.mod tools/go.sum
 	@echo "building golangci-lint (a minute or two, once)"
 	cd tools && CGO_ENABLED=0 go build -o ../bin/tools/golangci-lint github.com/golangci/golangci-lint/v2/cmd/golangci-lint
 
-generate: ## everything that is generated
+generate: ## everything that is generated: custom resource definitions (not kept in git), rendered manifests
 	go generate ./...
+
+# The programs embed the definitions; git does not keep them.
+$(CRDS): go.mod $(wildcard deploy/gen/*.go)
+	go run ./deploy/gen -crds -dir deploy
+	@touch $@
 
 verify: ## what must be clean before a change lands: format, vet, tidy, generated files, import and house rules
 	tools/verify.sh
 
-image: build ## container image with all binaries: bin/culvert-image.tar (OCI layout)
-	tools/image.sh bin/culvert-image.tar '$(VERSION)' $(addprefix bin/,$(PROGRAMS))
+image: build ## container image with all programs: bin/culvert-image.tar (OCI layout that docker load takes too) and its SBOM
+	go run ./deploy/image -out bin/culvert-image.tar -version '$(VERSION)' $(addprefix bin/,$(PROGRAMS))
 
 demo: build ## two nodes, four pods, real traffic, on this machine, in a minute
 	bin/culvert demo $(DEMOFLAGS)

@@ -10,7 +10,7 @@ func Edges() []Edge {
 		{From: "identity/manager", To: []string{"identity", "identity/svid"}},
 		{From: "identity/mtls", To: []string{"identity", "identity/svid"}},
 		{From: "identity/ca", To: []string{"identity", "identity/svid"}},
-		{From: "identity/ca/issuer", To: []string{"identity", "identity/svid"}},
+		{From: "identity/ca/issuer", To: []string{"identity", "identity/svid", "identity/ca/authority"}},
 		{From: "identity/ca/authority", To: []string{"identity", "identity/svid"}},
 		{From: "identity/ca/server", To: []string{"identity", "identity/ca/authority"}},
 		{From: "identity/spire", To: []string{"identity", "identity/svid"}},
@@ -72,8 +72,14 @@ func Edges() []Edge {
 		{From: "cmd/internal/*"},
 		{From: "cmd/internal/kubeca", To: []string{"identity", "identity/svid", "identity/ca/authority", "identity/ca/server"}},
 		{From: "cmd/internal/kubenode", To: []string{"cmd/internal/enrol", "redirect/**"}},
-		{From: "cmd/culvert", To: []string{"e2e/netlab"}}, // the demonstration is the lab, told to a person
+		{From: "cmd/internal/installer", To: []string{"deploy"}},
+		{From: "cmd/internal/inspect", To: []string{"deploy", "redirect/netns"}},
+		{From: "cmd/culvert", To: []string{"deploy", "e2e/netlab"}}, // the demonstration is the lab, told to a person
 		{From: "cmd/*", To: []string{"cmd/internal/*", "identity/**", "workload/**", "hbone/**", "redirect/**", "waypoint/**"}},
+
+		{From: "deploy"},
+		{From: "deploy/gen", To: []string{"deploy"}},
+		{From: "deploy/image"},
 
 		{From: "docs"},
 		{From: "e2e/arch"},
@@ -96,7 +102,7 @@ func systemFences() []Fence {
 			Allowed: []string{
 				"workload/source/kube", "workload/status", "waypoint/gatewayapi", "waypoint/controller",
 				"cmd/culvert", "cmd/culvert-node", "cmd/culvert-controller", "cmd/culvert-waypoint",
-				"cmd/internal/kubeca", "cmd/internal/kubenode", "deploy/**", "e2e/**",
+				"cmd/internal/kubeca", "cmd/internal/kubenode", "cmd/internal/installer", "cmd/internal/inspect", "deploy/**", "e2e/**",
 			},
 		},
 		{
@@ -167,12 +173,17 @@ func libraryFences() []Fence {
 		{
 			Name:     "YAML",
 			Prefixes: []string{"go.yaml.in/yaml", "sigs.k8s.io/yaml"},
-			Allowed:  []string{"workload/source/file", "cmd/*", "cmd/internal/conf", "e2e/**"},
+			Allowed:  []string{"workload/source/file", "cmd/*", "cmd/internal/conf", "cmd/internal/installer", "deploy/**", "e2e/**"},
 		},
 		{
 			Name: "the command line", Tests: true,
 			Prefixes: []string{"github.com/spf13"},
 			Allowed:  []string{"cmd/*"},
+		},
+		{
+			Name: "Helm and images", Tests: true,
+			Prefixes: []string{"helm.sh", "github.com/google/go-containerregistry"},
+			Allowed:  []string{"deploy/**", "cmd/culvert", "cmd/internal/installer", "e2e/**"},
 		},
 		{
 			Name: "CNI", Tests: true,
@@ -190,7 +201,7 @@ func libraryFences() []Fence {
 // notSansIO returns patterns for every package but hbone/record and hbone/h2.
 func notSansIO() []string {
 	return []string{
-		"", "deps", "docs", "identity/**", "workload/**", "redirect/**", "waypoint/**", "cmd/**", "e2e/**",
+		"", "deps", "docs", "deploy/**", "identity/**", "workload/**", "redirect/**", "waypoint/**", "cmd/**", "e2e/**",
 		"hbone", "hbone/loop", "hbone/tunnel", "hbone/relay", "hbone/pool", "hbone/proxy", "hbone/handover", "hbone/hbonetest",
 	}
 }

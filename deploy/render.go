@@ -1,0 +1,62 @@
+package deploy
+
+import (
+	"fmt"
+	"strings"
+
+	"helm.sh/helm/v3/pkg/chart"
+	"helm.sh/helm/v3/pkg/chartutil"
+	"helm.sh/helm/v3/pkg/engine"
+	"helm.sh/helm/v3/pkg/releaseutil"
+)
+
+// Names that the programs rely on.
+const (
+	Namespace  = "culvert-system"
+	Release    = "culvert"
+	DaemonSet  = "culvert-node"
+	Deployment = "culvert-controller"
+)
+
+// MinKubernetes is the oldest Kubernetes that the chart fits, as "major.minor".
+const MinKubernetes = "1.30"
+
+// NamespaceLabels are put on the namespace when it is made: the agent needs capabilities and host paths that Pod Security's
+// other levels refuse.
+func NamespaceLabels() map[string]string {
+	return map[string]string{
+		"pod-security.kubernetes.io/enforce": "privileged",
+		"pod-security.kubernetes.io/audit":   "privileged",
+		"pod-security.kubernetes.io/warn":    "privileged",
+	}
+}
+
+// Render returns the manifests that the chart makes of the values in a namespace, without a cluster, in the order in which
+// they are to be applied. Values that the schema refuses are an error.
+func Render(c *chart.Chart, namespace string, values map[string]any) (string, error) {
+	capabilities := chartutil.DefaultCapabilities.Copy()
+	capabilities.KubeVersion = chartutil.KubeVersion{Version: "v" + MinKubernetes + ".0", Major: "1", Minor: "30"}
+	options := chartutil.ReleaseOptions{Name: Release, Namespace: namespace, Revision: 1, IsInstall: true}
+	all, err := chartutil.ToRenderValues(c, values, options, capabilities)
+	if err != nil {
+		return "", fmt.Errorf("read values: %w", err)
+	}
+	files, err := engine.Render(c, all)
+	if err != nil {
+		return "", fmt.Errorf("render chart: %w", err)
+	}
+	for name := range files {
+		if strings.HasSuffix(name, "NOTES.txt") {
+			delete(files, name)
+		}
+	}
+	_, manifests, err := releaseutil.SortManifests(files, nil, releaseutil.InstallOrder)
+	if err != nil {
+		return "", fmt.Errorf("sort manifests: %w", err)
+	}
+	var b strings.Builder
+	for _, m := range manifests {
+		fmt.Fprintf(&b, "---\n# Source: %s\n%s\n", m.Name, strings.TrimSpace(m.Content))
+	}
+	return b.String(), nil
+}
