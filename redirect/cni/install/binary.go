@@ -1,0 +1,126 @@
+package install
+
+import (
+	"bytes"
+	"errors"
+	"fmt"
+	"io"
+	"io/fs"
+	"os"
+	"path/filepath"
+	"syscall"
+	"time"
+)
+
+// binaryState remembers the two files when they were last found equal, so that they
+// are not read at every look.
+type binaryState struct {
+	source, target stamp
+}
+
+// stamp tells whether a file has been touched; the zero stamp is that of none.
+type stamp struct {
+	device, inode  uint64
+	size           int64
+	modified       time.Time
+	changed, chmod int64 // ctime in nanoseconds, mode
+}
+
+func stampOf(path string) (stamp, error) {
+	info, err := os.Lstat(path)
+	if err != nil {
+		return stamp{}, err
+	}
+	s := stamp{size: info.Size(), modified: info.ModTime(), chmod: int64(info.Mode())}
+	if st, ok := info.Sys().(*syscall.Stat_t); ok {
+		s.device, s.inode, s.changed = st.Dev, st.Ino, st.Ctim.Nano()
+	}
+	return s, nil
+}
+
+// ensureBinary makes the binary in BinDir equal to the source.
+func (i *Installer) ensureBinary() error {
+	target := filepath.Join(i.cfg.BinDir, PluginType)
+	if err := i.copyBinary(target); err != nil {
+		return fmt.Errorf("install %s: %w", target, err)
+	}
+	return nil
+}
+
+func (i *Installer) copyBinary(target string) error {
+	source, err := stampOf(i.cfg.SourceBinary)
+	if err != nil {
+		return err
+	}
+	there, err := stampOf(target)
+	if err != nil && !errors.Is(err, fs.ErrNotExist) {
+		return err
+	}
+	if err == nil && i.binary == (binaryState{source, there}) {
+		return nil
+	}
+	f, err := os.Open(i.cfg.SourceBinary)
+	if err != nil {
+		return err
+	}
+	defer func() { _ = f.Close() }()
+	equal, err := sameBinary(f, target)
+	if err != nil {
+		return err
+	}
+	if !equal {
+		if _, err := f.Seek(0, io.SeekStart); err != nil {
+			return err
+		}
+		if err := i.put(target, 0o755, f); err != nil {
+			return err
+		}
+		i.log.Info("CNI plugin's binary installed", "file", target)
+	}
+	there, err = stampOf(target)
+	i.binary = binaryState{source, there}
+	return err
+}
+
+// sameBinary reports whether target is a regular, executable file with f's content.
+func sameBinary(f io.Reader, target string) (bool, error) {
+	info, err := os.Lstat(target)
+	if errors.Is(err, fs.ErrNotExist) {
+		return false, nil
+	}
+	if err != nil {
+		return false, err
+	}
+	if info.IsDir() {
+		return false, errors.New("is a directory")
+	}
+	if !info.Mode().IsRegular() || info.Mode().Perm() != 0o755 {
+		return false, nil
+	}
+	t, err := os.Open(target)
+	if err != nil {
+		return false, err
+	}
+	defer func() { _ = t.Close() }()
+	return sameContent(f, t)
+}
+
+func sameContent(a, b io.Reader) (bool, error) {
+	x, y := make([]byte, 64<<10), make([]byte, 64<<10)
+	for {
+		n, errX := io.ReadFull(a, x)
+		m, errY := io.ReadFull(b, y)
+		if !bytes.Equal(x[:n], y[:m]) {
+			return false, nil
+		}
+		endX, endY := errX == io.EOF || errX == io.ErrUnexpectedEOF, errY == io.EOF || errY == io.ErrUnexpectedEOF
+		switch {
+		case errX != nil && !endX:
+			return false, errX
+		case errY != nil && !endY:
+			return false, errY
+		case endX || endY:
+			return endX && endY, nil
+		}
+	}
+}
