@@ -1,0 +1,192 @@
+package publish
+
+import (
+	"fmt"
+	"slices"
+
+	discovery "github.com/envoyproxy/go-control-plane/envoy/service/discovery/v3"
+
+	"github.com/culvert-mesh/culvert/workload/internal/hamt"
+)
+
+// wildcard is the name that stands for all.
+const wildcard = "*"
+
+// subscription is what a client asks of one type. Of a client that asks for
+// everything no names are kept: what it was sent is what the state held then.
+type subscription struct {
+	typeURL string
+	begun   bool
+	all     bool // wildcard
+
+	// names are what an on-demand client subscribes to. The value is true for what
+	// it asked for, false for what came with that.
+	names map[string]bool
+	asked int // names with true
+
+	// at is the state whose resources the client has, but for what is owed; the
+	// catalogue only, so that a slow client does not keep old snapshots.
+	at      catalogue
+	version uint64 // of that state; 0 before the first response
+
+	// What is owed to the client: everything, with the versions that it has, or an
+	// answer about names.
+	everything bool
+	known      map[string]string
+	owed       []string
+	answer     bool
+}
+
+// begin takes the first request. Subscribing to nothing means everything, and so
+// does "*"; a client that wants nothing yet subscribes to "*" and unsubscribes it
+// in one request.
+func (s *subscription) begin(r *discovery.DeltaDiscoveryRequest) error {
+	s.begun = true
+	s.known = r.GetInitialResourceVersions()
+	names := make(map[string]bool)
+	for _, name := range r.GetResourceNamesSubscribe() {
+		names[name] = true
+	}
+	for name := range s.known {
+		names[name] = true
+	}
+	for _, name := range r.GetResourceNamesUnsubscribe() {
+		delete(names, name)
+	}
+	s.all = names[wildcard] || len(r.GetResourceNamesSubscribe()) == 0
+	delete(names, wildcard)
+	s.everything = s.all
+	s.answer = true
+	for name := range names {
+		s.owed = append(s.owed, name)
+	}
+	if s.all {
+		return nil
+	}
+	s.names, s.asked = names, len(names)
+	return s.checkNames()
+}
+
+// change takes what a later request changes.
+func (s *subscription) change(r *discovery.DeltaDiscoveryRequest) error {
+	subscribe, unsubscribe := r.GetResourceNamesSubscribe(), r.GetResourceNamesUnsubscribe()
+	if len(unsubscribe) > 0 {
+		s.unsubscribe(unsubscribe, slices.Contains(subscribe, wildcard))
+	}
+	for _, name := range subscribe {
+		switch {
+		case name == wildcard:
+			if !s.all && !slices.Contains(unsubscribe, wildcard) {
+				s.all, s.everything, s.answer = true, true, true
+				s.names, s.asked, s.owed = nil, 0, nil
+			}
+			continue
+		case !s.all && !s.names[name]:
+			s.names[name] = true
+			s.asked++
+		}
+		// Also what the client has already: one that asks wants an answer.
+		s.owed = append(s.owed, name)
+		s.answer = true
+	}
+	return s.checkNames()
+}
+
+func (s *subscription) unsubscribe(names []string, both bool) {
+	for _, name := range names {
+		if name == wildcard {
+			if s.all && !both {
+				s.all, s.everything = false, false
+				s.names, s.asked = make(map[string]bool), 0
+			}
+			continue
+		}
+		if s.names[name] {
+			s.asked--
+		}
+		delete(s.names, name)
+	}
+	// What is no longer wanted is not looked up either.
+	s.owed = slices.DeleteFunc(s.owed, func(name string) bool { return slices.Contains(names, name) })
+}
+
+func (s *subscription) checkNames() error {
+	if s.asked > maxNames && !s.all {
+		return fmt.Errorf("subscription to %d names, limit is %d", s.asked, maxNames)
+	}
+	if len(s.owed) > maxKnown {
+		return fmt.Errorf("question about %d names, limit is %d", len(s.owed), maxKnown)
+	}
+	return nil
+}
+
+// respond returns what the client is to be sent next, or nil.
+func (s *subscription) respond(st *state, node string) *response {
+	var r *response
+	switch {
+	case s.everything:
+		r = s.whole(st)
+	case s.answer:
+		r = s.named(st, node)
+	case s.version == st.version:
+		return nil
+	case s.all:
+		r = s.changes(st)
+	default:
+		r = s.changesOnDemand(st, node)
+	}
+	return r
+}
+
+// current notes that the client has what the state holds.
+func (s *subscription) current(st *state) {
+	s.at, s.version = st.of(s.typeURL), st.version
+}
+
+// whole answers with everything but what the client has in the same version, and
+// removes what it has and is no more. An answer is given even when it is empty.
+func (s *subscription) whole(st *state) *response {
+	c := st.of(s.typeURL)
+	r := &response{asked: true}
+	if len(s.known) == 0 {
+		r.resources = make([]*resource, 0, c.Len())
+	}
+	for name, res := range c.All() {
+		if v, ok := s.known[name]; !ok || v != res.version {
+			r.resources = append(r.resources, res)
+		}
+	}
+	for _, name := range s.owed {
+		if c.At(name) == nil {
+			r.removed = append(r.removed, name)
+		}
+	}
+	slices.Sort(r.removed)
+	s.everything, s.answer, s.known, s.owed = false, false, nil, nil
+	s.current(st)
+	return r
+}
+
+// changes tells a wildcard client what differs.
+func (s *subscription) changes(st *state) *response {
+	r := &response{}
+	for c := range hamt.Diff(s.at, st.of(s.typeURL)) {
+		if c.After == nil {
+			r.removed = append(r.removed, c.Key)
+		} else {
+			r.resources = append(r.resources, c.After)
+		}
+	}
+	s.current(st)
+	return r.orNil()
+}
+
+// orNil returns nil for a response that says nothing.
+func (r *response) orNil() *response {
+	if len(r.resources) == 0 && len(r.removed) == 0 {
+		return nil
+	}
+	slices.SortFunc(r.resources, compareResources)
+	slices.Sort(r.removed)
+	return r
+}
