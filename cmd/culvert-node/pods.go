@@ -144,9 +144,9 @@ type sockets struct {
 	mark netns.Mark
 }
 
-// Socket implements proxy.Sockets.
-func (s sockets) Socket(family int) (int, error) {
-	return s.ns.Socket(family, syscall.SOCK_STREAM, 0, s.mark)
+// Sockets implements proxy.Sockets.
+func (s sockets) Sockets(fds []int, family int) error {
+	return s.ns.Sockets(fds, family, syscall.SOCK_STREAM, 0, s.mark)
 }
 
 // localWorkload finds the workload of a pod, and waits for it a moment when it is not known yet.

@@ -151,71 +151,9 @@ func Congestion(fd int) string {
 	return b
 }
 
-// Acceptor accepts raw sockets from a listening one. Waiting is done by the runtime's poller; the accepted sockets never
-// see it. Accept may be called by one goroutine, Close by any.
-type Acceptor struct {
-	file *os.File
-	raw  rawConn
-	addr netip.AddrPort
-}
-
-type rawConn interface {
-	Read(f func(fd uintptr) (done bool)) error
-	Control(f func(fd uintptr)) error
-}
-
-// NewAcceptor takes over a listening, non-blocking socket.
-func NewAcceptor(fd int) (*Acceptor, error) {
-	addr := LocalAddr(fd)
-	file := os.NewFile(uintptr(fd), "listener")
-	raw, err := file.SyscallConn()
-	if err != nil {
-		_ = file.Close()
-		return nil, fmt.Errorf("watch listener: %w", err)
-	}
-	return &Acceptor{file: file, raw: raw, addr: addr}, nil
-}
-
-// Addr returns the address that the socket is bound to.
-func (a *Acceptor) Addr() netip.AddrPort { return a.addr }
-
-// Accept waits for a connection and returns its non-blocking socket, which the caller owns, and the peer's address.
-// After Close it fails with an error that is os.ErrClosed.
-func (a *Acceptor) Accept() (fd int, peer netip.AddrPort, err error) {
-	for {
-		var sa syscall.Sockaddr
-		var aerr error
-		err := a.raw.Read(func(l uintptr) bool {
-			fd, sa, aerr = syscall.Accept4(int(l), unix.SOCK_NONBLOCK|unix.SOCK_CLOEXEC)
-			return !errors.Is(aerr, unix.EAGAIN)
-		})
-		switch {
-		case err != nil: // the poller's own error for a closed file is no os.ErrClosed
-			return -1, netip.AddrPort{}, fmt.Errorf("accept on %s: %w", a.addr, os.ErrClosed)
-		case aerr == nil:
-			return fd, addrPort(sa), nil
-		case errors.Is(aerr, unix.EINTR) || errors.Is(aerr, unix.ECONNABORTED):
-		default:
-			return -1, netip.AddrPort{}, fmt.Errorf("accept on %s: %w", a.addr, aerr)
-		}
-	}
-}
-
 // Temporary reports an Accept error that goes away, such as running out of descriptors.
 func Temporary(err error) bool {
 	return errors.Is(err, unix.EMFILE) || errors.Is(err, unix.ENFILE) || errors.Is(err, unix.ENOBUFS) || errors.Is(err, unix.ENOMEM)
-}
-
-// Refuse resets one connection that waits to be accepted and returns its peer's address. It reports false when none waits
-// or there is no descriptor for it. It does not wait, and may be called beside Accept.
-func (a *Acceptor) Refuse() (peer netip.AddrPort, ok bool) {
-	err := a.raw.Control(func(l uintptr) {
-		if fd, sa, err := syscall.Accept4(int(l), unix.SOCK_NONBLOCK|unix.SOCK_CLOEXEC); err == nil {
-			AbortFD(fd)
-			peer, ok = addrPort(sa), true
-		}
-	})
-	return peer, ok && err == nil
 }
 
 // Placeholder opens a descriptor of nothing, to be closed when one is needed and there are no more.
@@ -235,9 +173,6 @@ func DescriptorLimit() int {
 	}
 	return int(limit.Cur)
 }
-
-// Close stops listening and ends Accept.
-func (a *Acceptor) Close() error { return a.file.Close() }
 
 // RemoteAddr returns the address of the socket's peer.
 func RemoteAddr(fd int) netip.AddrPort {

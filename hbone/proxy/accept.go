@@ -36,7 +36,7 @@ func (p *Pod) prepareListeners() error {
 		if err != nil {
 			return fmt.Errorf("prepare outbound listener: %w", err)
 		}
-	} else if fd, err := p.cfg.Sockets.Socket(loop.Family(netip.IPv4Unspecified())); err == nil {
+	} else if fd, err := p.socket(loop.Family(netip.IPv4Unspecified())); err == nil {
 		p.congestion = p.proxy.chooseCongestion(fd)
 		loop.CloseFD(fd)
 	}
@@ -72,30 +72,59 @@ func (p *Proxy) chooseCongestion(fd int) string {
 	return ""
 }
 
-// accept serves one listener until it is closed. Errors make it rest, never end; when it has rested for long enough
-// without descriptors it refuses who is waiting.
+// accept serves one listener until it is closed. Errors make it rest, never end.
 func (p *Pod) accept(l *loop.Acceptor, name string, serve func(fd int, client netip.AddrPort)) {
-	rest := acceptRest
+	s := shorted{pod: p, listener: l, name: name}
 	for {
 		fd, client, err := l.Accept()
 		switch {
 		case err == nil:
-			rest = acceptRest
+			s.over()
 			serve(fd, client)
 		case errors.Is(err, os.ErrClosed):
 			return
 		default:
-			// Mostly out of descriptors or memory; accept(2) also passes on network errors of single connections.
-			p.proxy.shortage.met(p.log, name, err)
-			if rest >= acceptRestMax && loop.Temporary(err) && p.refuseWaiting(l, name, err) {
-				continue
-			}
-			if !p.rest(rest) {
+			if d := s.met(err); d > 0 && !p.rest(d) {
 				return
 			}
-			rest = min(2*rest, acceptRestMax)
 		}
 	}
+}
+
+// outboundListener has the connections of the pod's application accepted on a loop, where most of them stay.
+type outboundListener struct{ shorted }
+
+// Accepted implements loop.AcceptHandler.
+func (o *outboundListener) Accepted(fd int, client netip.AddrPort) {
+	o.over()
+	o.pod.serveOutbound(fd, client)
+}
+
+// AcceptFailed implements loop.AcceptHandler.
+func (o *outboundListener) AcceptFailed(err error) time.Duration { return o.met(err) }
+
+// AcceptEnded implements loop.AcceptHandler.
+func (o *outboundListener) AcceptEnded() { o.pod.accepts.Done() }
+
+// shorted is what a listener does while the process has no descriptors or memory left: it rests, and when it has rested
+// for long enough it refuses who is waiting.
+type shorted struct {
+	pod      *Pod
+	listener *loop.Acceptor
+	name     string
+	rest     time.Duration
+}
+
+func (s *shorted) over() { s.rest = 0 }
+
+// met returns how long to rest after an error of accept(2), which also passes on network errors of single connections.
+func (s *shorted) met(err error) time.Duration {
+	s.pod.proxy.shortage.met(s.pod.log, s.name, err)
+	if s.rest >= acceptRestMax && loop.Temporary(err) && s.pod.refuseWaiting(s.listener, s.name, err) {
+		return 0
+	}
+	s.rest = min(max(acceptRest, 2*s.rest), acceptRestMax)
+	return s.rest
 }
 
 // refuseWaiting resets one connection that waits on a listener, and reports it like any that was refused.

@@ -12,18 +12,31 @@ import (
 	"github.com/culvert-mesh/culvert/identity"
 )
 
-// appSocket makes a socket for a connection to the pod's own application.
-func (p *Pod) appSocket(family int) (int, error) {
-	fd, err := p.cfg.Sockets.Socket(family)
-	if err != nil {
+// socket makes one socket in the pod's namespace.
+func (p *Pod) socket(family int) (int, error) {
+	var one [1]int
+	if err := p.cfg.Sockets.Sockets(one[:], family); err != nil {
 		return -1, err
 	}
+	return one[0], nil
+}
+
+// appSocket makes a socket for a connection to the pod's own application.
+func (p *Pod) appSocket(family int) (int, error) {
+	fd, err := p.socket(family)
+	if err == nil {
+		p.prepare(fd)
+	}
+	return fd, err
+}
+
+// prepare sets what all sockets that lead to the pod's own application need.
+func (p *Pod) prepare(fd int) {
 	loop.NoDelay(fd)
 	loop.ResetOnClose(fd)
 	if p.congestion != "" {
 		_ = loop.SetCongestion(fd, p.congestion)
 	}
-	return fd, nil
 }
 
 // keepSource gives the socket the client's address as its own, where that is wanted and makes sense: not for a call of
@@ -110,13 +123,7 @@ func (s *stash) fill() {
 		select {
 		case family := <-s.want:
 			idle.Reset(stashIdle)
-			for ready := s.of(family); len(ready) < cap(ready); {
-				fd, err := s.pod.appSocket(family)
-				if err != nil {
-					break // who needs one finds out, and says so
-				}
-				ready <- fd
-			}
+			s.refill(family)
 			continue
 		case <-idle.C:
 		case <-s.quit:
@@ -126,6 +133,20 @@ func (s *stash) fill() {
 		s.mu.Unlock()
 		s.empty()
 		return
+	}
+}
+
+// refill makes what is missing in one visit to the namespace.
+func (s *stash) refill(family int) {
+	ready := s.of(family)
+	var room [stashSize]int
+	fds := room[:cap(ready)-len(ready)]
+	if s.pod.cfg.Sockets.Sockets(fds, family) != nil {
+		return // who needs one finds out, and says so
+	}
+	for _, fd := range fds {
+		s.pod.prepare(fd)
+		ready <- fd
 	}
 }
 

@@ -18,12 +18,18 @@ import (
 // freeSockets makes sockets that have no address yet.
 type freeSockets struct{}
 
-func (freeSockets) Socket(family int) (int, error) { return loop.TCPSocket(family) }
+func (freeSockets) Sockets(fds []int, family int) error {
+	return fill(fds, func() (int, error) { return loop.TCPSocket(family) })
+}
 
 // boundSockets makes sockets that have an address and a port.
 type boundSockets struct{}
 
-func (boundSockets) Socket(family int) (int, error) {
+func (s boundSockets) Sockets(fds []int, family int) error {
+	return fill(fds, func() (int, error) { return s.socket(family) })
+}
+
+func (boundSockets) socket(family int) (int, error) {
 	fd, err := loop.TCPSocket(family)
 	if err != nil {
 		return -1, err

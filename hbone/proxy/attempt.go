@@ -177,7 +177,7 @@ func ended(err error) error {
 
 // dial connects to a target without a tunnel.
 func (o *outbound) dial(t *route.Target) error {
-	fd, err := o.pod.cfg.Sockets.Socket(loop.Family(t.Dial.Addr()))
+	fd, err := o.pod.socket(loop.Family(t.Dial.Addr()))
 	if err != nil {
 		return err
 	}

@@ -32,7 +32,8 @@ type Certificates interface {
 // Sockets makes sockets for one pod: non-blocking TCP sockets of the family (AF_INET or AF_INET6) inside its network
 // namespace, marked so that they are not captured again. It may be called concurrently.
 type Sockets interface {
-	Socket(family int) (fd int, err error)
+	// Sockets fills fds, or makes none and says why.
+	Sockets(fds []int, family int) error
 }
 
 // SourceMode says whether applications see the client's own address as the source of inbound connections.

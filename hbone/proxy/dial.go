@@ -46,7 +46,7 @@ func (p *Pod) dialTunnel(ctx context.Context, source identity.ID, t *route.Targe
 	if err != nil {
 		return nil, nil, &IdentityError{source, err}
 	}
-	fd, err := p.cfg.Sockets.Socket(loop.Family(t.Dial.Addr()))
+	fd, err := p.socket(loop.Family(t.Dial.Addr()))
 	if err != nil {
 		return nil, nil, err
 	}

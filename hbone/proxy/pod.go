@@ -83,13 +83,12 @@ func (p *Pod) UID() string { return p.cfg.UID }
 // Config returns what the pod was started with.
 func (p *Pod) Config() PodConfig { return p.cfg }
 
-func (p *Pod) start() {
+func (p *Pod) start() error {
 	for _, s := range []struct {
 		listener *loop.Acceptor
 		name     string
 		serve    func(fd int, client netip.AddrPort)
 	}{
-		{p.cfg.Outbound, "outbound", p.serveOutbound},
 		{p.cfg.Inbound, "inbound", p.serveInbound},
 		{p.cfg.Passthrough, "passthrough", p.servePassthrough},
 	} {
@@ -97,6 +96,14 @@ func (p *Pod) start() {
 			p.accepts.Go(func() { p.accept(s.listener, s.name, s.serve) })
 		}
 	}
+	if l := p.cfg.Outbound; l != nil {
+		p.accepts.Add(1)
+		if err := l.Serve(p.proxy.inTurn(), &outboundListener{shorted{pod: p, listener: l, name: "outbound"}}); err != nil {
+			p.accepts.Done()
+			return err
+		}
+	}
+	return nil
 }
 
 func closeListeners(cfg PodConfig) {

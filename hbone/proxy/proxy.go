@@ -16,6 +16,7 @@ var ErrStopped = errors.New("proxy is stopped")
 type Proxy struct {
 	cfg      Config
 	lastFlow atomic.Uint64
+	turns    atomic.Uint32
 	loads    loads
 	shortage shortage
 	shares   shares
@@ -54,7 +55,12 @@ func (p *Proxy) Start(cfg PodConfig) (*Pod, error) {
 	p.named.Store(pod.name(), pod)
 	p.mu.Unlock()
 	p.shortage.enter()
-	pod.start()
+	if err := pod.start(); err != nil {
+		now, cancel := context.WithCancel(context.Background())
+		cancel()
+		pod.Stop(now)
+		return nil, err
+	}
 	return pod, nil
 }
 
@@ -101,6 +107,11 @@ func (p *Proxy) Run(ctx context.Context) error {
 	wg.Go(func() { p.watchStore(ctx) })
 	wg.Wait()
 	return nil
+}
+
+// inTurn returns the loops one after the other: for what has no sockets yet to be counted.
+func (p *Proxy) inTurn() *loop.Loop {
+	return p.cfg.Loops[int(p.turns.Add(1)-1)%len(p.cfg.Loops)]
 }
 
 // quietest returns the loop with the fewest sockets.

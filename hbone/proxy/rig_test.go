@@ -258,7 +258,26 @@ func listen(t testing.TB, ip netip.Addr, port uint16) *loop.Acceptor {
 // podSockets makes sockets that have the pod's address, as they would in its namespace.
 type podSockets struct{ ip netip.Addr }
 
-func (s podSockets) Socket(family int) (int, error) {
+func (s podSockets) Sockets(fds []int, family int) error {
+	return fill(fds, func() (int, error) { return s.socket(family) })
+}
+
+// fill makes sockets one by one.
+func fill(fds []int, one func() (int, error)) error {
+	for i := range fds {
+		fd, err := one()
+		if err != nil {
+			for _, fd := range fds[:i] {
+				loop.CloseFD(fd)
+			}
+			return err
+		}
+		fds[i] = fd
+	}
+	return nil
+}
+
+func (s podSockets) socket(family int) (int, error) {
 	fd, err := loop.TCPSocket(family)
 	if err != nil {
 		return -1, err

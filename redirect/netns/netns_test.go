@@ -226,3 +226,40 @@ func BenchmarkSocket(b *testing.B) {
 		_ = unix.Close(fd)
 	}
 }
+
+func TestSocketsAreMadeAllOrNone(t *testing.T) {
+	ns := netnstest.New(t)
+	var fds [5]int
+	if err := ns.Sockets(fds[:], unix.AF_INET, unix.SOCK_STREAM, 0, netns.Mark(0x539)); err != nil {
+		t.Fatal(err)
+	}
+	for _, fd := range fds {
+		if got := namespaceOfSocket(t, fd); got != ns.ID() {
+			t.Errorf("socket is in %v, want %v", got, ns.ID())
+		}
+		if mark, err := unix.GetsockoptInt(fd, unix.SOL_SOCKET, unix.SO_MARK); err != nil || mark != 0x539 {
+			t.Errorf("mark = %#x, %v, want 0x539", mark, err)
+		}
+		_ = unix.Close(fd)
+	}
+	var limit unix.Rlimit
+	if err := unix.Getrlimit(unix.RLIMIT_NOFILE, &limit); err != nil {
+		t.Fatal(err)
+	}
+	restore := func() { _ = unix.Setrlimit(unix.RLIMIT_NOFILE, &limit) }
+	t.Cleanup(restore)
+	few := unix.Rlimit{Cur: uint64(fds[2]) + 1, Max: limit.Max} // the lowest free descriptors are those of before
+	if err := unix.Setrlimit(unix.RLIMIT_NOFILE, &few); err != nil {
+		t.Fatal(err)
+	}
+	err := ns.Sockets(fds[:], unix.AF_INET, unix.SOCK_STREAM, 0)
+	restore()
+	if !errors.Is(err, unix.EMFILE) {
+		t.Fatalf("with too few descriptors: %v", err)
+	}
+	for _, fd := range fds[:3] {
+		if _, err := unix.FcntlInt(uintptr(fd), unix.F_GETFD, 0); !errors.Is(err, unix.EBADF) {
+			t.Errorf("socket %d was left behind: %v", fd, err)
+		}
+	}
+}

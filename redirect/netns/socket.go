@@ -16,28 +16,53 @@ type Mark uint32
 // It costs two setns calls and a hand-over between goroutines (three to four
 // microseconds) more than socket(2), so it may be used for every connection.
 func (n *NS) Socket(family, typ, proto int, mark ...Mark) (int, error) {
-	fd := -1
+	var one [1]int
+	if err := n.Sockets(one[:], family, typ, proto, mark...); err != nil {
+		return -1, err
+	}
+	return one[0], nil
+}
+
+// Sockets fills fds with sockets as Socket makes them, for the price of one visit to
+// the namespace. Either all are made or none is.
+func (n *NS) Sockets(fds []int, family, typ, proto int, mark ...Mark) error {
+	made := 0
 	err := n.run(func() error {
-		var err error
-		fd, err = unix.Socket(family, typ|unix.SOCK_NONBLOCK|unix.SOCK_CLOEXEC, proto)
-		return err
+		for made < len(fds) {
+			fd, err := unix.Socket(family, typ|unix.SOCK_NONBLOCK|unix.SOCK_CLOEXEC, proto)
+			if err != nil {
+				return err
+			}
+			fds[made] = fd
+			made++
+		}
+		return nil
 	})
+	if err != nil { // also when all are there, but their thread could not go home
+		err = fmt.Errorf("create socket in %s: %w", n, err)
+	} else {
+		err = n.mark(fds, mark)
+	}
 	if err != nil {
-		if fd >= 0 { // the socket is there, but its thread could not go home
+		for _, fd := range fds[:made] {
 			_ = unix.Close(fd)
 		}
-		return -1, fmt.Errorf("create socket in %s: %w", n, err)
 	}
-	for _, m := range mark {
+	return err
+}
+
+func (n *NS) mark(fds []int, marks []Mark) error {
+	for _, m := range marks {
 		if m == 0 {
 			continue
 		}
-		if err := unix.SetsockoptInt(fd, unix.SOL_SOCKET, unix.SO_MARK, int(m)); err != nil {
-			_ = unix.Close(fd)
-			return -1, fmt.Errorf("mark socket in %s with %#x: %w", n, uint32(m), err)
+		for _, fd := range fds {
+			if err := unix.SetsockoptInt(fd, unix.SOL_SOCKET, unix.SO_MARK, int(m)); err != nil {
+				return fmt.Errorf("mark socket in %s with %#x: %w", n, uint32(m), err)
+			}
 		}
 	}
-	return fd, nil
+	return nil
 }
 
 // setUp sets the interface called name up, in the current namespace.
