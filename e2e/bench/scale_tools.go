@@ -11,6 +11,7 @@ import (
 	"net"
 	"net/netip"
 	"os"
+	"slices"
 	"strconv"
 	"sync"
 	"sync/atomic"
@@ -170,10 +171,12 @@ type pulse struct {
 	conn  net.Conn
 	stop  chan struct{}
 	done  chan struct{}
-	beats int
-	worst time.Duration
+	beats []time.Duration // how long each answer took
 	err   error
 }
+
+// pulseInterval is the time between two questions; when an answer takes longer, the next question follows it.
+const pulseInterval = 5 * time.Millisecond
 
 func startPulse(ctx context.Context, pod *topology.Pod, addr netip.AddrPort) (*pulse, error) {
 	c, err := enter(ctx, pod, addr)
@@ -187,7 +190,7 @@ func startPulse(ctx context.Context, pod *topology.Pod, addr netip.AddrPort) (*p
 
 func (p *pulse) run() {
 	defer close(p.done)
-	tick := time.NewTicker(5 * time.Millisecond)
+	tick := time.NewTicker(pulseInterval)
 	defer tick.Stop()
 	for {
 		select {
@@ -200,20 +203,50 @@ func (p *pulse) run() {
 		if p.err = echo(p.conn); p.err != nil {
 			return
 		}
-		p.beats++
-		p.worst = max(p.worst, time.Since(began))
+		p.beats = append(p.beats, time.Since(began))
 	}
 }
 
-// end stops asking and returns how often it was asked, and the longest that an answer took.
-func (p *pulse) end() (beats int, worst time.Duration, err error) {
+// end stops asking and returns how long the answers took.
+func (p *pulse) end() (beats []time.Duration, err error) {
 	close(p.stop)
 	<-p.done
 	p.conn.Close()
 	if p.err != nil {
-		return p.beats, p.worst, fmt.Errorf("the connection beside: %w", p.err)
+		return p.beats, fmt.Errorf("the connection beside, after %d answers: %w", len(p.beats), p.err)
 	}
-	return p.beats, p.worst, nil
+	return p.beats, nil
+}
+
+// pulses asks on n connections for d and returns how long all the answers took, in order of length.
+func pulses(ctx context.Context, pod *topology.Pod, addr netip.AddrPort, n int, d time.Duration) ([]time.Duration, error) {
+	var all []time.Duration
+	var failed []error
+	var started []*pulse
+	for range n {
+		p, err := startPulse(ctx, pod, addr)
+		if err != nil {
+			failed = append(failed, err)
+			break
+		}
+		started = append(started, p)
+	}
+	timer := time.NewTimer(d)
+	defer timer.Stop()
+	select {
+	case <-timer.C:
+	case <-ctx.Done():
+		failed = append(failed, context.Cause(ctx))
+	}
+	for _, p := range started {
+		beats, err := p.end()
+		all, failed = append(all, beats...), append(failed, err)
+	}
+	slices.Sort(all)
+	if len(all) == 0 {
+		failed = append(failed, errors.New("there were no answers"))
+	}
+	return all, errors.Join(failed...)
 }
 
 // echoServer answers every byte in a pod until it is closed.

@@ -76,6 +76,7 @@ func rateServer(args []string) error {
 }
 
 func serveRate(fd int) error {
+	ownProcessors(rateThreads)
 	failed := make(chan error, rateThreads)
 	for range rateThreads {
 		go func() {
@@ -106,6 +107,10 @@ func answerOnce(c int, b []byte) {
 		_, _ = again(func() (int, error) { return syscall.Write(c, b) }) // the client counts what arrives
 	}
 }
+
+// ownProcessors lets each of n threads keep a processor of Go's scheduler while it blocks in a system call. With fewer,
+// every return from the kernel is a hand-over between threads, and the tool takes more time than what it measures.
+func ownProcessors(n int) { runtime.GOMAXPROCS(n + 2) }
 
 // again repeats a system call that a signal interrupted: those with a time limit are not restarted by the kernel, and
 // Go's scheduler sends signals.
@@ -146,6 +151,7 @@ func rateClient(args []string, out io.Writer) error {
 	if err != nil {
 		return err
 	}
+	ownProcessors(*clients)
 	var good, bad atomic.Int64
 	var lastError atomic.Value
 	began := time.Now()
