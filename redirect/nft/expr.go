@@ -144,6 +144,95 @@ func daddr(a netip.Addr) match {
 	return append(nfproto(unix.NFPROTO_IPV6), network(24, 16), compare(expr.CmpOpEq, a.AsSlice()))
 }
 
+// daddrIn matches destinations in a range, encoded as nft does: what whole bytes say
+// is loaded without the rest.
+func daddrIn(p netip.Prefix) match {
+	family, offset, length := byte(unix.NFPROTO_IPV6), uint32(24), 16
+	if p.Addr().Is4() {
+		family, offset, length = unix.NFPROTO_IPV4, 16, 4
+	}
+	m, addr := nfproto(family), p.Addr().AsSlice()
+	switch whole := p.Bits() / 8; {
+	case p.Bits() == 0:
+		return m
+	case p.Bits()%8 == 0:
+		return append(m, network(offset, uint32(whole)), compare(expr.CmpOpEq, addr[:whole]))
+	}
+	mask := make([]byte, length)
+	for i := range p.Bits() {
+		mask[i/8] |= 0x80 >> (i % 8)
+	}
+	return append(m, network(offset, uint32(length)), and(mask, make([]byte, length)), compare(expr.CmpOpEq, addr))
+}
+
+// saddrInSet and daddrInSet match addresses of a set of that family.
+func saddrInSet(family byte, set string) match {
+	return append(nfproto(family), inSet(family, set, 12, 8)...)
+}
+
+func daddrInSet(family byte, set string) match {
+	return append(nfproto(family), inSet(family, set, 16, 24)...)
+}
+
+func inSet(family byte, set string, at4, at6 uint32) match {
+	load := network(at6, 16)
+	if family == unix.NFPROTO_IPV4 {
+		load = network(at4, 4)
+	}
+	return match{load, &expr.Lookup{SourceRegister: reg, SetName: set}}
+}
+
+// bridgedInSet is daddrInSet for family bridge.
+func bridgedInSet(family byte, set string) match {
+	kind := uint16(unix.ETH_P_IPV6)
+	if family == unix.NFPROTO_IPV4 {
+		kind = unix.ETH_P_IP
+	}
+	m := match{meta(expr.MetaKeyPROTOCOL), compare(expr.CmpOpEq, netUint16(kind))}
+	return append(m, inSet(family, set, 16, 24)...)
+}
+
+// dscp matches packets by their DSCP: in IPv4 the upper six bits of the second byte, in
+// IPv6 those after the first four.
+func dscp(family byte, value byte) match {
+	if family == unix.NFPROTO_IPV4 {
+		return match{network(1, 1), and([]byte{0xfc}, []byte{0}), compare(expr.CmpOpEq, []byte{value << 2})}
+	}
+	return match{network(0, 2), and([]byte{0x0f, 0xc0}, []byte{0, 0}), compare(expr.CmpOpEq, netUint16(uint16(value)<<6))}
+}
+
+// setDSCP writes the DSCP and leaves ECN alone. Of an IPv4 header two bytes are written,
+// because its checksum goes by two.
+func setDSCP(family byte, value byte) match {
+	write := &expr.Payload{
+		OperationType: expr.PayloadWrite, SourceRegister: reg, Base: expr.PayloadBaseNetworkHeader, Len: 2,
+	}
+	if family == unix.NFPROTO_IPV4 {
+		write.CsumType, write.CsumOffset = expr.CsumTypeInet, 10
+		return match{network(0, 2), and([]byte{0xff, 0x03}, []byte{0, value << 2}), write}
+	}
+	return match{network(0, 2), and([]byte{0xf0, 0x3f}, netUint16(uint16(value)<<6)), write}
+}
+
+// skuid matches packets of sockets that a user has made.
+func skuid(uid uint32) match {
+	return match{meta(expr.MetaKeySKUID), compare(expr.CmpOpEq, hostUint32(uid))}
+}
+
+// socketCgroup matches packets of sockets whose cgroup's ancestor at level is id, or,
+// when id is zero, that have an ancestor at that level at all. It is possible in
+// prerouting, input and output only, since Linux 5.13.
+func socketCgroup(level uint32, id uint64) match {
+	op := expr.CmpOpEq
+	if id == 0 {
+		op = expr.CmpOpNeq
+	}
+	return match{
+		&expr.Socket{Key: expr.SocketKeyCgroupv2, Level: level, Register: reg},
+		compare(op, binary.NativeEndian.AppendUint64(nil, id)),
+	}
+}
+
 // daddrNot takes prefixes of whole bytes only, of which just these are loaded.
 func daddrNot(p netip.Prefix) match {
 	data := p.Addr().AsSlice()[:p.Bits()/8]
@@ -166,3 +255,7 @@ func redirect(port uint16) match {
 func accept() match { return match{&expr.Verdict{Kind: expr.VerdictAccept}} }
 func drop() match   { return match{&expr.Verdict{Kind: expr.VerdictDrop}} }
 func leave() match  { return match{&expr.Verdict{Kind: expr.VerdictReturn}} }
+
+func jump(chain string) match {
+	return match{&expr.Verdict{Kind: expr.VerdictJump, Chain: chain}}
+}

@@ -23,55 +23,95 @@ var hooks = [...]string{
 	unix.NF_INET_POST_ROUTING: "postrouting",
 }
 
+// number is the kernel's name of the family.
+func (f Family) number() byte {
+	if f == FamilyBridge {
+		return unix.NFPROTO_BRIDGE
+	}
+	return unix.NFPROTO_INET
+}
+
 // Apply makes the kernel's table in ns exactly t, in one transaction: a packet
 // meets the old rules or the new ones, and connection tracking goes on in between,
 // so that established connections keep their translation. Nothing is changed when
-// an error is returned. t must come from Desired.
-func (t *Table) Apply(ns *netns.NS) error {
+// an error is returned. t must come from this package.
+func (t *Table) Apply(ns *netns.NS) error { return ApplyAll(ns, t) }
+
+// ApplyAll is Apply for several tables in one transaction.
+func ApplyAll(ns *netns.NS, tables ...*Table) error {
 	err := ns.Do(func() error {
-		return transact(func(c *nftables.Conn) {
-			table := &nftables.Table{Name: t.Name, Family: nftables.TableFamilyINet}
-			c.AddTable(table) // so that deleting it never fails
-			c.DelTable(table)
-			c.AddTable(table)
-			for _, chain := range t.Chains {
-				chain.queue(c, table)
+		return transact(func(c *nftables.Conn) error {
+			var errs []error
+			for _, t := range tables {
+				errs = append(errs, t.queue(c))
 			}
+			return errors.Join(errs...)
 		})
 	})
 	if err != nil {
-		return fmt.Errorf("apply nftables table %s in %s: %w", t.Name, ns, err)
+		return fmt.Errorf("apply nftables %v in %s: %w", tables, ns, err)
 	}
 	return nil
 }
 
-// Delete removes the table from ns, if it is there. Connections that are redirected
-// lose their translation and stall; drain them before.
-func Delete(ns *netns.NS) error {
+// queue adds to a transaction that the table is replaced.
+func (t *Table) queue(c *nftables.Conn) error {
+	table := remove(c, t.Family, t.Name)
+	c.AddTable(table)
+	for i, s := range t.Sets {
+		if err := s.queue(c, table, i+1); err != nil {
+			return err
+		}
+	}
+	chains := make([]*nftables.Chain, len(t.Chains)) // all of them first, for the jumps
+	for i, chain := range t.Chains {
+		chains[i] = chain.queue(c, table)
+	}
+	for i, chain := range t.Chains {
+		chain.queueRules(c, chains[i])
+	}
+	return nil
+}
+
+// remove adds to a transaction that a table is not there.
+func remove(c *nftables.Conn, family Family, name string) *nftables.Table {
+	table := &nftables.Table{Name: name, Family: nftables.TableFamily(family.number())}
+	c.AddTable(table) // so that deleting it never fails
+	c.DelTable(table)
+	return table
+}
+
+// Delete removes the capture table from ns, if it is there. Connections that are
+// redirected lose their translation and stall; drain them before.
+func Delete(ns *netns.NS) error { return DeleteTable(ns, FamilyInet, TableName) }
+
+// DeleteTable removes a table from ns, if it is there.
+func DeleteTable(ns *netns.NS, family Family, name string) error {
 	err := ns.Do(func() error {
-		return transact(func(c *nftables.Conn) {
-			table := &nftables.Table{Name: TableName, Family: nftables.TableFamilyINet}
-			c.AddTable(table)
-			c.DelTable(table)
+		return transact(func(c *nftables.Conn) error {
+			remove(c, family, name)
+			return nil
 		})
 	})
 	if err != nil {
-		return fmt.Errorf("delete nftables table %s in %s: %w", TableName, ns, err)
+		return fmt.Errorf("delete nftables table %s %s in %s: %w", family, name, ns, err)
 	}
 	return nil
 }
 
 // transact sends what fill queues as one batch, in the current namespace.
-func transact(fill func(*nftables.Conn)) error {
+func transact(fill func(*nftables.Conn) error) error {
 	c, err := nftables.New()
 	if err != nil {
 		return err
 	}
-	fill(c)
+	if err := fill(c); err != nil {
+		return err
+	}
 	return c.Flush()
 }
 
-func (c Chain) queue(conn *nftables.Conn, table *nftables.Table) {
+func (c Chain) queue(conn *nftables.Conn, table *nftables.Table) *nftables.Chain {
 	chain := &nftables.Chain{Name: c.Name, Table: table}
 	if c.Hook != "" {
 		policy := nftables.ChainPolicyAccept
@@ -83,9 +123,12 @@ func (c Chain) queue(conn *nftables.Conn, table *nftables.Table) {
 		chain.Priority = nftables.ChainPriorityRef(nftables.ChainPriority(c.Priority))
 		chain.Policy = &policy
 	}
-	conn.AddChain(chain)
+	return conn.AddChain(chain)
+}
+
+func (c Chain) queueRules(conn *nftables.Conn, chain *nftables.Chain) {
 	for _, r := range c.Rules {
-		rule := &nftables.Rule{Table: table, Chain: chain, Exprs: r.exprs}
+		rule := &nftables.Rule{Table: chain.Table, Chain: chain, Exprs: r.exprs}
 		if r.Comment != "" {
 			rule.UserData = userdata.AppendString(nil, userdata.TypeComment, r.Comment)
 		}
@@ -93,36 +136,53 @@ func (c Chain) queue(conn *nftables.Conn, table *nftables.Table) {
 	}
 }
 
-// Read returns the table that ns has now, or nil when it has none.
-func Read(ns *netns.NS) (*Table, error) {
+// Read returns the capture table that ns has now, or nil when it has none.
+func Read(ns *netns.NS) (*Table, error) { return ReadTable(ns, FamilyInet, TableName) }
+
+// ReadTable returns a table that ns has now, or nil when it has none. What it does not
+// understand in it is there as text.
+func ReadTable(ns *netns.NS, family Family, name string) (*Table, error) {
 	var t *Table
 	err := ns.Do(func() error {
 		var err error
 		for range 5 { // a dump is interrupted when somebody changes rules meanwhile
-			if t, err = read(); !errors.Is(err, netlink.ErrDumpInterrupted) {
+			if t, err = read(family, name); !errors.Is(err, netlink.ErrDumpInterrupted) {
 				return err
 			}
 		}
 		return err
 	})
 	if err != nil {
-		return nil, fmt.Errorf("read nftables table %s in %s: %w", TableName, ns, err)
+		return nil, fmt.Errorf("read nftables table %s %s in %s: %w", family, name, ns, err)
 	}
 	return t, nil
 }
 
-func read() (*Table, error) {
+func read(family Family, name string) (*Table, error) {
 	var t *Table
-	err := dump(unix.NFT_MSG_GETTABLE, nil, func(f fields) {
-		if f.text(unix.NFTA_TABLE_NAME) == TableName {
-			t = &Table{Name: TableName, Flags: f.uint32(unix.NFTA_TABLE_FLAGS)}
+	err := family.dump(unix.NFT_MSG_GETTABLE, nil, func(f fields) {
+		if f.text(unix.NFTA_TABLE_NAME) == name {
+			t = &Table{Family: family, Name: name, Flags: f.uint32(unix.NFTA_TABLE_FLAGS)}
 		}
 	})
 	if err != nil || t == nil {
 		return nil, err
 	}
-	err = dump(unix.NFT_MSG_GETCHAIN, nil, func(f fields) {
-		if f.text(unix.NFTA_CHAIN_TABLE) == TableName {
+	err = family.dump(unix.NFT_MSG_GETSET, named(unix.NFTA_SET_TABLE, name), func(f fields) {
+		if f.text(unix.NFTA_SET_TABLE) == name {
+			t.Sets = append(t.Sets, parseSet(f))
+		}
+	})
+	if err != nil {
+		return nil, err
+	}
+	for i := range t.Sets {
+		if err := t.readElements(&t.Sets[i]); err != nil {
+			return nil, err
+		}
+	}
+	err = family.dump(unix.NFT_MSG_GETCHAIN, nil, func(f fields) {
+		if f.text(unix.NFTA_CHAIN_TABLE) == name {
 			t.Chains = append(t.Chains, parseChain(f))
 		}
 	})
@@ -130,10 +190,9 @@ func read() (*Table, error) {
 		return nil, err
 	}
 	var bad error
-	filter := nl.NewRtAttr(unix.NFTA_RULE_TABLE, nl.ZeroTerminated(TableName))
-	err = dump(unix.NFT_MSG_GETRULE, filter, func(f fields) {
+	err = family.dump(unix.NFT_MSG_GETRULE, named(unix.NFTA_RULE_TABLE, name), func(f fields) {
 		c := t.Chain(f.text(unix.NFTA_RULE_CHAIN))
-		if c == nil || f.text(unix.NFTA_RULE_TABLE) != TableName {
+		if c == nil || f.text(unix.NFTA_RULE_TABLE) != name {
 			return
 		}
 		r, err := parseRule(f)
@@ -143,12 +202,21 @@ func read() (*Table, error) {
 	return t, errors.Join(err, bad)
 }
 
+func (t *Table) readElements(s *Set) error {
+	filter := append(named(unix.NFTA_SET_ELEM_LIST_TABLE, t.Name), named(unix.NFTA_SET_ELEM_LIST_SET, s.Name)...)
+	err := t.Family.dump(unix.NFT_MSG_GETSETELEM, filter, func(f fields) {
+		s.Elements = append(s.Elements, parseElements(f.bytes(unix.NFTA_SET_ELEM_LIST_ELEMENTS))...)
+	})
+	s.sort()
+	return err
+}
+
 // Generation returns the number of the last change that anybody has made to the
 // nftables of ns. As long as it stays the same, what Read returns does too.
 func Generation(ns *netns.NS) (uint32, error) {
 	var id uint32
 	err := ns.Do(func() error {
-		return request(unix.NFT_MSG_GETGEN, 0, nil, func(f fields) { id = f.uint32(unix.NFTA_GEN_ID) })
+		return FamilyInet.request(unix.NFT_MSG_GETGEN, 0, nil, func(f fields) { id = f.uint32(unix.NFTA_GEN_ID) })
 	})
 	if err != nil {
 		return 0, fmt.Errorf("read nftables generation of %s: %w", ns, err)
@@ -156,16 +224,21 @@ func Generation(ns *netns.NS) (uint32, error) {
 	return id, nil
 }
 
-// dump asks for all objects of one kind in family inet, in the current namespace.
-func dump(kind int, filter *nl.RtAttr, each func(fields)) error {
-	return request(kind, unix.NLM_F_DUMP, filter, each)
+// named is an attribute that holds a name.
+func named(kind int, name string) []*nl.RtAttr {
+	return []*nl.RtAttr{nl.NewRtAttr(kind, nl.ZeroTerminated(name))}
 }
 
-func request(kind, flags int, filter *nl.RtAttr, each func(fields)) error {
+// dump asks for all objects of one kind in the family, in the current namespace.
+func (f Family) dump(kind int, filter []*nl.RtAttr, each func(fields)) error {
+	return f.request(kind, unix.NLM_F_DUMP, filter, each)
+}
+
+func (f Family) request(kind, flags int, filter []*nl.RtAttr, each func(fields)) error {
 	req := nl.NewNetlinkRequest(unix.NFNL_SUBSYS_NFTABLES<<8|kind, flags)
-	req.AddData(&nl.Nfgenmsg{NfgenFamily: unix.NFPROTO_INET, Version: nl.NFNETLINK_V0})
-	if filter != nil {
-		req.AddData(filter)
+	req.AddData(&nl.Nfgenmsg{NfgenFamily: f.number(), Version: nl.NFNETLINK_V0})
+	for _, a := range filter {
+		req.AddData(a)
 	}
 	messages, err := req.Execute(unix.NETLINK_NETFILTER, 0)
 	if err != nil {

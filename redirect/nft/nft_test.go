@@ -2,6 +2,7 @@ package nft_test
 
 import (
 	"flag"
+	"net/netip"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -33,10 +34,36 @@ var variants = []struct {
 	{name: "virtual_interfaces", o: nft.Options{DNS: true, IPv6: true, VirtualInterfaces: []string{"k6t-eth0", "tap0"}}},
 	{name: "ingress_and_virtual_interfaces", o: nft.Options{IPv6: true, Ingress: true, VirtualInterfaces: []string{"tap0"}}},
 	{name: "excluded_ports", o: nft.Options{IPv6: true, ExcludeInbound: []uint16{22, 9100}, ExcludeOutbound: []uint16{5432}}},
+	{name: "included_ports", o: nft.Options{IPv6: true, IncludeInbound: []uint16{8080, 9090}, ExcludeInbound: []uint16{22}}},
+	{name: "no_outbound", o: nft.Options{DNS: true, IPv6: true, NoOutbound: true}},
+	{name: "excluded_ranges", o: nft.Options{IPv6: true, ExcludeOutboundRanges: ranges}},
+	{name: "included_ranges", o: nft.Options{DNS: true, IPv6: true, IncludeOutboundRanges: ranges,
+		ExcludeOutboundRanges: prefixes("10.3.0.0/16"), ExcludeOutbound: []uint16{5432}}},
+	{name: "ipv4_ranges", o: nft.Options{IncludeOutboundRanges: ranges, ExcludeOutboundRanges: ranges}},
+	{name: "probe_mark", o: nft.Options{IPv6: true, ProbeMark: true, NodeAddresses: hosts}},
+	{name: "host_ports", o: nft.Options{IPv6: true, NodeAddresses: hosts[:1], HostPorts: []uint16{9443, 443}, HostAddresses: hosts[1:]}},
+	{name: "hosts_ipv4", o: nft.Options{ProbeMark: true, NodeAddresses: hosts, HostPorts: []uint16{9443}, HostAddresses: hosts[2:]}},
+	{name: "hosts_unused", o: nft.Options{IPv6: true, NodeAddresses: hosts, HostAddresses: hosts}},
 	{name: "draining", o: nft.Options{DNS: true, IPv6: true, Draining: true}},
 	{name: "saved", o: nft.Options{DNS: true, IPv6: true}, saved: map[string]string{
 		"net.netfilter.nf_conntrack_tcp_timeout_close_wait": "60", "net.ipv4.ip_local_reserved_ports": "",
 	}},
+}
+
+// ranges end at whole bytes and inside them, and there are those that hold loopback.
+var ranges = prefixes("0.0.0.0/0", "10.1.0.0/16", "10.2.16.0/20", "192.0.2.7/32", "126.0.0.0/7", "fd00::/8", "2001:db8:8000::/33", "2001:db8::7/128", "::/0")
+
+var hosts = []netip.Addr{
+	netip.MustParseAddr("10.0.0.9"), netip.MustParseAddr("fd00::9"), netip.MustParseAddr("10.0.0.1"),
+	netip.MustParseAddr("fd00::1"), netip.MustParseAddr("10.0.0.9"),
+}
+
+func prefixes(texts ...string) []netip.Prefix {
+	var out []netip.Prefix
+	for _, t := range texts {
+		out = append(out, netip.MustParsePrefix(t))
+	}
+	return out
 }
 
 func TestGolden(t *testing.T) {

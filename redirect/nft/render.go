@@ -39,6 +39,8 @@ type operand struct {
 	kind   valueKind
 	masked bool   // text already holds "& mask"
 	prefix int    // bytes of an address that were loaded, when not all
+	bits   int    // length of the prefix that a mask has left of an address, when not all
+	write  string // what writing the register back to the packet says, when it has a name
 	data   []byte // constant, when text is empty
 }
 
@@ -56,6 +58,9 @@ const (
 	kindTCPFlag                  // names joined by |
 	kindStatus                   // conntrack status bits
 	kindNumber                   // number in host order
+	kindEther                    // protocol of a frame
+	kindDSCP4                    // the byte of an IPv4 header that holds the DSCP
+	kindDSCP6                    // the two bytes of an IPv6 header that hold it
 )
 
 func (r *renderer) say(format string, args ...any) {
@@ -75,7 +80,7 @@ func (r *renderer) element(e element) {
 		r.load(e, unix.NFTA_CT_DREG, unix.NFTA_CT_SREG, op)
 	case "payload":
 		if e.data.has(unix.NFTA_PAYLOAD_SREG) {
-			r.unknown(e)
+			r.write(e)
 			return
 		}
 		r.regs[e.data.uint32(unix.NFTA_PAYLOAD_DREG)] = r.payloadOperand(e)
@@ -87,6 +92,10 @@ func (r *renderer) element(e element) {
 		r.immediate(e)
 	case "redir":
 		r.redirect(e)
+	case "lookup":
+		r.lookup(e)
+	case "socket":
+		r.socket(e)
 	case "counter":
 		r.say("counter")
 	default:
@@ -131,6 +140,10 @@ func metaOperand(key uint32) operand {
 		return operand{text: "iifname", kind: kindName}
 	case unix.NFT_META_OIFNAME:
 		return operand{text: "oifname", kind: kindName}
+	case unix.NFT_META_SKUID:
+		return operand{text: "meta skuid", kind: kindNumber}
+	case unix.NFT_META_PROTOCOL:
+		return operand{text: "meta protocol", kind: kindEther}
 	}
 	return operand{text: fmt.Sprintf("meta %d", key)}
 }
@@ -186,6 +199,8 @@ func addressOperand(offset, length uint32) (operand, bool) {
 		return operand{text: "ip daddr", kind: kindAddr}, true
 	case offset == 16 && length < 4:
 		return operand{text: "ip daddr", kind: kindAddr, prefix: 4}, true
+	case offset == 24 && length < 16:
+		return operand{text: "ip6 daddr", kind: kindAddr, prefix: 16}, true
 	case offset == 8 && length == 16:
 		return operand{text: "ip6 saddr", kind: kindAddr}, true
 	case offset == 24 && length == 16:
@@ -202,6 +217,10 @@ func (r *renderer) bitwise(e element) {
 		r.unknown(e)
 		return
 	}
+	if op, ok := maskedOperand(src, mask, xor); ok {
+		r.regs[e.data.uint32(unix.NFTA_BITWISE_DREG)] = op
+		return
+	}
 	out := operand{text: src.text, kind: src.kind, masked: true}
 	out.text += " & " + formatValue(src.kind, mask, 0)
 	if slices.ContainsFunc(xor, func(b byte) bool { return b != 0 }) {
@@ -211,6 +230,7 @@ func (r *renderer) bitwise(e element) {
 		}
 		out.text += " " + sign + " " + formatValue(src.kind, xor, 0)
 	}
+	out.write = writesDSCP(src, mask, xor)
 	r.regs[e.data.uint32(unix.NFTA_BITWISE_DREG)] = out
 }
 
@@ -238,6 +258,9 @@ func (r *renderer) compare(e element) {
 		r.proto = data[0]
 	}
 	value := formatValue(op.kind, data, op.prefix)
+	if op.bits != 0 {
+		value += fmt.Sprintf("/%d", op.bits)
+	}
 	if sign == "==" && !op.masked {
 		r.say("%s %s", op.text, value)
 		return
@@ -280,11 +303,22 @@ func (r *renderer) redirect(e element) {
 }
 
 func formatValue(kind valueKind, b []byte, whole int) string {
+	if text, ok := formatDSCP(kind, b); ok {
+		return text
+	}
 	switch {
 	case kind == kindMark && len(b) == 4:
 		return fmt.Sprintf("%#x", binary.NativeEndian.Uint32(b))
 	case kind == kindNumber && len(b) == 2:
 		return fmt.Sprint(binary.NativeEndian.Uint16(b))
+	case kind == kindNumber && len(b) == 4:
+		return fmt.Sprint(binary.NativeEndian.Uint32(b))
+	case kind == kindNumber && len(b) == 8:
+		return fmt.Sprint(binary.NativeEndian.Uint64(b))
+	case kind == kindEther && len(b) == 2 && binary.BigEndian.Uint16(b) == unix.ETH_P_IP:
+		return "ip"
+	case kind == kindEther && len(b) == 2 && binary.BigEndian.Uint16(b) == unix.ETH_P_IPV6:
+		return "ip6"
 	case kind == kindPort && len(b) == 2:
 		return fmt.Sprint(binary.BigEndian.Uint16(b))
 	case kind == kindName:
@@ -297,9 +331,9 @@ func formatValue(kind valueKind, b []byte, whole int) string {
 			return a.String()
 		}
 	case kind == kindProto && len(b) == 1:
-		return named(map[byte]string{unix.IPPROTO_TCP: "tcp", unix.IPPROTO_UDP: "udp"}, b[0])
+		return nameOf(map[byte]string{unix.IPPROTO_TCP: "tcp", unix.IPPROTO_UDP: "udp"}, b[0])
 	case kind == kindFamily && len(b) == 1:
-		return named(map[byte]string{unix.NFPROTO_IPV4: "ipv4", unix.NFPROTO_IPV6: "ipv6"}, b[0])
+		return nameOf(map[byte]string{unix.NFPROTO_IPV4: "ipv4", unix.NFPROTO_IPV6: "ipv6"}, b[0])
 	case kind == kindTCPFlag && len(b) == 1:
 		return flags(uint32(b[0]), []string{"fin", "syn", "rst", "psh", "ack", "urg", "ecn", "cwr"})
 	case kind == kindStatus && len(b) == 4:
@@ -309,7 +343,7 @@ func formatValue(kind valueKind, b []byte, whole int) string {
 	return "0x" + hex.EncodeToString(b)
 }
 
-func named(names map[byte]string, b byte) string {
+func nameOf(names map[byte]string, b byte) string {
 	if name, ok := names[b]; ok {
 		return name
 	}

@@ -31,12 +31,13 @@ func Desired(o Options, saved map[string]string) (*Table, error) {
 		return nil, fmt.Errorf("make capture rules: %w", err)
 	}
 	b := builder{o: o}
-	t := &Table{Name: TableName}
+	t := &Table{Family: FamilyInet, Name: TableName}
+	t.Sets = b.sets()
 	for _, c := range []Chain{
 		b.rawPrerouting(), b.rawOutput(), b.manglePrerouting(), b.mangleOutput(),
-		b.natPrerouting(), b.natOutput(), b.guardInput(), b.guardOutput(),
+		b.natPrerouting(), b.natOutput(), b.guardInput(), b.guardOutput(), b.fromNode(), b.fromHost(),
 	} {
-		optional := c.Type == "filter" && c.Hook != ""
+		optional := c.Type != "nat"
 		if optional && len(c.Rules) == 0 {
 			continue // nat chains stay without rules too: they translate what is redirected already
 		}
@@ -130,12 +131,14 @@ func (b builder) natPrerouting() Chain {
 	for _, addr := range b.probeAddrs() {
 		c.add(saddr(addr), l4proto(unix.IPPROTO_TCP), accept())
 	}
-	for _, port := range b.o.ExcludeInbound {
+	b.jumpFromHost(&c)
+	for _, port := range b.excludeInbound() {
 		c.add(b.family(), l4proto(unix.IPPROTO_TCP), dport(port), accept())
 	}
 	for _, notLoopback := range b.notLoopback() {
-		c.add(notLoopback, l4proto(unix.IPPROTO_TCP), dportNot(PortHBONE), syn(), markNot(AgentMark),
-			counter(), redirect(PortInbound))
+		for _, port := range b.captureInbound() {
+			c.add(notLoopback, l4proto(unix.IPPROTO_TCP), port, syn(), markNot(AgentMark), counter(), redirect(PortInbound))
+		}
 	}
 	return c
 }
@@ -156,11 +159,9 @@ func (b builder) natOutput() Chain {
 	}
 	c.add(b.family(), l4proto(unix.IPPROTO_TCP), mark(ReturnMark), accept())
 	c.add(b.family(), oif("lo"), accept()) // the pod calling itself
-	for _, port := range b.o.ExcludeOutbound {
-		c.add(b.family(), l4proto(unix.IPPROTO_TCP), dport(port), accept())
-	}
-	for _, notLoopback := range b.notLoopback() {
-		c.add(notLoopback, l4proto(unix.IPPROTO_TCP), syn(), markNot(AgentMark), counter(), redirect(PortOutbound))
+	b.passOutbound(&c)
+	for _, captured := range b.captureOutbound() {
+		c.add(captured, l4proto(unix.IPPROTO_TCP), syn(), markNot(AgentMark), counter(), redirect(PortOutbound))
 	}
 	return c
 }
@@ -175,31 +176,42 @@ func (b builder) guardInput() Chain {
 	b.guardCommon(&c)
 	c.add(iif("lo"), accept()) // decided in nat_output
 	c.add(l4proto(unix.IPPROTO_TCP), dport(PortHBONE), accept())
-	for _, port := range b.o.ExcludeInbound {
+	for _, port := range b.excludeInbound() {
 		c.add(l4proto(unix.IPPROTO_TCP), dport(port), accept())
 	}
 	for _, addr := range b.probeAddrs() {
 		c.add(saddr(addr), accept())
 	}
-	c.add(counter(), drop())
+	b.jumpFromHost(&c)
+	if len(b.o.IncludeInbound) == 0 {
+		c.add(counter(), drop())
+		return c
+	}
+	for _, port := range b.captureInbound() {
+		c.add(l4proto(unix.IPPROTO_TCP), port, counter(), drop())
+	}
 	return c
 }
 
 func (b builder) guardOutput() Chain {
 	c := Chain{Name: "guard_output", Type: "filter", Hook: "output", Priority: prioFilter}
-	if b.o.Draining {
+	if b.o.Draining || b.o.NoOutbound {
 		return c
 	}
 	b.guardCommon(&c)
 	c.add(oif("lo"), accept())
 	c.add(mark(ReturnMark), accept())
-	for _, port := range b.o.ExcludeOutbound {
-		c.add(l4proto(unix.IPPROTO_TCP), dport(port), accept())
-	}
+	b.passOutbound(&c)
 	for _, addr := range b.probeAddrs() {
 		c.add(daddr(addr), accept())
 	}
-	c.add(counter(), drop())
+	if len(b.o.IncludeOutboundRanges) == 0 {
+		c.add(counter(), drop())
+		return c
+	}
+	for _, captured := range b.captureOutbound() {
+		c.add(captured, counter(), drop())
+	}
 	return c
 }
 
@@ -216,7 +228,7 @@ func (b builder) guardCommon(c *Chain) {
 // SavedOnly returns a table that holds saved and captures nothing, for a namespace
 // that has been touched but not captured yet. The rules for saved are Desired's.
 func SavedOnly(saved map[string]string) (*Table, error) {
-	t := &Table{Name: TableName, Chains: []Chain{savedAs(saved)}}
+	t := &Table{Family: FamilyInet, Name: TableName, Chains: []Chain{savedAs(saved)}}
 	if err := t.encode(); err != nil {
 		return nil, fmt.Errorf("remember settings: %w", err)
 	}

@@ -6,7 +6,6 @@ import (
 	"strings"
 
 	"github.com/google/nftables/expr"
-	"golang.org/x/sys/unix"
 )
 
 const (
@@ -14,13 +13,27 @@ const (
 	savedSeparator = "="
 )
 
-// Table is a table of family inet, either desired or read from the kernel. It must
-// not be changed once it was returned.
+// Family is the family of a table, as nft(8) calls it.
+type Family string
+
+// The families that are used. FamilyInet is both versions of IP.
+const (
+	FamilyInet   Family = "inet"
+	FamilyBridge Family = "bridge"
+)
+
+// Table is a table, either desired or read from the kernel. It must not be changed
+// once it was returned.
 type Table struct {
+	Family Family
 	Name   string
 	Flags  uint32 // NFT_TABLE_F_*: 1 is dormant (no chain is hooked in), 2 and 4 are owned by a process
+	Sets   []Set
 	Chains []Chain
 }
+
+// String returns "table FAMILY NAME".
+func (t *Table) String() string { return fmt.Sprintf("table %s %s", t.Family, t.Name) }
 
 // Chain is a chain of a Table. Type, Hook and Priority are those of a base chain;
 // in a regular chain Type and Hook are empty.
@@ -54,15 +67,22 @@ func (c *Chain) add(parts ...match) {
 
 // encode fills in the text of all rules, through the bytes that the kernel will get.
 func (t *Table) encode() error {
+	for _, s := range t.Sets {
+		for _, e := range s.Elements {
+			if !plainComment(e.Comment) {
+				return fmt.Errorf("comment %q of %s: too long or not plain", e.Comment, e.Addr)
+			}
+		}
+	}
 	for i := range t.Chains {
 		for j := range t.Chains[i].Rules {
 			r := &t.Chains[i].Rules[j]
-			if len(r.Comment) > 120 || strings.ContainsFunc(r.Comment, func(c rune) bool { return c < ' ' || c > '~' || c == '"' }) {
+			if !plainComment(r.Comment) {
 				return fmt.Errorf("comment %q: too long or not plain", r.Comment)
 			}
 			var elems []element
 			for _, e := range r.exprs {
-				raw, err := expr.Marshal(unix.NFPROTO_INET, e)
+				raw, err := expr.Marshal(t.Family.number(), e)
 				if err != nil {
 					return fmt.Errorf("encode rule of chain %s: %w", t.Chains[i].Name, err)
 				}
@@ -86,12 +106,18 @@ func (t *Table) Text() string {
 		return ""
 	}
 	var b strings.Builder
-	fmt.Fprintf(&b, "table inet %s {\n", t.Name)
+	fmt.Fprintf(&b, "%s {\n", t)
 	if t.Flags != 0 {
 		fmt.Fprintf(&b, "\tflags %#x;\n\n", t.Flags)
 	}
-	for i, c := range t.Chains {
+	for i, s := range t.Sets {
 		if i > 0 {
+			b.WriteByte('\n')
+		}
+		s.text(&b)
+	}
+	for i, c := range t.Chains {
+		if i > 0 || len(t.Sets) > 0 {
 			b.WriteByte('\n')
 		}
 		fmt.Fprintf(&b, "\tchain %s {\n", c.Name)
@@ -166,14 +192,15 @@ func Diff(want, have *Table) []string {
 	case want == nil && have == nil:
 		return nil
 	case want == nil:
-		return []string{fmt.Sprintf("table inet %s is there and should not be", have.Name)}
+		return []string{have.String() + " is there and should not be"}
 	case have == nil:
-		return []string{fmt.Sprintf("table inet %s is missing", want.Name)}
+		return []string{want.String() + " is missing"}
 	}
 	var out []string
 	if want.Flags != have.Flags {
-		out = append(out, fmt.Sprintf("table inet %s has flags %#x instead of %#x", want.Name, have.Flags, want.Flags))
+		out = append(out, fmt.Sprintf("%s has flags %#x instead of %#x", want, have.Flags, want.Flags))
 	}
+	out = append(out, diffSets(want.Sets, have.Sets)...)
 	for _, w := range want.Chains {
 		h := have.Chain(w.Name)
 		if h == nil {
