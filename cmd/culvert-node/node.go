@@ -166,6 +166,9 @@ func (n *node) buildProxy() ([]run.Component, error) {
 			return net.DefaultResolver.LookupNetIP(ctx, "ip", host)
 		},
 	}
+	if cfg.PoolMaxStreams = s.poolStreams; s.poolIdle == 0 {
+		cfg.PoolIdle = -1
+	}
 	var parts []run.Component
 	if s.crl != "" {
 		rev, err := mtls.NewRevocation(mtls.RevocationConfig{Path: s.crl, Logger: n.scope("identity")})

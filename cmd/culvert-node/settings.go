@@ -92,6 +92,7 @@ type settings struct {
 	loops        int
 	drain        time.Duration
 	poolIdle     time.Duration
+	poolStreams  int
 	admin        netip.AddrPort
 	metrics      netip.AddrPort
 	ready        netip.AddrPort
@@ -166,7 +167,8 @@ func (s *settings) declareHow(set *conf.Set) {
 	conf.Add(set, &s.sameNode, conf.OneOf(encrypt, short), conf.Option{Flag: "same-node", Env: []string{"CULVERT_SAME_NODE"}, Usage: "between pods of this node: encrypt: a tunnel as between nodes; short: from application to application after the same checks, in clear inside the agent. short passes by the CNI's NetworkPolicy, which this agent does not evaluate: only where no NetworkPolicy selects enrolled pods"})
 	conf.Add(set, &s.loops, conf.Int(1, 256), conf.Option{Flag: "loops", Env: []string{"CULVERT_LOOPS"}, Usage: "event loops (threads) that move bytes"})
 	conf.Add(set, &s.drain, conf.Duration(0, 24*time.Hour), conf.Option{Flag: "drain-timeout", Env: []string{"CONNECTION_TERMINATION_DEADLINE"}, Usage: "how long connections may go on after the signal to stop"})
-	conf.Add(set, &s.poolIdle, conf.Duration(time.Second, 24*time.Hour), conf.Option{Flag: "pool-idle-timeout", Env: []string{"POOL_UNUSED_RELEASE_TIMEOUT"}, Usage: "how long a tunnel without connections is kept"})
+	conf.Add(set, &s.poolIdle, conf.Duration(0, 24*time.Hour), conf.Option{Flag: "pool-idle-timeout", Env: []string{"POOL_UNUSED_RELEASE_TIMEOUT"}, Usage: "how long a tunnel without connections is kept; 0: not at all"})
+	conf.Add(set, &s.poolStreams, conf.Int(0, 1<<20), conf.Option{Flag: "pool-max-streams", Env: []string{"POOL_MAX_STREAMS_PER_CONNECTION"}, Usage: "how many connections one tunnel carries at most; 0: as many as its peer allows"})
 	conf.Add(set, &s.admin, conf.AddrPort, conf.Option{Flag: "admin-address", Usage: "address of the admin server; loopback only"})
 	conf.Add(set, &s.metrics, conf.AddrPort, conf.Option{Flag: "metrics-address", Usage: "address of the metrics server"})
 	conf.Add(set, &s.ready, conf.AddrPort, conf.Option{Flag: "ready-address", Usage: "address of the readiness server"})

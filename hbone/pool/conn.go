@@ -135,7 +135,7 @@ func (p *Pool) restLocked(c *Conn) (drain bool) {
 	if c.streams > 0 || c.gone {
 		return false
 	}
-	if p.draining {
+	if p.draining || p.cfg.Idle < 0 {
 		p.removeLocked(c)
 		return true
 	}

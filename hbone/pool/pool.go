@@ -28,7 +28,7 @@ const (
 type Config struct {
 	// Loops are the event loops that new tunnels are spread over.
 	Loops []*loop.Loop
-	// Idle is how long a tunnel without streams is kept; 0 means 5 minutes.
+	// Idle is how long a tunnel without streams is kept; 0 means 5 minutes, less not at all.
 	Idle time.Duration
 	// DialTimeout bounds one Dial; 0 means 10 s.
 	DialTimeout time.Duration
@@ -61,7 +61,7 @@ type Pool struct {
 type group struct {
 	conns   []*Conn
 	waiters []*waiter // in order of arrival; not empty only while dialling
-	dialing bool
+	dialing int       // dials under way
 }
 
 // waiter is a Get that found no room.
@@ -112,8 +112,8 @@ func (g *group) takeLocked() *Conn {
 	return nil
 }
 
-// Get reserves a stream like Take and, where there is no room, has dial make a tunnel: one at a time for a key, and
-// whoever asks meanwhile waits for it. fresh says that the tunnel is a new one, made for those who waited. An error of
+// Get reserves a stream like Take and, where there is no room, has dial make a tunnel: as many at a time for a key as those
+// who wait need. fresh says that the tunnel is a new one, made for those who waited. An error of
 // dial goes to all of them.
 func (p *Pool) Get(ctx context.Context, key Key, dial Dial) (c *Conn, fresh bool, err error) {
 	p.mu.Lock()
@@ -172,7 +172,7 @@ func (p *Pool) leave(key Key, w *waiter) {
 
 // tidyLocked forgets a group that holds nothing.
 func (p *Pool) tidyLocked(key Key, g *group) {
-	if len(g.conns) == 0 && len(g.waiters) == 0 && !g.dialing {
+	if len(g.conns) == 0 && len(g.waiters) == 0 && g.dialing == 0 {
 		delete(p.groups, key)
 	}
 }
@@ -190,22 +190,24 @@ func (g *group) serveLocked(fresh bool) {
 	g.waiters = nil
 }
 
-// dialLocked starts an establishment if somebody waits for one and none is under way.
+// dialLocked starts the establishments that those who wait need beyond what is under way.
 func (p *Pool) dialLocked(key Key, g *group) {
-	if g.dialing || len(g.waiters) == 0 || p.closed {
-		return
+	for !p.closed && len(g.waiters) > g.dialing*p.firstLimit() {
+		g.dialing++
+		p.pending++
+		dial := g.waiters[0].dial
+		p.dials.Go(func() { p.establish(key, dial) })
 	}
-	g.dialing = true
-	p.pending++
-	dial := g.waiters[0].dial
-	p.dials.Go(func() { p.establish(key, dial) })
 }
+
+// firstLimit is how many streams a tunnel takes before its peer has said how many it allows.
+func (p *Pool) firstLimit() int { return min(assumedLimit, p.cfg.MaxStreams) }
 
 // establish runs one Dial and hands out what came of it.
 func (p *Pool) establish(key Key, dial Dial) {
 	ctx, cancel := context.WithTimeout(p.ctx, p.cfg.DialTimeout)
 	defer cancel()
-	c := &Conn{pool: p, key: key, limit: min(assumedLimit, p.cfg.MaxStreams), loop: leastLoaded(p.cfg.Loops)}
+	c := &Conn{pool: p, key: key, limit: p.firstLimit(), loop: leastLoaded(p.cfg.Loops)}
 	t, user, err := dial(ctx, tunnel.Config{Loop: c.loop, OnDrain: c.onDrain, OnClose: c.onClose})
 	p.mu.Lock()
 	c.t, c.User = t, user
@@ -223,7 +225,7 @@ func (p *Pool) establish(key Key, dial Dial) {
 // closed.
 func (p *Pool) admitLocked(c *Conn, err error) (drain, closed bool) {
 	g := p.groups[c.key]
-	g.dialing = false
+	g.dialing--
 	p.pending--
 	if c.t != nil && !c.ended {
 		p.all[c] = struct{}{}

@@ -310,6 +310,42 @@ func TestIdleTunnelsAreDrained(t *testing.T) {
 	eventually(t, "eviction", func() bool { return len(r.pool.All()) == 0 })
 }
 
+// TestTunnelForEach has a tunnel made for each connection, at the same time, and ended with it.
+func TestTunnelForEach(t *testing.T) {
+	r := newRig(t, func(c *pool.Config) { c.MaxStreams, c.Idle = 1, -1 })
+	const n = 8
+	var under sync.WaitGroup // ends when all dials are under way
+	under.Add(n)
+	dial := func(ctx context.Context, cfg tunnel.Config) (*tunnel.Tunnel, any, error) {
+		under.Done()
+		under.Wait()
+		return r.dial(ctx, cfg)
+	}
+	conns := make(chan *pool.Conn, n)
+	for range n {
+		go func() {
+			c, fresh, err := r.pool.Get(t.Context(), r.key(), dial)
+			if err != nil || !fresh {
+				t.Errorf("got a tunnel that is fresh: %t, error %v", fresh, err)
+			}
+			conns <- c
+		}()
+	}
+	seen := make(map[*pool.Conn]bool)
+	for range n {
+		if c := <-conns; c != nil {
+			seen[c] = true
+		}
+	}
+	if len(seen) != n {
+		t.Errorf("%d connections share %d tunnels", n, len(seen))
+	}
+	for c := range seen {
+		c.Release()
+	}
+	eventually(t, "end of the tunnels", func() bool { return len(r.pool.All()) == 0 })
+}
+
 func TestRetain(t *testing.T) {
 	r := newRig(t, nil)
 	c, _ := r.get()

@@ -96,7 +96,7 @@ type Config struct {
 	// WorkloadTimeout is how long a connection waits for the pod's own workload and for policies that it names to become
 	// known; 0 means 5 s.
 	WorkloadTimeout time.Duration
-	// PoolIdle is how long an unused tunnel is kept; 0 means 5 minutes.
+	// PoolIdle is how long an unused tunnel is kept; 0 means 5 minutes, less not at all.
 	PoolIdle time.Duration
 	// PoolMaxStreams bounds the streams of one tunnel below what its peer allows; 0 means no bound of our own.
 	PoolMaxStreams int
