@@ -72,8 +72,8 @@ func Edges() []Edge {
 		{From: "cmd/internal/*"},
 		{From: "cmd/internal/kubeca", To: []string{"identity", "identity/svid", "identity/ca/authority", "identity/ca/server"}},
 		{From: "cmd/internal/kubenode", To: []string{"cmd/internal/enrol", "redirect/**"}},
-		{From: "cmd/internal/installer", To: []string{"deploy"}},
-		{From: "cmd/internal/inspect", To: []string{"deploy", "redirect/netns"}},
+		{From: "cmd/internal/installer", To: []string{"cmd/internal/access", "deploy"}},
+		{From: "cmd/internal/inspect", To: []string{"cmd/internal/access", "deploy", "redirect/netns"}},
 		{From: "cmd/culvert", To: []string{"deploy", "e2e/netlab"}}, // the demonstration is the lab, told to a person
 		{From: "cmd/*", To: []string{"cmd/internal/*", "identity/**", "workload/**", "hbone/**", "redirect/**", "waypoint/**"}},
 
@@ -102,7 +102,7 @@ func systemFences() []Fence {
 			Allowed: []string{
 				"workload/source/kube", "workload/status", "waypoint/gatewayapi", "waypoint/controller",
 				"cmd/culvert", "cmd/culvert-node", "cmd/culvert-controller", "cmd/culvert-waypoint",
-				"cmd/internal/kubeca", "cmd/internal/kubenode", "cmd/internal/installer", "cmd/internal/inspect", "deploy/**", "e2e/**",
+				"cmd/internal/kubeca", "cmd/internal/kubenode", "cmd/internal/access", "cmd/internal/installer", "cmd/internal/inspect", "deploy/**", "e2e/**",
 			},
 		},
 		{
