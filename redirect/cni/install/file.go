@@ -125,6 +125,18 @@ func syncDir(path string) error {
 	return errors.Join(d.Sync(), d.Close())
 }
 
+// sweepAll removes what killed processes left, now and then.
+func (i *Installer) sweepAll(now time.Time) error {
+	if now.Sub(i.swept) < staleAfter {
+		return nil
+	}
+	i.swept = now
+	if err := errors.Join(sweep(i.cfg.NetDir, now), sweep(i.cfg.BinDir, now), sweep(i.cfg.RunDir, now)); err != nil {
+		return fmt.Errorf("remove files of a killed installer: %w", err)
+	}
+	return nil
+}
+
 // sweep removes files in the making that processes left which were killed.
 func sweep(dir string, now time.Time) error {
 	entries, err := os.ReadDir(dir)

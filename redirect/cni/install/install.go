@@ -20,6 +20,9 @@ const PluginType = "culvert-cni"
 // server.
 const APIFile = "api.json"
 
+// LogFile is the name of the plugin's log in Config.RunDir; Uninstall removes it.
+const LogFile = "culvert-cni.log"
+
 // settle is how long changes of a directory are collected before they are looked at.
 const settle = 20 * time.Millisecond
 
@@ -86,7 +89,8 @@ type Installer struct {
 
 	binary binaryState // used by ensure alone
 	rivals rivals
-	placed string // file that had our entry after the last pass
+	placed string    // file that had our entry after the last look
+	swept  time.Time // when files in the making were last removed
 
 	mu    sync.Mutex
 	ready bool
@@ -139,15 +143,20 @@ func (i *Installer) Run(ctx context.Context) error {
 	}
 	timer := time.NewTimer(0)
 	defer timer.Stop()
+	soon := true
 	for {
 		select {
 		case <-ctx.Done():
 			return nil
 		case <-events:
-			timer.Reset(settle)
+			if !soon { // changes that never end must not put off looking at them
+				timer.Reset(min(settle, i.cfg.Interval))
+				soon = true
+			}
 		case <-timer.C:
 			i.record(i.ensure())
 			timer.Reset(i.cfg.Interval)
+			soon = false
 		}
 	}
 }
@@ -200,6 +209,9 @@ func (i *Installer) ensure() error {
 	}
 	if !owner {
 		return i.verify()
+	}
+	if err := i.sweepAll(time.Now()); err != nil {
+		return err
 	}
 	if err := i.ensureBinary(); err != nil {
 		return err

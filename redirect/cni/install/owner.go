@@ -8,7 +8,6 @@ import (
 	"os"
 	"path/filepath"
 	"strings"
-	"time"
 )
 
 // ownerFile has the identifier of the installer that started last.
@@ -24,8 +23,7 @@ func (i *Installer) claim() error {
 	if err := i.put(filepath.Join(i.cfg.RunDir, ownerFile), 0o600, strings.NewReader(i.id)); err != nil {
 		return fmt.Errorf("take over the CNI plugin's installation: %w", err)
 	}
-	now := time.Now()
-	return errors.Join(sweep(i.cfg.NetDir, now), sweep(i.cfg.BinDir, now), sweep(i.cfg.RunDir, now))
+	return nil
 }
 
 // owns reports whether no other installer started later. A missing file (the

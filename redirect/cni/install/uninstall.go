@@ -44,9 +44,10 @@ func (i *Installer) removeFiles(ctx context.Context) error {
 	if err := sweep(i.cfg.RunDir, later); !errors.Is(err, fs.ErrNotExist) {
 		errs = append(errs, err)
 	}
-	for _, name := range []string{APIFile, ownerFile} {
+	for _, name := range []string{APIFile, ownerFile, LogFile, LogFile + ".1"} {
 		errs = append(errs, remove(filepath.Join(i.cfg.RunDir, name)))
 	}
+	_ = os.Remove(i.cfg.RunDir) // unless there is something of others in it
 	return errors.Join(errs...)
 }
 
@@ -111,6 +112,12 @@ func (i *Installer) unchain(c conf) error {
 	}
 	if !c.list || !slices.Contains(c.chain.kinds(), PluginType) {
 		return nil
+	}
+	for _, ext := range []string{".conf", ".json"} { // an uninstall that was killed after restoring it
+		name := strings.TrimSuffix(c.name, ".conflist") + ext
+		if exists(filepath.Join(i.cfg.NetDir, name)) && convertedFrom(c, i.cfg.NetDir, name) {
+			return remove(filepath.Join(i.cfg.NetDir, c.name))
+		}
 	}
 	text, err := c.chain.without()
 	if err != nil {
