@@ -123,16 +123,8 @@ func (s *Set) put(pod Pod, synced bool) (*entry, int, error) {
 		if e.pod.NS.ID() == pod.NS.ID() {
 			_ = pod.NS.Close()
 			e.synced = e.synced || synced
-			reshape := !reflect.DeepEqual(e.options, pod.Options)
-			if reshape {
-				e.options = pod.Options
-				e.publishLocked(Starting, nil)
-			}
-			if reshape || !synced {
-				select {
-				case e.wake <- struct{}{}: // somebody waits now, so do not sleep on a failure
-				default:
-				}
+			if !e.reshapeLocked(pod.Options) && !synced {
+				e.rouse() // somebody waits now, so do not sleep on a failure
 			}
 			return e, e.attempts, nil
 		}
@@ -148,6 +140,43 @@ func (s *Set) put(pod Pod, synced bool) (*entry, int, error) {
 		s.startLocked(e)
 	}
 	return e, 0, nil
+}
+
+// Change is Add for a pod that is there: only its options become others. Without the
+// pod it is ErrRemoved.
+func (s *Set) Change(ctx context.Context, uid string, options *redirect.Options) error {
+	s.mu.Lock()
+	e := s.pods[uid]
+	if e == nil {
+		s.mu.Unlock()
+		return fmt.Errorf("change pod with uid %s: %w", uid, ErrRemoved)
+	}
+	attempts := e.attempts
+	e.reshapeLocked(options)
+	s.mu.Unlock()
+	if err := s.wait(ctx, e, attempts); err != nil {
+		return fmt.Errorf("change pod %s: %w", e.pod, err)
+	}
+	return nil
+}
+
+// reshapeLocked makes other options wanted, and reports whether they were others.
+func (e *entry) reshapeLocked(options *redirect.Options) bool {
+	if reflect.DeepEqual(e.options, options) {
+		return false
+	}
+	e.options = options
+	e.publishLocked(Starting, nil)
+	e.rouse()
+	return true
+}
+
+// rouse makes the pod's goroutine look at once.
+func (e *entry) rouse() {
+	select {
+	case e.wake <- struct{}{}:
+	default:
+	}
 }
 
 // wait waits for the outcome of a further attempt than those before.

@@ -411,6 +411,7 @@ func TestForeignSockets(t *testing.T) {
 		if err := w.set.Add(t.Context(), w.pod("a", ns[0])); err != nil {
 			t.Fatal(err)
 		}
+		synctest.Wait() // the event comes after the state
 		w.eventKinds()
 		own, foreign := redirect.Socket{Inode: 1, Cookie: 10}, redirect.Socket{Inode: 2, Cookie: 20}
 		set := func(s ...redirect.Socket) {
@@ -495,6 +496,13 @@ func TestOtherOptions(t *testing.T) {
 			t.Errorf("after the failure: %v", err)
 		}
 		w.want("again", "apply a", "apply a")
+		if err := w.set.Change(t.Context(), "uid-a", &redirect.Options{DNS: true}); err != nil {
+			t.Error(err)
+		}
+		w.want("changed", "apply a")
+		if err := w.set.Change(t.Context(), "uid-b", nil); !errors.Is(err, podset.ErrRemoved) {
+			t.Errorf("changing what is not there: %v", err)
+		}
 	})
 }
 

@@ -27,8 +27,17 @@ const (
 	AnnotationHostPorts = "culvert.io/allow-host-ports"
 )
 
+// Annotations returns the keys that decide on a pod or on its namespace; no other one needs to be kept.
+func Annotations() []string {
+	return []string{
+		AnnotationSidecar, AnnotationAllowCarveOuts, AnnotationBypassInbound, AnnotationDNS, AnnotationInterfaces,
+		AnnotationExcludeInboundPorts, AnnotationIncludeInboundPorts, AnnotationExcludeOutboundPorts,
+		AnnotationExcludeOutboundRanges, AnnotationIncludeOutboundRanges, AnnotationHostPorts,
+	}
+}
+
 // maxItems bounds each list: more is a mistake or an attack on the size of the rules.
-const maxItems = 1000
+const maxItems = 256
 
 const maxInterfaceName = 15 // IFNAMSIZ without the end
 
@@ -131,8 +140,8 @@ func (r *reader) carveOuts(c *Capture, forbidden string) {
 		}
 		return
 	}
-	c.ExcludeInbound = carveOut(r, AnnotationExcludeInboundPorts, parsePorts)
-	c.IncludeInbound = include(r, AnnotationIncludeInboundPorts, parsePorts)
+	c.ExcludeInbound = carveOut(r, AnnotationExcludeInboundPorts, parseOpenPorts)
+	c.IncludeInbound = include(r, AnnotationIncludeInboundPorts, parseOpenPorts)
 	c.ExcludeOutbound = carveOut(r, AnnotationExcludeOutboundPorts, parsePorts)
 	c.ExcludeRanges = carveOut(r, AnnotationExcludeOutboundRanges, parseRanges)
 	c.IncludeRanges = include(r, AnnotationIncludeOutboundRanges, parseRanges)
@@ -145,7 +154,7 @@ func (r *reader) carveOuts(c *Capture, forbidden string) {
 func (r *reader) hostPorts(forbidden string) []uint16 {
 	if _, present := r.pod[AnnotationHostPorts]; present {
 		if forbidden == "" {
-			return carveOut(r, AnnotationHostPorts, parsePorts)
+			return carveOut(r, AnnotationHostPorts, parseOpenPorts)
 		}
 		r.warn("annotation %s of the pod is ignored: carve-outs are forbidden by %s", AnnotationHostPorts, forbidden)
 	}
@@ -153,7 +162,7 @@ func (r *reader) hostPorts(forbidden string) []uint16 {
 	if !present {
 		return nil
 	}
-	ports, err := parsePorts(text)
+	ports, err := parseOpenPorts(text)
 	if err != nil {
 		r.warn("annotation %s of the namespace is ignored: %v", AnnotationHostPorts, err)
 	}
@@ -220,6 +229,18 @@ func parsePorts(text string) ([]uint16, error) {
 	}
 	slices.Sort(out)
 	return slices.Compact(out), nil
+}
+
+// parseOpenPorts reads ports of the application that others reach; the agent's own are refused.
+func parseOpenPorts(text string) ([]uint16, error) {
+	ports, err := parsePorts(text)
+	for _, p := range ports {
+		switch p {
+		case 15001, 15006, 15008, 15053:
+			return nil, fmt.Errorf("port %d belongs to the agent", p)
+		}
+	}
+	return ports, err
 }
 
 func parseRanges(text string) ([]netip.Prefix, error) {
