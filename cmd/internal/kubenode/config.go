@@ -1,0 +1,126 @@
+package kubenode
+
+import (
+	"context"
+	"errors"
+	"log/slog"
+	"net/netip"
+	"time"
+
+	"k8s.io/client-go/rest"
+
+	"github.com/culvert-mesh/culvert/cmd/internal/enrol"
+	"github.com/culvert-mesh/culvert/redirect"
+	"github.com/culvert-mesh/culvert/redirect/netns"
+	"github.com/culvert-mesh/culvert/redirect/podset"
+	"github.com/culvert-mesh/culvert/redirect/procns"
+)
+
+// Finder finds the network namespaces of running pods by UID; it is a procns.Finder.
+type Finder interface {
+	Find(ctx context.Context, wanted map[string]procns.Wanted) (map[string]*netns.NS, []procns.Problem)
+}
+
+// HostRules lets the kubelet's probes through to enrolled pods; it is a hostrules.Rules.
+type HostRules interface {
+	// Add lets them through to addr, which belongs to the pod now.
+	Add(addr netip.Addr, uid string) error
+	// Remove undoes that, unless addr belongs to another pod by now.
+	Remove(addr netip.Addr, uid string) error
+}
+
+// Config describes an Agent. Fields are required unless they say otherwise.
+type Config struct {
+	// REST says how to reach the API server.
+	REST *rest.Config
+	// Node is this node's name.
+	Node string
+	// Namespace and DaemonSet are the agent's own; they tell an upgrade from an end. Empty means that an end is never
+	// assumed.
+	Namespace, DaemonSet string
+	// Enrol are the administrator's choices.
+	Enrol enrol.Settings
+	// Options returns what is captured of every pod. Carve-outs of a pod are added to it. It is called often.
+	Options func() redirect.Options
+	// Set enrols. Its OnEvent must call Agent.Observe.
+	Set *podset.Set
+	// Finder finds pods that run already.
+	Finder Finder
+	// HostRules may be nil.
+	HostRules HostRules
+	// Certified returns nil when the pod's certificate is there; it may wait until ctx ends.
+	Certified func(ctx context.Context, pod podset.Pod) error
+	// Synced is closed when the state of the mesh is known: starting pods wait for that, running ones are captured at
+	// once. nil waits for nothing.
+	Synced <-chan struct{}
+	// Clean removes what an earlier agent has left in a pod that is not to be enrolled any more. nil means the rules of
+	// package redirect.
+	Clean func(ns *netns.NS) error
+
+	// Workers is how many pods are worked on at once. Zero means 8.
+	Workers int
+	// Settle is how long a leaving pod goes on being served after others were told to send no HBONE any more. Zero
+	// means 2 s, negative none.
+	Settle time.Duration
+	// AddTimeout bounds one ADD of the CNI plugin. Zero means 25 s.
+	AddTimeout time.Duration
+	// Retry is the pause after the first failure of a pod; it doubles up to 30 s. Zero means 500 ms.
+	Retry time.Duration
+	// Logger may be nil.
+	Logger *slog.Logger
+}
+
+const (
+	maxRetry = 30 * time.Second
+	// certificateWait is how long one look waits for a certificate. Certificates come within that, or come late.
+	certificateWait = 300 * time.Millisecond
+	// enrolWait bounds how long a worker waits for one pod; it goes on being enrolled.
+	enrolWait = 5 * time.Second
+)
+
+func (c Config) complete() (Config, error) {
+	var errs []error
+	for _, f := range []struct {
+		name    string
+		missing bool
+	}{
+		{"REST", c.REST == nil}, {"Node", c.Node == ""}, {"Options", c.Options == nil}, {"Set", c.Set == nil},
+		{"Finder", c.Finder == nil}, {"Certified", c.Certified == nil},
+	} {
+		if f.missing {
+			errs = append(errs, errors.New("make node agent: "+f.name+" is required"))
+		}
+	}
+	for _, d := range []struct {
+		value    *time.Duration
+		fallback time.Duration
+	}{{&c.Settle, 2 * time.Second}, {&c.AddTimeout, 25 * time.Second}, {&c.Retry, 500 * time.Millisecond}} {
+		if *d.value == 0 {
+			*d.value = d.fallback
+		}
+	}
+	if c.Workers <= 0 {
+		c.Workers = 8
+	}
+	if c.Synced == nil {
+		known := make(chan struct{})
+		close(known)
+		c.Synced = known
+	}
+	if c.Clean == nil {
+		c.Clean = clean
+	}
+	if c.Logger == nil {
+		c.Logger = slog.New(slog.DiscardHandler)
+	}
+	return c, errors.Join(errs...)
+}
+
+// clean removes the rules of a pod that nobody serves.
+func clean(ns *netns.NS) error {
+	c, err := redirect.New(ns, redirect.Options{})
+	if err != nil {
+		return err
+	}
+	return c.Delete()
+}

@@ -1,0 +1,362 @@
+package kubenode
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"net/netip"
+	"reflect"
+	"slices"
+	"strings"
+	"time"
+
+	"github.com/culvert-mesh/culvert/cmd/internal/enrol"
+	"github.com/culvert-mesh/culvert/redirect"
+	"github.com/culvert-mesh/culvert/redirect/netns"
+	"github.com/culvert-mesh/culvert/redirect/podset"
+)
+
+// restartGrace is how long a pod that an earlier agent has enabled stays so while this one waits for its certificate:
+// for that moment others would go over to plaintext.
+const restartGrace = 15 * time.Second
+
+// reconcile makes one pod what it should be, as far as that goes now. The caller has the lock of its key. again, when
+// not zero, is when to look again without an event.
+func (a *Agent) reconcile(ctx context.Context, key string) (again time.Duration, err error) {
+	if a.life.Err() != nil {
+		return 0, nil
+	}
+	p := a.pod(key)
+	a.discardOthers(key, p)
+	if p == nil {
+		return 0, nil
+	}
+	d, known := a.decide(p)
+	switch {
+	case !known:
+		return 0, nil // the namespace's event queues the pod
+	case d.In:
+		return a.stay(ctx, p, d)
+	}
+	return a.leave(ctx, p, d.Why)
+}
+
+// discardOthers lets go of pods that had this name before.
+func (a *Agent) discardOthers(key string, p *pod) {
+	a.mu.Lock()
+	var old []string
+	for uid, t := range a.tracked {
+		if t.key == key && (p == nil || p.uid() != uid) {
+			old = append(old, uid)
+		}
+	}
+	a.mu.Unlock()
+	for _, uid := range old {
+		a.discard(uid)
+	}
+}
+
+// discard forgets a pod and makes the Set let go of it, without waiting.
+func (a *Agent) discard(uid string) {
+	a.mu.Lock()
+	t := a.tracked[uid]
+	delete(a.tracked, uid)
+	a.mu.Unlock()
+	if t != nil {
+		a.host(t, nil)
+	}
+	a.drop(uid)
+}
+
+// drop makes the Set let go of a pod, without waiting.
+func (a *Agent) drop(uid string) {
+	ctx, cancel := context.WithCancel(context.Background())
+	cancel()
+	_ = a.cfg.Set.Remove(ctx, uid) // it is on its way in any case
+}
+
+// lookup returns the track of a pod, or nil.
+func (a *Agent) lookup(uid string) *track {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	return a.tracked[uid]
+}
+
+func (a *Agent) track(p *pod) *track {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	t := a.tracked[p.uid()]
+	if t == nil {
+		t = &track{key: p.Namespace + "/" + p.Name, ref: podRef{p.Namespace, p.Name, p.uid()}, since: time.Now()}
+		a.tracked[p.uid()] = t
+	}
+	return t
+}
+
+// forget ends the tracking of a pod that the Set has not.
+func (a *Agent) forget(uid string) {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	delete(a.tracked, uid)
+}
+
+// stay enrols a pod, or keeps it so, and says how far it is.
+func (a *Agent) stay(ctx context.Context, p *pod, d enrol.Decision) (time.Duration, error) {
+	t := a.track(p)
+	a.mu.Lock()
+	t.leaving, t.gone = false, false
+	a.mu.Unlock()
+	a.tell(t, d.Warnings)
+
+	addrs := p.addrs()
+	if _, there := a.cfg.Set.Pod(p.uid()); !there && len(addrs) == 0 {
+		// It has not started: the CNI plugin brings it, or its address does. After the node was started again it may be
+		// called enabled still.
+		if said := t.annotation(p); said == enabled {
+			return 0, a.say(ctx, p, t, pending)
+		}
+		return 0, nil
+	}
+	options := a.options(d.Capture)
+	if err := a.enrol(ctx, p, t, addrs, &options); err != nil {
+		a.events.warn(t.ref, reasonFailed, err.Error())
+		return 0, errors.Join(err, a.say(ctx, p, t, pending))
+	}
+	again, err := a.report(ctx, p, t)
+	if t.hostErr != nil {
+		a.events.warn(t.ref, reasonFailed, t.hostErr.Error())
+		err = errors.Join(err, t.hostErr)
+	}
+	return again, err
+}
+
+// enrol sees to it that the Set has the pod, in the right namespace and with the right options. A failure of the Set
+// itself is none here: it goes on trying and says so.
+func (a *Agent) enrol(ctx context.Context, p *pod, t *track, addrs []netip.Addr, options *redirect.Options) error {
+	wait, cancel := context.WithTimeout(ctx, enrolWait)
+	defer cancel()
+	st, there := a.cfg.Set.Pod(p.uid())
+	verified := there && (len(addrs) == 0 || slices.ContainsFunc(addrs, func(x netip.Addr) bool { return slices.Contains(t.addrs, x) }))
+	if !verified {
+		ns, err := a.seeker.find(ctx, p.uid(), addrs)
+		if err != nil {
+			return err
+		}
+		if there && ns.ID() == st.NetNS {
+			_ = ns.Close()
+		} else {
+			a.host(t, addrs)
+			_ = a.cfg.Set.Add(wait, a.podOf(p, ns, options))
+			return nil
+		}
+	}
+	if st.Pod.Options == nil || !reflect.DeepEqual(*st.Pod.Options, *options) {
+		_ = a.cfg.Set.Change(wait, p.uid(), options)
+	}
+	if len(addrs) > 0 {
+		a.host(t, addrs)
+	}
+	return nil
+}
+
+func (a *Agent) podOf(p *pod, ns *netns.NS, options *redirect.Options) podset.Pod {
+	return podset.Pod{
+		UID: p.uid(), Name: p.Name, Namespace: p.Namespace, ServiceAccount: p.serviceAccount(), Options: options, NS: ns,
+	}
+}
+
+// report says on the pod how far it is.
+func (a *Agent) report(ctx context.Context, p *pod, t *track) (time.Duration, error) {
+	st, there := a.cfg.Set.Pod(p.uid())
+	early := t.annotation(p) == enabled && time.Since(t.since) < restartGrace
+	switch {
+	case !there, st.State == podset.Failed:
+		return 0, a.say(ctx, p, t, pending) // its next event queues the pod
+	case st.State != podset.Enrolled && early:
+		return time.Second, nil
+	case st.State != podset.Enrolled:
+		return time.Second, a.say(ctx, p, t, pending)
+	}
+	if !t.certified {
+		wait, cancel := context.WithTimeout(ctx, certificateWait)
+		certErr := a.cfg.Certified(wait, st.Pod)
+		cancel()
+		if certErr != nil && early {
+			return time.Second, nil
+		}
+		if certErr != nil {
+			certErr = fmt.Errorf("pod has no certificate yet: %w", certErr)
+			a.events.warn(t.ref, reasonNoCert, certErr.Error())
+			if err := a.say(ctx, p, t, pending); err != nil {
+				return 0, err
+			}
+			return 0, certErr
+		}
+		t.certified = true
+	}
+	return 0, a.say(ctx, p, t, enabled)
+}
+
+// leave takes a pod out: others are told first, then it stops to be captured, what is there drains, and at last the
+// annotation goes.
+func (a *Agent) leave(ctx context.Context, p *pod, why string) (time.Duration, error) {
+	uid := p.uid()
+	t := a.lookup(uid)
+	_, there := a.cfg.Set.Pod(uid)
+	if t == nil && !there && t.annotation(p) == absent {
+		return 0, nil
+	}
+	t = a.track(p)
+	if p.terminal() { // nobody is left whom draining would serve
+		if err := a.say(ctx, p, t, absent); err != nil {
+			return 0, err
+		}
+		a.discard(uid)
+		return 0, nil
+	}
+	if !t.leaving {
+		if err := a.beginLeaving(ctx, p, t, there, why); err != nil {
+			return 0, err
+		}
+	}
+	if wait := time.Until(t.leaveAt); wait > 0 {
+		return wait, nil
+	}
+	done, again, err := a.left(ctx, p, t, there)
+	if err != nil || !done {
+		return again, err
+	}
+	a.host(t, nil)
+	if err := a.say(ctx, p, t, absent); err != nil {
+		return 0, err
+	}
+	a.forget(uid)
+	return 0, nil
+}
+
+func (a *Agent) beginLeaving(ctx context.Context, p *pod, t *track, there bool, why string) error {
+	said := t.annotation(p)
+	if err := a.say(ctx, p, t, pending); err != nil {
+		return err
+	}
+	a.cfg.Logger.Info("pod leaves the mesh", "pod", t.key, "uid", t.ref.uid, "why", why)
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	t.leaving, t.gone, t.certified, t.leaveAt = true, false, false, time.Time{}
+	if there && said == enabled {
+		t.leaveAt = time.Now().Add(a.cfg.Settle)
+	}
+	return nil
+}
+
+// left reports whether nothing of the capture is in the pod any more.
+func (a *Agent) left(ctx context.Context, p *pod, t *track, there bool) (done bool, again time.Duration, err error) {
+	if there {
+		a.drop(p.uid())
+		return false, time.Second, nil // its event queues the pod earlier
+	}
+	a.mu.Lock()
+	gone := t.gone
+	a.mu.Unlock()
+	if gone {
+		return true, 0, nil
+	}
+	if slices.ContainsFunc(a.cfg.Set.Pods(), func(s podset.Status) bool { return s.Pod.UID == p.uid() }) {
+		return false, time.Second, nil
+	}
+	// An earlier agent has enrolled it, and nobody serves it: its traffic is refused until the rules go.
+	if len(p.addrs()) == 0 {
+		return true, 0, nil
+	}
+	ns, err := a.seeker.find(ctx, p.uid(), p.addrs())
+	if err != nil {
+		return false, 0, err
+	}
+	err = a.cfg.Clean(ns)
+	_ = ns.Close()
+	return err == nil, 0, err
+}
+
+// annotation returns what the annotation of the pod is, as far as this agent knows: what it wrote last when p is from
+// before that. t may be nil.
+func (t *track) annotation(p *pod) string {
+	if t != nil && t.wroteAt != "" && t.wroteAt == p.ResourceVersion {
+		return t.wrote
+	}
+	return p.Annotations[annotation]
+}
+
+// say writes the annotation unless it is so.
+func (a *Agent) say(ctx context.Context, p *pod, t *track, state string) error {
+	if t.annotation(p) == state {
+		return nil
+	}
+	if err := a.client.annotate(ctx, p, state); err != nil {
+		if gone(err) {
+			return nil // its event is on the way
+		}
+		return err
+	}
+	t.wrote, t.wroteAt = state, p.ResourceVersion
+	return nil
+}
+
+// host makes the host let probes through to exactly these addresses of the pod. What fails is kept in t.hostErr and
+// tried again with the next call.
+func (a *Agent) host(t *track, addrs []netip.Addr) {
+	old, failed := t.addrs, t.hostErr != nil
+	t.addrs, t.hostErr = slices.Clone(addrs), nil
+	if a.cfg.HostRules == nil {
+		return
+	}
+	for _, addr := range old {
+		if slices.Contains(addrs, addr) {
+			continue
+		}
+		if err := a.cfg.HostRules.Remove(addr, t.ref.uid); err != nil {
+			a.cfg.Logger.Warn("removing the probes' exemption failed", "pod", t.key, "address", addr, "error", err)
+		}
+	}
+	for _, addr := range addrs {
+		if slices.Contains(old, addr) && !failed {
+			continue
+		}
+		if err := a.cfg.HostRules.Add(addr, t.ref.uid); err != nil {
+			t.hostErr = fmt.Errorf("let the kubelet's probes through to %s: %w", addr, err)
+		}
+	}
+}
+
+// options adds a pod's own wishes to what is captured of every pod.
+func (a *Agent) options(c enrol.Capture) redirect.Options {
+	o := a.cfg.Options()
+	o.Ingress = o.Ingress || c.Ingress
+	switch c.DNS {
+	case enrol.DNSOn:
+		o.DNS = true
+	case enrol.DNSOff:
+		o.DNS = false
+	}
+	o.VirtualInterfaces = c.VirtualInterfaces
+	o.IncludeInbound, o.ExcludeInbound, o.ExcludeOutbound = c.IncludeInbound, c.ExcludeInbound, c.ExcludeOutbound
+	o.IncludeOutboundRanges, o.ExcludeOutboundRanges = c.IncludeRanges, c.ExcludeRanges
+	if o.HostPorts = c.HostPorts; len(c.HostPorts) == 0 {
+		o.HostAddresses = nil // so that a new node changes only the pods that it is for
+	}
+	return o
+}
+
+// tell reports a pod's warnings when they are others than before.
+func (a *Agent) tell(t *track, warnings []string) {
+	text := strings.Join(warnings, "; ")
+	if text == t.warned {
+		return
+	}
+	t.warned = text
+	for _, w := range warnings {
+		a.cfg.Logger.Warn("annotation is not honoured", "pod", t.key, "reason", w)
+	}
+	if text != "" {
+		a.events.warn(t.ref, reasonIgnored, text)
+	}
+}
