@@ -18,6 +18,7 @@ TESTFLAGS ?=
 export PATH := $(PATH):/usr/sbin:/sbin
 
 .PHONY: help build test hostile netlab fuzz bench bench-scale bench-fair soak lint generate verify image demo interop deps clean
+.PHONY: cluster cluster-down e2e
 
 help: ## this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -39,6 +40,31 @@ hostile: ## hostile peers beside well-behaved ones, with bounds on time: on a ma
 
 netlab: deps build ## only the two-node lab of network namespaces
 	go test -race -shuffle=on -count=1 -timeout 20m $(TESTFLAGS) ./e2e/netlab/...
+
+# A real Kubernetes of two nodes on this machine, from packages and modules alone; as root. CLUSTER is where it lives.
+CLUSTER ?= bin/cluster
+KUBERNETES := kube-apiserver kube-controller-manager kube-scheduler kube-proxy kubelet kubectl
+KUBEVERSION = $(shell cd e2e/cluster/kubernetes && go list -m -f '{{.Version}}' k8s.io/kubernetes)
+KUBEFLAGS = -s -w -X k8s.io/component-base/version.gitVersion=$(KUBEVERSION) -X k8s.io/component-base/version.gitMajor=1 \
+	-X k8s.io/component-base/version.gitMinor=$(word 2,$(subst ., ,$(KUBEVERSION))) -X k8s.io/component-base/version.gitTreeState=clean
+
+cluster: bin/culvert-cluster bin/kubernetes/built ## start (or find running) a two-node Kubernetes on this machine; prints its KUBECONFIG
+	@tools/deps.sh cluster
+	bin/culvert-cluster --dir=$(CLUSTER) up
+
+cluster-down: bin/culvert-cluster ## end the cluster; nothing of it stays
+	bin/culvert-cluster --dir=$(CLUSTER) down
+
+.PHONY: bin/culvert-cluster
+bin/culvert-cluster:
+	CGO_ENABLED=0 go build -trimpath -o $@ ./e2e/cluster/cmd/culvert-cluster
+
+bin/kubernetes/built: $(wildcard e2e/cluster/kubernetes/go.* e2e/cluster/kubernetes/dns/*.go e2e/cluster/pause/*.go)
+	@mkdir -p bin/kubernetes
+	@echo "building Kubernetes $(KUBEVERSION) (some minutes, once)"
+	cd e2e/cluster/kubernetes && CGO_ENABLED=0 go build -trimpath -ldflags '$(KUBEFLAGS)' -o $(CURDIR)/bin/kubernetes/ $(addprefix k8s.io/kubernetes/cmd/,$(KUBERNETES)) ./dns
+	CGO_ENABLED=0 go build -trimpath -ldflags '-s -w' -o bin/kubernetes/ ./e2e/cluster/pause
+	@touch $@
 
 fuzz: ## every fuzz target for FUZZTIME (default 10s)
 	tools/fuzz.sh $(FUZZTIME)

@@ -1,11 +1,16 @@
 #!/usr/bin/env bash
 # Makes sure that the programs which tests and benchmarks call are there. As root on Debian it installs what is missing;
-# elsewhere it names it and leaves it to the tests, which skip with a reason.
+# elsewhere it names it and leaves it to the tests, which skip with a reason. With the argument "cluster" it does the same
+# for what the two-node Kubernetes of tests is made of.
 set -euo pipefail
 export PATH="$PATH:/usr/sbin:/sbin"
 
 # program → Debian package
 need=(nft:nftables conntrack:conntrack haproxy:haproxy nginx:nginx-light wrk:wrk iperf3:iperf3 openssl:openssl tcpdump:tcpdump)
+if [ "${1:-}" = cluster ]; then
+  need=(etcd:etcd-server containerd:containerd runc:runc iptables:iptables conntrack:conntrack nft:nftables ip:iproute2 nsenter:util-linux
+    sysctl:procps /usr/lib/cni/bridge:containernetworking-plugins)
+fi
 
 missing=()
 for pair in "${need[@]}"; do

@@ -86,6 +86,11 @@ func Edges() []Edge {
 		{From: "e2e/netlab", To: []string{"identity/ca/issuer"}},
 		{From: "e2e/bench", To: []string{"e2e/netlab"}},
 		{From: "e2e/soak", To: []string{"e2e/netlab"}},
+		{From: "e2e/cluster", To: []string{"e2e/cluster/**", "redirect/netns", "redirect/wiretap"}},
+		{From: "e2e/cluster/cmd/*", To: []string{"e2e/cluster/kube", "e2e/cluster/machine"}},
+		{From: "e2e/cluster/kube", To: []string{"e2e/cluster/machine", "e2e/cluster/archive"}},
+		{From: "e2e/cluster/*"},
+		{From: "deploy/samples/*"},
 		{From: "e2e/*", To: []string{"redirect/netns", "redirect/topology", "redirect/wiretap"}},
 	}
 }
