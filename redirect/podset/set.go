@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"reflect"
 	"sync"
+	"time"
 
 	"github.com/culvert-mesh/culvert/redirect"
 	"github.com/culvert-mesh/culvert/redirect/netns"
@@ -37,10 +38,14 @@ type entry struct {
 	pod     Pod
 	removed context.Context // ended by drop, which makes the pod leave
 	drop    context.CancelCauseFunc
+	drain   context.Context // of the service of a removed pod: ended when it has had its time
+	cut     context.CancelFunc
 	gone    chan struct{} // closed when it has left
 	wake    chan struct{} // capacity 1: try again at once
 
 	options  *redirect.Options // those wanted now; pod has those of the beginning
+	patience *time.Timer       // calls cut; nil before the pod is removed
+	cutAt    time.Time         // when patience does
 	synced   bool              // seen in a Sync
 	state    State
 	err      error
@@ -76,6 +81,9 @@ func (s *Set) Run(ctx context.Context) error {
 	<-ctx.Done()
 	s.mu.Lock()
 	s.closed = true
+	for e := range s.leaving {
+		e.hurryLocked(s.cfg.DrainTimeout)
+	}
 	s.mu.Unlock()
 	s.wg.Wait()
 	return nil
@@ -128,13 +136,14 @@ func (s *Set) put(pod Pod, synced bool) (*entry, int, error) {
 			}
 			return e, e.attempts, nil
 		}
-		s.dropLocked(e)
+		s.dropLocked(e, s.cfg.DrainTimeout)
 	}
 	e := &entry{
 		pod: pod, options: pod.Options, synced: synced, state: Starting, gone: make(chan struct{}),
 		wake: make(chan struct{}, 1), changed: make(chan struct{}),
 	}
 	e.removed, e.drop = context.WithCancelCause(context.Background())
+	e.drain, e.cut = context.WithCancel(context.Background())
 	s.pods[pod.UID] = e
 	if s.ctx != nil {
 		s.startLocked(e)
@@ -206,51 +215,81 @@ func (s *Set) wait(ctx context.Context, e *entry, before int) error {
 // Remove makes a pod not desired and waits until it has left or ctx ends; it leaves
 // in any case. Removing what is not there is no error.
 func (s *Set) Remove(ctx context.Context, uid string) error {
-	return s.remove(ctx, uid, func(*entry) bool { return true })
+	return s.RemoveWithin(ctx, uid, s.cfg.DrainTimeout)
 }
 
-// RemoveFrom is Remove for a pod in that namespace; in another one it stays. So the
-// end of a pod's old namespace does not take it out of its new one.
-func (s *Set) RemoveFrom(ctx context.Context, uid string, ns netns.ID) error {
-	return s.remove(ctx, uid, func(e *entry) bool { return e.pod.NS.ID() == ns })
+// RemoveWithin is Remove with another time for the pod's connections; zero or less
+// cuts them at once. For a pod that is leaving already it can only shorten the time.
+func (s *Set) RemoveWithin(ctx context.Context, uid string, drain time.Duration) error {
+	return s.remove(ctx, uid, drain, func(*entry) bool { return true })
 }
 
-func (s *Set) remove(ctx context.Context, uid string, meant func(*entry) bool) error {
+// RemoveFrom is RemoveWithin for a pod in that namespace; in another one it stays. So
+// the end of a pod's old namespace does not take it out of its new one.
+func (s *Set) RemoveFrom(ctx context.Context, uid string, ns netns.ID, drain time.Duration) error {
+	return s.remove(ctx, uid, drain, func(e *entry) bool { return e.pod.NS.ID() == ns })
+}
+
+func (s *Set) remove(ctx context.Context, uid string, drain time.Duration, meant func(*entry) bool) error {
 	s.mu.Lock()
-	e := s.pods[uid]
-	if e != nil && meant(e) {
-		s.dropLocked(e)
-	} else {
-		e = nil
-		for old := range s.leaving {
-			if old.pod.UID == uid && meant(old) {
-				e = old
-			}
+	var leaving []*entry
+	for old := range s.leaving {
+		if old.pod.UID == uid && meant(old) {
+			old.hurryLocked(drain)
+			leaving = append(leaving, old)
 		}
 	}
+	if e := s.pods[uid]; e != nil && meant(e) {
+		s.dropLocked(e, drain)
+		leaving = append(leaving, e)
+	}
 	s.mu.Unlock()
-	if e == nil {
-		return nil
+	for _, e := range leaving {
+		select {
+		case <-e.gone:
+		case <-ctx.Done():
+			return fmt.Errorf("remove pod %s: %w", e.pod, context.Cause(ctx))
+		}
 	}
-	select {
-	case <-e.gone:
-		return nil
-	case <-ctx.Done():
-		return fmt.Errorf("remove pod %s: %w", e.pod, context.Cause(ctx))
-	}
+	return nil
 }
 
 // dropLocked takes e out of the desired pods and makes it leave.
-func (s *Set) dropLocked(e *entry) {
+func (s *Set) dropLocked(e *entry, drain time.Duration) {
 	delete(s.pods, e.pod.UID)
+	e.hurryLocked(drain)
 	e.drop(ErrRemoved)
 	e.publishLocked(Leaving, nil)
 	if s.ctx == nil { // no goroutine has it yet
-		_ = e.pod.NS.Close()
-		close(e.gone)
+		e.releaseLocked()
 		return
 	}
 	s.leaving[e] = struct{}{}
+}
+
+// hurryLocked gives the service of a leaving pod at most that much time from now.
+func (e *entry) hurryLocked(drain time.Duration) {
+	at := time.Now().Add(drain)
+	switch {
+	case e.patience == nil:
+		e.patience = time.AfterFunc(max(0, drain), e.cut)
+	case at.Before(e.cutAt) && e.patience.Stop():
+		e.patience.Reset(max(0, drain))
+	default:
+		return
+	}
+	e.cutAt = at
+}
+
+// releaseLocked closes what belongs to e, at its end.
+func (e *entry) releaseLocked() {
+	if e.patience != nil {
+		e.patience.Stop()
+	}
+	e.drop(ErrRemoved) // frees the contexts
+	e.cut()
+	_ = e.pod.NS.Close()
+	close(e.gone)
 }
 
 // publishLocked changes the state that others see. Leaving is final.
@@ -288,7 +327,7 @@ func (s *Set) Sync(pods []Pod) error {
 	defer s.mu.Unlock()
 	for uid, e := range s.pods {
 		if e.synced && !listed[uid] {
-			s.dropLocked(e)
+			s.dropLocked(e, s.cfg.DrainTimeout)
 		}
 	}
 	return errors.Join(errs...)

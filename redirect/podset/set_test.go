@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"strings"
+	"sync"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -516,13 +517,13 @@ func TestRemoveFrom(t *testing.T) {
 		if err := w.set.Add(t.Context(), w.pod("a", ns[1])); err != nil {
 			t.Fatal(err)
 		}
-		if err := w.set.RemoveFrom(t.Context(), "uid-a", ns[0].ID()); err != nil {
+		if err := w.set.RemoveFrom(t.Context(), "uid-a", ns[0].ID(), time.Second); err != nil {
 			t.Error(err)
 		}
 		if got := w.states(); got != "a:enrolled " {
 			t.Errorf("states %q", got)
 		}
-		if err := w.set.RemoveFrom(t.Context(), "uid-a", ns[1].ID()); err != nil {
+		if err := w.set.RemoveFrom(t.Context(), "uid-a", ns[1].ID(), time.Second); err != nil {
 			t.Error(err)
 		}
 		if got := w.states(); got != "" {
@@ -532,4 +533,59 @@ func TestRemoveFrom(t *testing.T) {
 			t.Error("the pod is there still")
 		}
 	})
+}
+
+// TestDrainTimes: a leaving pod has the time that it was given, or less.
+func TestDrainTimes(t *testing.T) {
+	for _, tt := range []struct {
+		name         string
+		first, later time.Duration // times given, the later after a second; 0 is none
+		end          bool          // the whole set ends after a second
+		want         time.Duration
+		last         string
+	}{
+		{name: "drains_itself", first: time.Hour, want: 10 * time.Second, last: "drained a"},
+		{name: "own_time", first: 3 * time.Second, want: 3 * time.Second, last: "cut a"},
+		{name: "at_once", first: -1, want: 0, last: "cut a"},
+		{name: "shortened", first: time.Hour, later: 2 * time.Second, want: 3 * time.Second, last: "cut a"},
+		{name: "not_lengthened", first: 3 * time.Second, later: time.Hour, want: 3 * time.Second, last: "cut a"},
+		{name: "set_ends", first: time.Hour, end: true, want: 6 * time.Second, last: "cut a"},
+	} {
+		ns := namespaces(t, 1)
+		t.Run(tt.name, func(t *testing.T) {
+			bubble(t, func(t *testing.T) {
+				w := newWorld(t)
+				w.drain = 10 * time.Second
+				end := sync.OnceFunc(w.start(podset.Config{AuditInterval: time.Hour, DrainTimeout: 5 * time.Second}))
+				defer end()
+				if err := w.set.Add(t.Context(), w.pod("a", ns[0])); err != nil {
+					t.Fatal(err)
+				}
+				synctest.Wait()
+				w.took()
+				began := time.Now()
+				ctx := context.WithoutCancel(t.Context())
+				done := make(chan struct{})
+				go func() {
+					defer close(done)
+					_ = w.set.RemoveWithin(ctx, "uid-a", tt.first)
+				}()
+				if tt.later != 0 || tt.end {
+					time.Sleep(time.Second)
+				}
+				if tt.later != 0 {
+					go func() { _ = w.set.RemoveWithin(ctx, "uid-a", tt.later) }()
+				}
+				if tt.end {
+					end()
+				}
+				<-done
+				if took := time.Since(began); took != tt.want {
+					t.Errorf("left after %v, want %v", took, tt.want)
+				}
+				w.want("leaving", "stopnew a", tt.last, "delete a")
+				synctest.Wait()
+			})
+		})
+	}
 }

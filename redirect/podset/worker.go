@@ -145,6 +145,9 @@ func (w *worker) own(ctx context.Context) error {
 			w.s.mu.Unlock()
 			return nil
 		}
+		if other.removed.Err() != nil {
+			other.hurryLocked(w.s.cfg.DrainTimeout) // while it drains, nothing new is captured
+		}
 		w.s.mu.Unlock()
 		if other.removed.Err() == nil {
 			return fmt.Errorf("network namespace %s belongs to pod %s (uid %s)", id, other.pod, other.pod.UID)
@@ -238,22 +241,21 @@ func (w *worker) restart(why error) {
 	err := fmt.Errorf("service does not run: %w", why)
 	w.set(Starting, err)
 	w.event(Event{Kind: EventDamaged, Err: err})
-	w.end()
+	ctx, cancel := context.WithTimeout(w.e.drain, max(0, w.s.cfg.DrainTimeout))
+	defer cancel()
+	w.end(ctx)
 }
 
-// end stops the service, with the time for draining.
-func (w *worker) end() {
-	if w.stop == nil {
-		return
+// end stops the service; it has until ctx ends to drain.
+func (w *worker) end(ctx context.Context) {
+	if w.stop != nil {
+		w.stop(ctx)
+		w.stop = nil
 	}
-	ctx, cancel := context.WithTimeout(context.Background(), max(0, w.s.cfg.DrainTimeout))
-	defer cancel()
-	w.stop(ctx)
-	w.stop = nil
 }
 
 // leave undoes the enrolment. When the whole set ends, the rules stay unless they
-// shall be cleaned up; a pod that is removed in that moment leaves all the same.
+// shall be cleaned up; a pod that is removed leaves all the same.
 func (w *worker) leave(ctx context.Context) {
 	w.set(Leaving, nil)
 	var errs []error
@@ -261,13 +263,24 @@ func (w *worker) leave(ctx context.Context) {
 	if undo {
 		errs = append(errs, w.capture.StopNew())
 	}
-	w.end()
+	w.patience()
+	w.end(w.e.drain)
 	if undo {
 		errs = append(errs, w.capture.Delete())
 	}
 	err := errors.Join(errs...)
 	if ctx.Err() == nil || undo {
 		w.event(Event{Kind: EventLeft, Err: err})
+	}
+}
+
+// patience bounds the drain of a pod that ends with the whole set; a removed one has
+// its bound.
+func (w *worker) patience() {
+	w.s.mu.Lock()
+	defer w.s.mu.Unlock()
+	if w.e.patience == nil {
+		w.e.hurryLocked(w.s.cfg.DrainTimeout)
 	}
 }
 
@@ -278,13 +291,11 @@ func (s *Set) forget(e *entry) {
 	if s.owners[e.pod.NS.ID()] == e {
 		delete(s.owners, e.pod.NS.ID())
 	}
-	e.drop(ErrRemoved) // frees the context
 	delete(s.leaving, e)
 	if s.pods[e.pod.UID] == e {
 		delete(s.pods, e.pod.UID)
 	}
-	_ = e.pod.NS.Close()
-	close(e.gone)
+	e.releaseLocked()
 }
 
 // set publishes the state.

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"maps"
 	"net/netip"
 	"sync"
 	"time"
@@ -283,4 +284,27 @@ func (a *Agent) decide(p *pod) (enrol.Decision, bool) {
 		return enrol.Decision{}, false
 	}
 	return enrol.Decide(p.facts(), enrol.Namespace{Labels: n.Labels, Annotations: n.Annotations}, a.cfg.Enrol), true
+}
+
+// Addresses returns the pods that the host is to let probes through to, address to UID.
+func (a *Agent) Addresses() map[netip.Addr]string {
+	out := map[netip.Addr]string{}
+	a.mu.Lock()
+	tracked := maps.Clone(a.tracked)
+	a.mu.Unlock()
+	for uid, t := range tracked {
+		unlock := a.locks.lock(t.key)
+		for _, addr := range t.addrs {
+			out[addr] = uid
+		}
+		unlock()
+	}
+	return out
+}
+
+// Refresh looks at all pods again: what Config.Options returns has changed.
+func (a *Agent) Refresh() {
+	for _, key := range a.pods.GetStore().ListKeys() {
+		a.queue.Add(key)
+	}
 }

@@ -90,7 +90,7 @@ func (a *Agent) add(ctx context.Context, c handoff.CNIPod, ns *netns.NS) (bool, 
 		// The runtime takes this namespace away now and comes with another.
 		ended, cancel := context.WithCancel(context.Background())
 		cancel()
-		_ = a.cfg.Set.RemoveFrom(ended, p.uid(), id)
+		_ = a.cfg.Set.RemoveFrom(ended, p.uid(), id, 0)
 		a.host(t, nil)
 		return false, err
 	}
@@ -145,7 +145,7 @@ func (h handler) CNIDel(ctx context.Context, c handoff.CNIPod, ns *netns.NS) err
 	var errs []error
 	for _, st := range a.cfg.Set.Pods() {
 		if st.NetNS == id && st.Pod.Namespace == c.Namespace && st.Pod.Name == c.Name {
-			errs = append(errs, a.cfg.Set.RemoveFrom(ctx, st.Pod.UID, id))
+			errs = append(errs, a.cfg.Set.RemoveFrom(ctx, st.Pod.UID, id, deadDrain))
 		}
 	}
 	return errors.Join(errs...)

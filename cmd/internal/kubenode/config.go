@@ -57,11 +57,17 @@ type Config struct {
 	// package redirect.
 	Clean func(ns *netns.NS) error
 
+	// Superseded reports whether a newer agent runs on this node: annotations are its business then, or two agents of
+	// two minds would write in turns. nil means never.
+	Superseded func() bool
+
 	// Workers is how many pods are worked on at once. Zero means 8.
 	Workers int
 	// Settle is how long a leaving pod goes on being served after others were told to send no HBONE any more. Zero
 	// means 2 s, negative none.
 	Settle time.Duration
+	// Drain is how long the connections of a pod that leaves may go on. Zero means an hour.
+	Drain time.Duration
 	// AddTimeout bounds one ADD of the CNI plugin. Zero means 25 s.
 	AddTimeout time.Duration
 	// Retry is the pause after the first failure of a pod; it doubles up to 30 s. Zero means 500 ms.
@@ -94,7 +100,7 @@ func (c Config) complete() (Config, error) {
 	for _, d := range []struct {
 		value    *time.Duration
 		fallback time.Duration
-	}{{&c.Settle, 2 * time.Second}, {&c.AddTimeout, 25 * time.Second}, {&c.Retry, 500 * time.Millisecond}} {
+	}{{&c.Settle, 2 * time.Second}, {&c.Drain, time.Hour}, {&c.AddTimeout, 25 * time.Second}, {&c.Retry, 500 * time.Millisecond}} {
 		if *d.value == 0 {
 			*d.value = d.fallback
 		}
@@ -106,6 +112,9 @@ func (c Config) complete() (Config, error) {
 		known := make(chan struct{})
 		close(known)
 		c.Synced = known
+	}
+	if c.Superseded == nil {
+		c.Superseded = func() bool { return false }
 	}
 	if c.Clean == nil {
 		c.Clean = clean

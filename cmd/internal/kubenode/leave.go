@@ -91,8 +91,12 @@ func (a *Agent) LeaveAll(ctx context.Context) (left []podset.Status) {
 		}
 	}
 	var wg sync.WaitGroup
+	drain := a.cfg.Drain
+	if deadline, ok := ctx.Deadline(); ok {
+		drain = min(drain, time.Until(deadline)*3/4) // what is to be deleted after it takes its time
+	}
 	for _, st := range a.cfg.Set.Pods() {
-		wg.Go(func() { _ = a.cfg.Set.Remove(ctx, st.Pod.UID) })
+		wg.Go(func() { _ = a.cfg.Set.RemoveWithin(ctx, st.Pod.UID, drain) })
 	}
 	wg.Wait()
 	a.mu.Lock()

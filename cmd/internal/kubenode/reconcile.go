@@ -20,6 +20,12 @@ import (
 // for that moment others would go over to plaintext.
 const restartGrace = 15 * time.Second
 
+// deadDrain is the time for the connections of a pod whose processes have ended: for telling their peers.
+const deadDrain = 3 * time.Second
+
+// drainLook is how often a draining pod is looked at.
+const drainLook = 10 * time.Second
+
 // reconcile makes one pod what it should be, as far as that goes now. The caller has the lock of its key. again, when
 // not zero, is when to look again without an event.
 func (a *Agent) reconcile(ctx context.Context, key string) (again time.Duration, err error) {
@@ -65,14 +71,14 @@ func (a *Agent) discard(uid string) {
 	if t != nil {
 		a.host(t, nil)
 	}
-	a.drop(uid)
+	a.drop(uid, deadDrain)
 }
 
-// drop makes the Set let go of a pod, without waiting.
-func (a *Agent) drop(uid string) {
+// drop makes the Set let go of a pod, without waiting. Its connections have that much time.
+func (a *Agent) drop(uid string, drain time.Duration) {
 	ctx, cancel := context.WithCancel(context.Background())
 	cancel()
-	_ = a.cfg.Set.Remove(ctx, uid) // it is on its way in any case
+	_ = a.cfg.Set.RemoveWithin(ctx, uid, drain) // it is on its way in any case
 }
 
 // lookup returns the track of a pod, or nil.
@@ -222,13 +228,20 @@ func (a *Agent) leave(ctx context.Context, p *pod, why string) (time.Duration, e
 	if wait := time.Until(t.leaveAt); wait > 0 {
 		return wait, nil
 	}
-	done, again, err := a.left(ctx, p, t, there)
-	if err != nil || !done {
-		return again, err
+	if there {
+		a.drop(uid, a.cfg.Drain)
+		return time.Second, nil
+	}
+	draining, err := a.left(ctx, p, t)
+	if err != nil {
+		return 0, err
 	}
 	a.host(t, nil)
 	if err := a.say(ctx, p, t, absent); err != nil {
 		return 0, err
+	}
+	if draining {
+		return drainLook, nil // its event queues the pod earlier
 	}
 	a.forget(uid)
 	return 0, nil
@@ -249,32 +262,27 @@ func (a *Agent) beginLeaving(ctx context.Context, p *pod, t *track, there bool, 
 	return nil
 }
 
-// left reports whether nothing of the capture is in the pod any more.
-func (a *Agent) left(ctx context.Context, p *pod, t *track, there bool) (done bool, again time.Duration, err error) {
-	if there {
-		a.drop(p.uid())
-		return false, time.Second, nil // its event queues the pod earlier
-	}
+// left sees to it that nothing more of the pod is captured, and reports whether connections from before drain still.
+func (a *Agent) left(ctx context.Context, p *pod, t *track) (draining bool, err error) {
 	a.mu.Lock()
 	gone := t.gone
 	a.mu.Unlock()
 	if gone {
-		return true, 0, nil
+		return false, nil
 	}
 	if slices.ContainsFunc(a.cfg.Set.Pods(), func(s podset.Status) bool { return s.Pod.UID == p.uid() }) {
-		return false, time.Second, nil
+		return true, nil
 	}
 	// An earlier agent has enrolled it, and nobody serves it: its traffic is refused until the rules go.
 	if len(p.addrs()) == 0 {
-		return true, 0, nil
+		return false, nil
 	}
 	ns, err := a.seeker.find(ctx, p.uid(), p.addrs())
 	if err != nil {
-		return false, 0, err
+		return false, err
 	}
-	err = a.cfg.Clean(ns)
-	_ = ns.Close()
-	return err == nil, 0, err
+	defer func() { _ = ns.Close() }()
+	return false, a.cfg.Clean(ns)
 }
 
 // annotation returns what the annotation of the pod is, as far as this agent knows: what it wrote last when p is from
@@ -288,7 +296,7 @@ func (t *track) annotation(p *pod) string {
 
 // say writes the annotation unless it is so.
 func (a *Agent) say(ctx context.Context, p *pod, t *track, state string) error {
-	if t.annotation(p) == state {
+	if t.annotation(p) == state || a.cfg.Superseded() {
 		return nil
 	}
 	if err := a.client.annotate(ctx, p, state); err != nil {
