@@ -14,7 +14,10 @@ const (
 	maxKnown = 500_000
 	// maxNames bounds what a client may subscribe to by name, in a request and
 	// in all.
-	maxNames = 50_000
+	maxNames = 20_000
+	// maxOwed is how many names may wait for an answer before they are looked
+	// through for doubles.
+	maxOwed = 2 * maxNames
 	// maxName is longer than any name: the longest is that of a workload of a
 	// ServiceEntry, with the names of cluster, namespace and entry and an address.
 	maxName    = 1024

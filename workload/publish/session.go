@@ -20,8 +20,8 @@ type session struct {
 	peer  Peer
 	types []*subscription // in the order in which they are sent
 
-	nonce  uint64
-	open   *response // not answered yet; nil when there is none
+	nonce uint64
+	open  *response // not answered yet; nil when there is none
 }
 
 func newSession(peer Peer) *session {

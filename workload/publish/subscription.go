@@ -89,6 +89,12 @@ func (s *subscription) change(r *discovery.DeltaDiscoveryRequest) error {
 		s.owed = append(s.owed, name)
 		s.answer = true
 	}
+	if len(s.owed) > maxOwed {
+		slices.Sort(s.owed)
+		if s.owed = slices.Compact(s.owed); len(s.owed) > maxNames {
+			return fmt.Errorf("questions about %d names, limit is %d", len(s.owed), maxNames)
+		}
+	}
 	return s.checkNames()
 }
 
@@ -107,15 +113,19 @@ func (s *subscription) unsubscribe(names []string, both bool) {
 		delete(s.names, name)
 	}
 	// What is no longer wanted is not looked up either.
-	s.owed = slices.DeleteFunc(s.owed, func(name string) bool { return slices.Contains(names, name) })
+	gone := make(map[string]bool, len(names))
+	for _, name := range names {
+		gone[name] = true
+	}
+	s.owed = slices.DeleteFunc(s.owed, func(name string) bool { return gone[name] })
 }
 
 func (s *subscription) checkNames() error {
-	if s.asked > maxNames && !s.all {
-		return fmt.Errorf("subscription to %d names, limit is %d", s.asked, maxNames)
+	if s.all {
+		return nil // none are kept, and a request is bounded
 	}
-	if len(s.owed) > maxKnown {
-		return fmt.Errorf("question about %d names, limit is %d", len(s.owed), maxKnown)
+	if s.asked > maxNames {
+		return fmt.Errorf("subscription to %d names, limit is %d", s.asked, maxNames)
 	}
 	return nil
 }
