@@ -26,7 +26,7 @@ func Edges() []Edge {
 		{From: "workload/status", To: []string{"workload", "workload/policy", "workload/source/kube"}},
 		{From: "workload/telemetry", To: []string{"workload", "identity"}},
 		{From: "workload/source/*", To: []string{"workload", "workload/policy", "identity"}},
-		{From: "workload/publish", To: []string{"workload", "workload/policy", "workload/netpol", "identity"}},
+		{From: "workload/publish", To: []string{"workload", "workload/internal/hamt", "workload/policy", "workload/netpol", "identity"}},
 		{From: "workload/workloadtest", To: []string{"workload/**", "identity"}},
 
 		{From: "hbone", To: []string{"identity", "hbone/tunnel", "hbone/loop", "hbone/h2"}},
