@@ -1,6 +1,7 @@
 package nft_test
 
 import (
+	"net/netip"
 	"strings"
 	"testing"
 
@@ -76,6 +77,44 @@ func TestOptionsValidate(t *testing.T) {
 	}
 	if _, err := nft.Desired(nft.Options{ExcludeOutbound: []uint16{0}}, nil); err == nil {
 		t.Error("Desired accepted port 0")
+	}
+}
+
+// TestCarveOutsValidate: every fault is named, and what is allowed passes.
+func TestCarveOutsValidate(t *testing.T) {
+	many := make([]uint16, 257)
+	for i := range many {
+		many[i] = uint16(i + 1)
+	}
+	bad := nft.Options{
+		ExcludeInbound: []uint16{0, 15008}, IncludeInbound: []uint16{15006}, HostPorts: []uint16{15001, 15053},
+		ExcludeOutbound:       many,
+		ExcludeOutboundRanges: []netip.Prefix{{}, netip.MustParsePrefix("10.0.0.1/8"), netip.MustParsePrefix("::ffff:10.0.0.0/104")},
+		IncludeOutboundRanges: []netip.Prefix{netip.MustParsePrefix("fd00::1/8")},
+		NodeAddresses:         []netip.Addr{{}, netip.MustParseAddr("127.0.0.1"), netip.MustParseAddr("fe80::1%eth0")},
+		HostAddresses:         []netip.Addr{netip.MustParseAddr("0.0.0.0"), netip.MustParseAddr("ff02::1"), netip.MustParseAddr("::ffff:10.0.0.1")},
+	}
+	err := bad.Validate()
+	if err == nil {
+		t.Fatal("accepted")
+	}
+	for _, part := range []string{
+		"excluded inbound port 0: not a port", "excluded inbound port 15008: belongs to the agent",
+		"included inbound port 15006: belongs to the agent", "host port 15001: belongs", "host port 15053: belongs",
+		"excluded outbound ports: 257 of them, at most 256", `excluded outbound range "invalid Prefix"`,
+		"is 10.0.0.0/8 meant?", `range "::ffff:10.0.0.0/104"`, "is fd00::/8 meant?",
+		`node address "invalid IP"`, `"127.0.0.1"`, `"fe80::1%eth0"`, `host address "0.0.0.0"`, `"ff02::1"`, `"::ffff:10.0.0.1"`,
+	} {
+		if !strings.Contains(err.Error(), part) {
+			t.Errorf("%q is not in: %v", part, err)
+		}
+	}
+	good := nft.Options{
+		ExcludeOutbound: []uint16{15001}, ExcludeInbound: many[:256], IncludeInbound: []uint16{65535},
+		ExcludeOutboundRanges: ranges, NodeAddresses: hosts, HostAddresses: hosts, HostPorts: []uint16{15020},
+	}
+	if err := good.Validate(); err != nil {
+		t.Error(err)
 	}
 }
 

@@ -15,17 +15,20 @@ func FuzzParseRule(f *testing.F) {
 	}
 	for _, c := range t.Chains {
 		for _, r := range c.Rules {
-			var list []byte
-			for _, e := range r.exprs {
-				raw, err := expr.Marshal(unix.NFPROTO_INET, e)
-				if err != nil {
-					f.Fatal(err)
-				}
-				list = appendAttr(list, unix.NFTA_LIST_ELEM, raw)
-			}
-			f.Add(appendAttr(nil, unix.NFTA_RULE_EXPRESSIONS, list))
+			f.Add(encodeRule(f, r))
 		}
 	}
+	host, err := DesiredHost(HostOptions{Kubelet: &SocketOwner{UID: 1, CgroupID: 2, Levels: []uint32{1}}})
+	if err != nil {
+		f.Fatal(err)
+	}
+	for _, c := range host.Chains {
+		for _, r := range c.Rules {
+			f.Add(encodeRule(f, r))
+		}
+	}
+	f.Add(appendAttr(nil, unix.NFTA_SET_ELEM_LIST_ELEMENTS, appendAttr(nil, unix.NFTA_LIST_ELEM,
+		appendAttr(nil, unix.NFTA_SET_ELEM_KEY, appendAttr(nil, unix.NFTA_DATA_VALUE, []byte{10, 0, 0, 1})))))
 	f.Add(appendAttr(nil, unix.NFTA_RULE_USERDATA, []byte{0, 4, 'a', '=', 'b', 0}))
 	f.Fuzz(func(t *testing.T, b []byte) {
 		r, err := parseRule(parseFields(b))
@@ -34,7 +37,26 @@ func FuzzParseRule(f *testing.F) {
 		}
 		_ = r.String()
 		_ = parseChain(parseFields(b))
+		s := parseSet(parseFields(b))
+		s.Elements = parseElements(parseFields(b).bytes(unix.NFTA_SET_ELEM_LIST_ELEMENTS))
+		s.sort()
+		for _, e := range s.Elements {
+			_ = e.String()
+		}
 	})
+}
+
+func encodeRule(f *testing.F, r Rule) []byte {
+	f.Helper()
+	var list []byte
+	for _, e := range r.exprs {
+		raw, err := expr.Marshal(unix.NFPROTO_INET, e)
+		if err != nil {
+			f.Fatal(err)
+		}
+		list = appendAttr(list, unix.NFTA_LIST_ELEM, raw)
+	}
+	return appendAttr(nil, unix.NFTA_RULE_EXPRESSIONS, list)
 }
 
 func appendAttr(b []byte, kind uint16, data []byte) []byte {

@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"net/netip"
 	"slices"
+	"strings"
 
 	"github.com/google/nftables"
 	"golang.org/x/sys/unix"
@@ -104,16 +105,33 @@ func (o HostOptions) sets() ([]Set, error) {
 	return sets, nil
 }
 
+// Pods returns the addresses in the table's sets, with the UID of each: what was given to
+// DesiredHost. The caller owns the map.
+func (t *Table) Pods() map[netip.Addr]string {
+	pods := map[netip.Addr]string{}
+	if t == nil {
+		return pods
+	}
+	for _, s := range t.Sets {
+		for _, e := range s.Elements {
+			if e.other == "" && e.Comment != "" && strings.HasPrefix(s.Name, podSet) {
+				pods[e.Addr] = e.Comment
+			}
+		}
+	}
+	return pods
+}
+
 func (o HostOptions) markOutput() Chain {
 	c := Chain{Name: "mark_output", Type: "filter", Hook: "output", Priority: prioBeforeDNAT}
 	for _, family := range bothFamilies {
-		c.add(daddrInSet(family, setName(podSet, family)), l4proto(unix.IPPROTO_TCP), syn(), jump("mark"))
+		c.add(daddrInSet(family, setName(podSet, family)), l4proto(unix.IPPROTO_TCP), syn(), jump("mark_kubelet"))
 	}
 	return c
 }
 
 func (o HostOptions) mark() Chain {
-	c := Chain{Name: "mark"}
+	c := Chain{Name: "mark_kubelet"}
 	below, own := o.Kubelet.matches()
 	for _, m := range below {
 		c.add(m, leave())

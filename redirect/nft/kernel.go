@@ -35,17 +35,24 @@ func (f Family) number() byte {
 // meets the old rules or the new ones, and connection tracking goes on in between,
 // so that established connections keep their translation. Nothing is changed when
 // an error is returned. t must come from this package.
-func (t *Table) Apply(ns *netns.NS) error { return ApplyAll(ns, t) }
+func (t *Table) Apply(ns *netns.NS) error { return ApplyAll(ns, nil, t) }
 
-// ApplyAll is Apply for several tables in one transaction.
-func ApplyAll(ns *netns.NS, tables ...*Table) error {
+// ApplyAll is Apply for several tables in one transaction. within, unless it is nil,
+// calls what it is given on the same thread, inside another namespace of some kind
+// (SocketOwner.Levels says why).
+func ApplyAll(ns *netns.NS, within func(f func() error) error, tables ...*Table) error {
+	if within == nil {
+		within = func(f func() error) error { return f() }
+	}
 	err := ns.Do(func() error {
-		return transact(func(c *nftables.Conn) error {
-			var errs []error
-			for _, t := range tables {
-				errs = append(errs, t.queue(c))
-			}
-			return errors.Join(errs...)
+		return within(func() error {
+			return transact(func(c *nftables.Conn) error {
+				var errs []error
+				for _, t := range tables {
+					errs = append(errs, t.queue(c))
+				}
+				return errors.Join(errs...)
+			})
 		})
 	})
 	if err != nil {

@@ -1,6 +1,7 @@
 package nft
 
 import (
+	"cmp"
 	"fmt"
 	"slices"
 	"strings"
@@ -25,7 +26,7 @@ const (
 // Table is a table, either desired or read from the kernel. It must not be changed
 // once it was returned.
 type Table struct {
-	Family Family
+	Family Family // empty means FamilyInet
 	Name   string
 	Flags  uint32 // NFT_TABLE_F_*: 1 is dormant (no chain is hooked in), 2 and 4 are owned by a process
 	Sets   []Set
@@ -33,7 +34,9 @@ type Table struct {
 }
 
 // String returns "table FAMILY NAME".
-func (t *Table) String() string { return fmt.Sprintf("table %s %s", t.Family, t.Name) }
+func (t *Table) String() string {
+	return fmt.Sprintf("table %s %s", cmp.Or(t.Family, FamilyInet), t.Name)
+}
 
 // Chain is a chain of a Table. Type, Hook and Priority are those of a base chain;
 // in a regular chain Type and Hook are empty.
