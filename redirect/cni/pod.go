@@ -1,11 +1,13 @@
 package cni
 
 import (
+	"encoding/json"
 	"errors"
 	"fmt"
 	"net/netip"
 	"strings"
 
+	"github.com/containernetworking/cni/pkg/types"
 	current "github.com/containernetworking/cni/pkg/types/100"
 	"github.com/containernetworking/cni/pkg/version"
 
@@ -55,11 +57,14 @@ func addressesOf(in input) ([]netip.Addr, error) {
 	if len(in.PrevResult) == 0 {
 		return nil, errNoPrevResult
 	}
-	r, err := version.NewResult(in.CNIVersion, in.PrevResult)
-	if err != nil {
+	conf := types.PluginConf{CNIVersion: in.CNIVersion}
+	if err := json.Unmarshal(in.PrevResult, &conf.RawPrevResult); err != nil {
 		return nil, fmt.Errorf("parse prevResult: %w", err)
 	}
-	result, err := current.NewResultFromResult(r)
+	if err := version.ParsePrevResult(&conf); err != nil { // knows that old results do not say their version
+		return nil, fmt.Errorf("parse prevResult: %w", err)
+	}
+	result, err := current.NewResultFromResult(conf.PrevResult)
 	if err != nil {
 		return nil, fmt.Errorf("parse prevResult: %w", err)
 	}
