@@ -1,11 +1,11 @@
 package kube
 
 import (
-	"context"
 	"errors"
 	"fmt"
 	"log/slog"
 	"net/netip"
+	"sync"
 	"time"
 
 	"k8s.io/client-go/rest"
@@ -84,6 +84,11 @@ type Source struct {
 	cfg     Config
 	clients *Clients
 	synced  chan struct{}
+	state   *state // belongs to Run, but for its pods
+
+	mu       sync.Mutex
+	reports  map[ref]Report
+	reported chan struct{} // closed when reports change
 }
 
 // New returns a Source that has not read anything yet.
@@ -105,7 +110,14 @@ func New(cfg Config) (*Source, error) {
 	if err := errors.Join(errs...); err != nil {
 		return nil, fmt.Errorf("new kubernetes source: %w", err)
 	}
-	s := &Source{cfg: cfg, clients: cfg.Clients, synced: make(chan struct{})}
+	s := &Source{
+		cfg: cfg, clients: cfg.Clients, synced: make(chan struct{}),
+		reports: make(map[ref]Report), reported: make(chan struct{}),
+		state: newState(settings{
+			cluster: cfg.ClusterID, trustDomain: cfg.TrustDomain, domain: cfg.Domain, network: cfg.Network,
+			root: cfg.RootNamespace, lenientL7: cfg.LenientL7,
+		}, cfg.Logger),
+	}
 	if s.clients == nil {
 		clients, err := newClients(cfg.Config)
 		if err != nil {
@@ -142,22 +154,41 @@ func (c Config) withDefaults() Config {
 	return c
 }
 
-// Run watches the cluster until ctx ends, and returns then. It is called once.
-// An API server that is away is no error: the last state stays, and watching
-// goes on when it is back.
-func (s *Source) Run(ctx context.Context) error {
-	<-ctx.Done()
-	return nil
-}
-
 // Synced returns a channel that is closed when everything that was in the
 // cluster at the start of Run has reached Store and Policies. Until then nothing is
 // written to them.
 func (s *Source) Synced() <-chan struct{} { return s.synced }
 
-// Pod returns the pod as the API server told it last.
-func (s *Source) Pod(namespace, name string) (Pod, bool) { return Pod{}, false }
+// Pod returns the pod as the API server told it last. Pods that have ended may
+// be missing.
+func (s *Source) Pod(namespace, name string) (Pod, bool) {
+	t := s.state.pods
+	t.mu.RLock()
+	defer t.mu.RUnlock()
+	p := t.byKey.get(key{namespace, name})
+	if p == nil {
+		return Pod{}, false
+	}
+	return p.export(), true
+}
 
 // PodsOnNode returns the pods that are scheduled on the node, in no particular
 // order.
-func (s *Source) PodsOnNode(node string) []Pod { return nil }
+func (s *Source) PodsOnNode(node string) []Pod {
+	t := s.state.pods
+	t.mu.RLock()
+	defer t.mu.RUnlock()
+	pods := t.byNode[intern(node)]
+	out := make([]Pod, 0, len(pods))
+	for _, p := range pods {
+		out = append(out, p.export())
+	}
+	return out
+}
+
+func (p *podObject) export() Pod {
+	return Pod{
+		UID: p.uid, Namespace: p.namespace, Name: p.name, ServiceAccount: p.account.String(), Node: p.node.String(),
+		IPs: p.ips, HostNetwork: p.hostNetwork, Terminal: p.terminal, Enrolled: p.enrolled, Labels: p.labels.toMap(),
+	}
+}

@@ -1,0 +1,219 @@
+package kube
+
+import (
+	"cmp"
+	"net/netip"
+	"slices"
+	"strconv"
+	"strings"
+
+	"github.com/culvert-mesh/culvert/workload"
+)
+
+// settings are what all translations share.
+type settings struct {
+	cluster, trustDomain, domain, network, root string
+	lenientL7                                   bool
+}
+
+// memberships are the services that a workload is an endpoint of.
+type memberships = map[workload.NamespacedHostname]workload.PortMap
+
+// surroundings are what a workload's translation takes from other objects.
+type surroundings struct {
+	locality workload.Locality // of its node
+	services memberships
+	policies []string
+	disabled bool // announced without HBONE, by PeerAuthentication
+	waypoint *workload.GatewayAddress
+	tunnel   *workload.ApplicationTunnel
+	// lost are addresses that another pod has the better claim to.
+	lost []netip.Addr
+}
+
+// UIDs (reference, section 4.2).
+
+func (s *settings) podUID(k key) string { return s.cluster + "//Pod/" + k.String() }
+
+func (s *settings) workloadEntryUID(k key) string {
+	return s.cluster + "/networking.istio.io/WorkloadEntry/" + k.String()
+}
+
+func (s *settings) serviceEntryUID(k key, where string) string {
+	return s.cluster + "/networking.istio.io/ServiceEntry/" + k.String() + "/" + where
+}
+
+func (s *settings) sliceUID(k key, a netip.Addr) string {
+	return s.cluster + "/discovery.k8s.io/EndpointSlice/" + k.String() + "/" + a.String()
+}
+
+// translatePod returns the pod as a workload, or nil when it is none: it has
+// ended or has no address yet.
+func translatePod(p *podObject, in surroundings, s *settings) *workload.Workload {
+	if p.terminal || len(p.ips) == 0 {
+		return nil
+	}
+	w := &workload.Workload{
+		UID: s.podUID(p.key), Name: p.name, Namespace: p.namespace,
+		TrustDomain: s.trustDomain, ServiceAccount: p.account.String(), Network: s.network,
+		Node: p.node.String(), WorkloadName: p.workloadName.String(), WorkloadType: "pod", ClusterID: s.cluster,
+		Locality: in.locality, Addresses: p.ips, Capacity: 1,
+	}
+	w.CanonicalName, w.CanonicalRevision = canonical(p.labels, w.WorkloadName)
+	w.Protocol, w.NativeTunnel = protocolOf(p.labels, p.enrolled, in.disabled)
+	if p.hostNetwork {
+		w.NetworkMode = workload.HostNetwork
+	}
+	if !p.ready || p.deleting {
+		w.Health = workload.Unhealthy
+	}
+	if len(in.lost) > 0 {
+		w.Addresses = slices.DeleteFunc(slices.Clone(p.ips), func(a netip.Addr) bool { return slices.Contains(in.lost, a) })
+		if len(w.Addresses) == 0 {
+			w.Health = workload.Unhealthy
+		}
+	}
+	in.attach(w)
+	return w
+}
+
+// attach fills in what comes from other objects, the same for every kind.
+func (in *surroundings) attach(w *workload.Workload) {
+	w.Services, w.AuthorizationPolicies = in.services, in.policies
+	w.Waypoint, w.ApplicationTunnel = in.waypoint, in.tunnel
+	w.SetDefaults()
+}
+
+// protocolOf says what a workload speaks: HBONE if the agent has enrolled it,
+// or if it terminates tunnels itself.
+func protocolOf(labels pairs, enrolled, disabled bool) (p workload.Protocol, native bool) {
+	for v := range strings.SplitSeq(labels.value(labelTunnel), ",") {
+		native = native || v == tunnelHTTP
+	}
+	if (native || enrolled) && !disabled {
+		return workload.HBONE, native
+	}
+	return workload.TCP, false
+}
+
+// translateWorkloadEntry returns a WorkloadEntry as a workload, or nil when it
+// is at fault.
+func translateWorkloadEntry(o *workloadEntryObject, in surroundings, s *settings) *workload.Workload {
+	if o.fault != "" {
+		return nil
+	}
+	w := o.endpoint.workload(s)
+	w.UID, w.Name, w.Namespace = s.workloadEntryUID(o.key), o.name, o.namespace
+	w.WorkloadName = o.workloadName
+	w.CanonicalName, w.CanonicalRevision = canonical(o.labels, w.WorkloadName)
+	w.Protocol, w.NativeTunnel = protocolOf(o.labels, o.enrolled, in.disabled)
+	in.attach(w)
+	return w
+}
+
+// translateServiceEntry returns one endpoint of a ServiceEntry as a workload.
+func translateServiceEntry(o *serviceEntryObject, e *endpoint, in surroundings, s *settings) *workload.Workload {
+	w := e.workload(s)
+	w.UID, w.Name, w.Namespace = s.serviceEntryUID(o.key, e.where()), o.name, o.namespace
+	w.WorkloadName = o.name
+	w.CanonicalName, w.CanonicalRevision = canonical(o.labels, w.WorkloadName)
+	w.Protocol, w.NativeTunnel = protocolOf(o.labels, o.enrolled, in.disabled)
+	in.attach(w)
+	return w
+}
+
+// workload returns what an endpoint says by itself.
+func (e *endpoint) workload(s *settings) *workload.Workload {
+	w := &workload.Workload{
+		TrustDomain: s.trustDomain, ServiceAccount: e.account, Network: cmp.Or(e.network, s.network),
+		Hostname: e.host, WorkloadType: "pod", ClusterID: s.cluster, Locality: e.locality,
+		Capacity: max(e.weight, 1),
+	}
+	if e.address.IsValid() {
+		w.Addresses = []netip.Addr{e.address}
+	}
+	return w
+}
+
+// translateSlice returns the endpoints that only the slice knows. Nothing is
+// known of them but the address, which others may have too.
+func translateSlice(o *sliceObject, service workload.NamespacedHostname, ports workload.PortMap, s *settings) []*workload.Workload {
+	out := make([]*workload.Workload, 0, len(o.endpoints))
+	for i := range o.endpoints {
+		e := &o.endpoints[i]
+		w := &workload.Workload{
+			UID: s.sliceUID(o.key, e.addresses[0]), Name: o.name, Namespace: o.namespace,
+			TrustDomain: s.trustDomain, Network: s.network, WorkloadType: "deployment", ClusterID: s.cluster,
+			Addresses: e.addresses, NetworkMode: workload.HostNetwork, Capacity: 1,
+			Services: memberships{service: ports},
+		}
+		if !e.healthy {
+			w.Health = workload.Unhealthy
+		}
+		w.SetDefaults()
+		out = append(out, w)
+	}
+	return out
+}
+
+// podPorts resolves a service's ports for a pod. A named port that the pod
+// does not have is left out.
+func podPorts(ports []servicePort, named pairs, fromServiceEntry bool) workload.PortMap {
+	out := make(workload.PortMap, len(ports))
+	for i := range ports {
+		p := &ports[i]
+		target := p.target
+		name := p.targetName
+		if fromServiceEntry {
+			// Its ports have no named targets; names of ports are compared.
+			name = p.name
+		}
+		if n, ok := lookupPort(named, name); ok {
+			target = n
+		} else if p.targetName != "" {
+			continue
+		}
+		out[p.port] = target
+	}
+	return out
+}
+
+func lookupPort(named pairs, name string) (uint16, bool) {
+	if name == "" {
+		return 0, false
+	}
+	v, ok := named.get(name)
+	if !ok {
+		return 0, false
+	}
+	n, err := strconv.ParseUint(v, 10, 16)
+	return uint16(n), err == nil
+}
+
+// endpointPorts resolves a ServiceEntry's ports for an endpoint, by their
+// names.
+func endpointPorts(ports []servicePort, own map[string]uint16) workload.PortMap {
+	out := make(workload.PortMap, len(ports))
+	for i := range ports {
+		p := &ports[i]
+		out[p.port] = p.target
+		if n, ok := own[p.name]; ok {
+			out[p.port] = n
+		}
+	}
+	return out
+}
+
+// slicePorts joins a slice's ports with the service's by their names.
+func slicePorts(ports []servicePort, own []servicePort) workload.PortMap {
+	out := make(workload.PortMap, len(ports))
+	for i := range ports {
+		for j := range own {
+			if ports[i].name == own[j].name {
+				out[ports[i].port] = own[j].target
+				break
+			}
+		}
+	}
+	return out
+}
