@@ -27,9 +27,9 @@ func crdResource() schema.GroupVersionResource {
 	return schema.GroupVersionResource{Group: "apiextensions.k8s.io", Version: "v1", Resource: "customresourcedefinitions"}
 }
 
-// applyCRDs brings the definitions up to those of this program: creates what is absent, replaces what is older, leaves
+// ApplyCRDs brings the definitions up to those of this program: creates what is absent, replaces what is older, leaves
 // all else.
-func (i *Installer) applyCRDs(ctx context.Context, crds []*unstructured.Unstructured) error {
+func (i *Installer) ApplyCRDs(ctx context.Context, crds []*unstructured.Unstructured) error {
 	client := i.Access.Dynamic.Resource(crdResource())
 	var applied []string
 	var kept int

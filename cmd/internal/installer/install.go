@@ -64,7 +64,7 @@ func (i *Installer) definitions(ctx context.Context, mode CRDMode) error {
 	if err != nil {
 		return fmt.Errorf("%w (or --crds=skip, if the cluster has them)", err)
 	}
-	return i.applyCRDs(ctx, crds)
+	return i.ApplyCRDs(ctx, crds)
 }
 
 // namespace makes the namespace, with the labels that the agent's pod needs. One that is there must have them if it has

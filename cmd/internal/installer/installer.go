@@ -64,7 +64,7 @@ const (
 
 // Options of one installation or upgrade.
 type Options struct {
-	// Values of the chart, over its defaults.
+	// Values of the chart, over its defaults. The map belongs to the call.
 	Values map[string]any
 	CRDs   CRDMode
 	// Wait for all to be ready, for at most Timeout, and undo what was done when that is not reached.

@@ -1,0 +1,154 @@
+package installer_test
+
+import (
+	"errors"
+	"strings"
+	"testing"
+	"time"
+
+	corev1 "k8s.io/api/core/v1"
+	apierrors "k8s.io/apimachinery/pkg/api/errors"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/runtime"
+	clienttesting "k8s.io/client-go/testing"
+
+	"github.com/culvert-mesh/culvert/cmd/internal/installer"
+)
+
+func TestUpgrade(t *testing.T) {
+	r := newRig(t, workloads(2, 3)...)
+	if err := r.Upgrade(t.Context(), options()); !errors.Is(err, installer.ErrNotInstalled) {
+		t.Fatalf("got %v", err)
+	}
+	o := options()
+	o.Values = map[string]any{"trustDomain": "example.org"}
+	if err := r.Install(t.Context(), o); err != nil {
+		t.Fatal(err)
+	}
+	r.use("v2")
+	o.Values = map[string]any{"logLevel": "debug"}
+	if err := r.Upgrade(t.Context(), o); err != nil {
+		t.Fatal(err)
+	}
+	rel, err := r.helm.Releases.Last("culvert")
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, want := range []string{`TRUST_DOMAIN: "example.org"`, "--log-level=debug", "image: culvert:v2"} {
+		if !strings.Contains(rel.Manifest, want) {
+			t.Errorf("manifest lacks %s", want)
+		}
+	}
+	o = options()
+	o.ResetValues = true
+	if err := r.Upgrade(t.Context(), o); err != nil {
+		t.Fatal(err)
+	}
+	if rel, err = r.helm.Releases.Last("culvert"); err != nil || !strings.Contains(rel.Manifest, `TRUST_DOMAIN: "cluster.local"`) {
+		t.Errorf("values were not reset: %v", err)
+	}
+}
+
+func TestUpgradeRollsBack(t *testing.T) {
+	r := newRig(t, workloads(2, 3)...)
+	if err := r.Install(t.Context(), options()); err != nil {
+		t.Fatal(err)
+	}
+	r.use("v2")
+	// From now on nothing is ready, until the old revision is back.
+	r.kube.PrependReactor("get", "daemonsets", func(clienttesting.Action) (bool, runtime.Object, error) {
+		rel, err := r.helm.Releases.Last("culvert")
+		if err != nil {
+			return false, nil, nil
+		}
+		agents := int32(3)
+		if strings.Contains(rel.Manifest, "culvert:v2") {
+			agents = 1
+		}
+		return true, workloads(2, agents)[1], nil
+	})
+	o := soon()
+	err := r.Upgrade(t.Context(), o)
+	if err == nil || !strings.Contains(err.Error(), "rolled back to revision 1") || strings.Contains(err.Error(), "not ready either") {
+		t.Fatalf("got %v", err)
+	}
+	rel, err := r.helm.Releases.Last("culvert")
+	if err != nil || rel.Version != 3 || !strings.Contains(rel.Manifest, "culvert:v1") {
+		t.Errorf("release: %v", err)
+	}
+}
+
+func TestUpgradeRefusesTypoAndChangesNothing(t *testing.T) {
+	r := newRig(t, workloads(2, 3)...)
+	if err := r.Install(t.Context(), options()); err != nil {
+		t.Fatal(err)
+	}
+	o := options()
+	o.Values = map[string]any{"agent": map[string]any{"dnss": true}}
+	if err := r.Upgrade(t.Context(), o); err == nil || !strings.Contains(err.Error(), "dnss") {
+		t.Fatalf("got %v", err)
+	}
+	if rel, err := r.helm.Releases.Last("culvert"); err != nil || rel.Version != 1 {
+		t.Errorf("release: %v, %v", rel, err)
+	}
+}
+
+// Agents go first and are waited for; what the controller made goes too, the definitions never do.
+func TestUninstall(t *testing.T) {
+	made := []runtime.Object{
+		&corev1.Secret{ObjectMeta: metav1.ObjectMeta{Name: "culvert-ca", Namespace: namespace}},
+		&corev1.ConfigMap{ObjectMeta: metav1.ObjectMeta{Name: "culvert-ca-root", Namespace: namespace}},
+	}
+	tests := []struct {
+		name   string
+		o      installer.UninstallOptions
+		ca, ns bool
+	}{
+		{"all", installer.UninstallOptions{Timeout: time.Minute}, false, true},
+		{"keep-ca", installer.UninstallOptions{Timeout: time.Minute, KeepCA: true}, true, true},
+		{"namespace", installer.UninstallOptions{Timeout: time.Minute, DeleteNamespace: true}, false, false},
+	}
+	for _, tt := range tests {
+		t.Run(tt.name, func(t *testing.T) {
+			r := newRig(t, append(workloads(2, 3), made...)...)
+			if err := r.Uninstall(t.Context(), tt.o); !errors.Is(err, installer.ErrNotInstalled) {
+				t.Fatalf("got %v", err)
+			}
+			if err := r.Install(t.Context(), options()); err != nil {
+				t.Fatal(err)
+			}
+			r.agentsLeaveAfter(3)
+			if err := r.Uninstall(t.Context(), tt.o); err != nil {
+				t.Fatal(err)
+			}
+			if _, err := r.helm.Releases.Last("culvert"); err == nil {
+				t.Error("the release is still there")
+			}
+			_, err := r.kube.CoreV1().Secrets(namespace).Get(t.Context(), "culvert-ca", metav1.GetOptions{})
+			if got := !apierrors.IsNotFound(err); got != tt.ca {
+				t.Errorf("authority is there: %v", got)
+			}
+			_, err = r.kube.CoreV1().Namespaces().Get(t.Context(), namespace, metav1.GetOptions{})
+			if got := !apierrors.IsNotFound(err); got != tt.ns {
+				t.Errorf("namespace is there: %v", got)
+			}
+			if got := len(r.dynamic.Actions()); got != 0 {
+				t.Errorf("definitions were touched: %v", r.dynamic.Actions())
+			}
+		})
+	}
+}
+
+func TestUninstallNamesNodesThatStay(t *testing.T) {
+	r := newRig(t, append(workloads(2, 3), agentPod("culvert-node-x", "far-away"))...)
+	if err := r.Install(t.Context(), options()); err != nil {
+		t.Fatal(err)
+	}
+	err := r.Uninstall(t.Context(), installer.UninstallOptions{Timeout: 50 * time.Millisecond})
+	if err == nil || !strings.Contains(err.Error(), "far-away") {
+		t.Fatalf("got %v", err)
+	}
+	if _, err := r.helm.Releases.Last("culvert"); err == nil {
+		t.Error("one node kept the release")
+	}
+}
