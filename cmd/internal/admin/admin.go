@@ -3,6 +3,7 @@
 //
 //	metrics (15020)    /metrics, /stats/prometheus
 //	readiness (15021)  /healthz/ready
+//	health (15014)     /metrics, /healthz, /readyz: instead of the two above
 //	admin (localhost:15000)  /config_dump, /logging, /quitquitquit, /debug/pprof/...
 //
 // Paths, answers and query parameters are those of ztunnel, so that istioctl and existing probes work unchanged. The
@@ -45,12 +46,18 @@ type Config struct {
 	ReadyListener net.Listener
 	Readiness     *Readiness
 
+	// HealthListener serves metrics, liveness and readiness (/metrics, /healthz, /readyz) on one port, as programs of
+	// Kubernetes' control plane do. It requires Gatherer and Readiness.
+	HealthListener net.Listener
+
 	// AdminListener serves the rest. Its address must be a loopback one (or a Unix socket): there is no
 	// authentication. The Server takes requests there only under names of this machine.
 	AdminListener net.Listener
 	// Dump holds the parts of /config_dump by key. Each is called for each request, possibly at once with another, and
 	// its result is marshalled to JSON. Optional.
 	Dump map[string]func() (any, error)
+	// Pages are further paths (without slash) that answer with JSON. Optional.
+	Pages map[string]Page
 	// Levels is what /logging shows and changes. Nil leaves the path out.
 	Levels *Levels
 	// Quit is called by POST /quitquitquit: it begins to stop the program and returns when established work has ended
@@ -58,6 +65,12 @@ type Config struct {
 	Quit func(ctx context.Context)
 	// QuitTimeout bounds the wait for Quit. Zero means 5 s.
 	QuitTimeout time.Duration
+}
+
+// Page is a path whose answer is made for each request, possibly at once with another.
+type Page struct {
+	About   string // one line for the index
+	Content func() (any, error)
 }
 
 // Server is the set of HTTP servers. Create it with New.
@@ -91,6 +104,12 @@ func New(cfg Config) (*Server, error) {
 			return nil, errors.New("serve readiness: no readiness")
 		}
 		s.add(cfg.ReadyListener, readyHandler(cfg.Readiness))
+	}
+	if cfg.HealthListener != nil {
+		if cfg.Gatherer == nil || cfg.Readiness == nil {
+			return nil, errors.New("serve health: no gatherer or no readiness")
+		}
+		s.add(cfg.HealthListener, healthHandler(cfg))
 	}
 	if cfg.AdminListener != nil {
 		if err := checkLocal(cfg.AdminListener.Addr()); err != nil {

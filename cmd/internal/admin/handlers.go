@@ -5,8 +5,10 @@ import (
 	"encoding/json"
 	"fmt"
 	"html"
+	"maps"
 	"net/http"
 	"net/http/pprof"
+	"slices"
 	"strconv"
 	"strings"
 
@@ -40,10 +42,33 @@ func readyHandler(readiness *Readiness) http.Handler {
 	return mux
 }
 
+// healthHandler serves what Kubernetes asks the parts of a control plane.
+func healthHandler(cfg Config) http.Handler {
+	mux := http.NewServeMux()
+	mux.Handle("GET /metrics", metricsHandler(cfg))
+	mux.HandleFunc("GET /healthz", func(w http.ResponseWriter, _ *http.Request) { text(w, http.StatusOK, "ok\n") })
+	mux.HandleFunc("GET /readyz", func(w http.ResponseWriter, _ *http.Request) {
+		if pending := cfg.Readiness.Pending(); len(pending) > 0 {
+			text(w, http.StatusServiceUnavailable, "not ready, pending: "+strings.Join(pending, ", ")+"\n")
+			return
+		}
+		text(w, http.StatusOK, "ok\n")
+	})
+	return mux
+}
+
 func adminHandler(cfg Config) http.Handler {
 	mux := http.NewServeMux()
 	index := []page{{"config_dump", "configuration, workloads, policies and certificates in force"}}
 	mux.HandleFunc("/config_dump", func(w http.ResponseWriter, _ *http.Request) { dump(w, cfg.Dump) })
+	for _, path := range slices.Sorted(maps.Keys(cfg.Pages)) {
+		p := cfg.Pages[path]
+		index = append(index, page{path, p.About})
+		mux.HandleFunc("/"+path, func(w http.ResponseWriter, _ *http.Request) {
+			content, err := p.Content()
+			answer(w, content, err)
+		})
+	}
 	if cfg.Levels != nil {
 		index = append(index, page{"logging", "POST: show or change log levels"})
 		mux.HandleFunc("/logging", func(w http.ResponseWriter, r *http.Request) { logging(w, r, cfg.Levels) })
@@ -80,7 +105,14 @@ func dump(w http.ResponseWriter, parts map[string]func() (any, error)) {
 		}
 		content[key] = value
 	}
-	body, err := json.MarshalIndent(content, "", "  ")
+	answer(w, content, nil)
+}
+
+func answer(w http.ResponseWriter, content any, err error) {
+	var body []byte
+	if err == nil {
+		body, err = json.MarshalIndent(content, "", "  ")
+	}
 	if err != nil {
 		text(w, http.StatusInternalServerError, fmt.Sprintf("dump: %v\n", err))
 		return
