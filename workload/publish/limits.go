@@ -9,9 +9,9 @@ import (
 // What a request may hold. A wildcard client that comes back names every
 // resource that it knows.
 const (
-	maxRequest = 64 << 20
+	maxRequest = 32 << 20
 	// maxKnown bounds the versions that a client may tell.
-	maxKnown = 500_000
+	maxKnown = 250_000
 	// maxNames bounds what a client may subscribe to by name, in a request and
 	// in all.
 	maxNames = 20_000
