@@ -21,7 +21,7 @@ import (
 
 // dump returns the parts of /config_dump in ztunnel's shape (reference 9.4): istioctl reads them.
 func (n *node) dump() map[string]func() (any, error) {
-	return map[string]func() (any, error){
+	parts := map[string]func() (any, error){
 		"workloads": func() (any, error) {
 			ws := slices.SortedFunc(n.store.Snapshot().Workloads(), func(a, b *workload.Workload) int { return strings.Compare(a.UID, b.UID) })
 			return section(file.State{Workloads: ws}, "workloads")
@@ -41,6 +41,10 @@ func (n *node) dump() map[string]func() (any, error) {
 		"certificates":  n.dumpCertificates,
 		"workloadState": n.dumpPods,
 	}
+	if n.cluster != nil {
+		parts["kubernetes"] = n.cluster.dump
+	}
+	return parts
 }
 
 // dumpConfig gives the settings in force and where each comes from. As ztunnel's they are one object.

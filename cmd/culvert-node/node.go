@@ -50,6 +50,8 @@ type node struct {
 	proxy        *proxy.Proxy
 	pods         *pods
 	set          *podset.Set
+	cluster      *cluster // nil without Kubernetes
+	plaintext    *plaintext
 	ready        admin.Readiness
 	group        *run.Group
 }
@@ -64,7 +66,7 @@ func newNode(s *settings, set *conf.Set, levels *admin.Levels, log *slog.Logger,
 	if err != nil {
 		return nil, fmt.Errorf("--trust-domain: %w", err)
 	}
-	n := &node{settings: s, conf: set, log: log, store: workload.New(), policies: policy.New()}
+	n := &node{settings: s, conf: set, log: log, store: workload.New(), policies: policy.New(), plaintext: newPlaintext()}
 	n.ready.Block(waitState)
 	n.ready.Block(waitPods)
 	var parts []run.Component
@@ -159,7 +161,7 @@ func (n *node) buildProxy() ([]run.Component, error) {
 		n.loops = append(n.loops, l)
 	}
 	cfg := proxy.Config{
-		Store: n.store, Policies: n.policies, Certificates: n.certificates, Loops: n.loops, Observer: observer{n.telemetry},
+		Store: n.store, Policies: n.policies, Certificates: n.certificates, Loops: n.loops, Observer: observer{n.telemetry, n.plaintext},
 		Logger: n.scope("proxy"), Network: s.network, Node: s.node, RefusePassthrough: s.refuse, PoolIdle: s.poolIdle, SameNode: s.sameNode == short,
 		Source: map[toggle]proxy.SourceMode{auto: proxy.SourceAuto, on: proxy.SourceAlways, off: proxy.SourceNever}[s.originalSrc],
 		Resolve: func(ctx context.Context, host string) ([]netip.Addr, error) {
@@ -183,6 +185,9 @@ func (n *node) buildProxy() ([]run.Component, error) {
 		return nil, err
 	}
 	return append(parts, run.Component{Name: "proxy", Run: n.proxy.Run, Drain: func(ctx context.Context) error {
+		if n.cluster != nil {
+			n.cluster.leave(ctx) // before: pods that leave the mesh are served until nothing of them is captured
+		}
 		n.proxy.Stop(ctx)
 		return nil
 	}}), nil
@@ -230,7 +235,7 @@ func (n *node) buildPods(td identity.TrustDomain) ([]run.Component, error) {
 		log: n.log, proxy: n.proxy, certificates: n.certificates, store: n.store, telemetry: n.telemetry, trustDomain: td,
 		node: s.node, mark: packetMark, nameservers: rc.nameservers, running: make(map[string]*servedPod),
 	}
-	if s.dns {
+	if s.dns || s.kubernetes.on { // there a pod may ask for DNS capture of its own
 		var err error
 		if n.pods.resolver, err = dns.New(dns.Config{Domain: s.domain, DisableIPv6: !s.ipv6}); err != nil {
 			return nil, err
@@ -246,11 +251,17 @@ func (n *node) buildPods(td identity.TrustDomain) ([]run.Component, error) {
 	if s.mode == modeDedicated && !s.capture {
 		cfg.NewCapture = func(podset.Pod) (podset.Capture, error) { return noCapture{}, nil }
 	}
+	if s.kubernetes.on {
+		cfg.OnEvent = func(e podset.Event) { n.cluster.agent.Observe(e) }
+	}
 	var err error
 	if n.set, err = podset.New(cfg); err != nil {
 		return nil, err
 	}
 	parts := []run.Component{{Name: "pods", Run: n.set.Run}}
+	if s.kubernetes.on {
+		return n.buildKubernetes(parts)
+	}
 	if s.mode == modeDedicated {
 		return n.buildDedicated(parts)
 	}

@@ -6,7 +6,10 @@ import (
 )
 
 // observer hands the proxy's flows to telemetry, which does not know the proxy.
-type observer struct{ telemetry *telemetry.Telemetry }
+type observer struct {
+	telemetry *telemetry.Telemetry
+	plaintext *plaintext
+}
 
 // Opened implements proxy.Observer.
 func (o observer) Opened(f *proxy.Flow) {
@@ -27,6 +30,7 @@ func (o observer) Opened(f *proxy.Flow) {
 	}
 	f.User = c
 	o.telemetry.Opened(c)
+	o.plaintext.saw(f)
 }
 
 // Closed implements proxy.Observer.

@@ -14,7 +14,7 @@ import (
 
 func (n *node) buildAdmin(levels *admin.Levels) ([]run.Component, error) {
 	s := n.settings
-	cfg := admin.Config{Logger: n.scope("admin"), Gatherer: n.telemetry, Readiness: &n.ready, Dump: n.dump(), Levels: levels, QuitTimeout: s.drain}
+	cfg := admin.Config{Logger: n.scope("admin"), Gatherer: n.telemetry, Readiness: &n.ready, Dump: n.dump(), Pages: n.pages(), Levels: levels, QuitTimeout: s.drain}
 	cfg.Quit = func(ctx context.Context) {
 		n.group.Stop()
 		select {
@@ -39,6 +39,13 @@ func (n *node) buildAdmin(levels *admin.Levels) ([]run.Component, error) {
 		return nil, err
 	}
 	return []run.Component{{Name: "admin", Run: server.Run}}, nil
+}
+
+// pages are what the admin server shows beside what ztunnel's does.
+func (n *node) pages() map[string]admin.Page {
+	return map[string]admin.Page{
+		"plaintext": {About: "who speaks to whom without mTLS", Content: func() (any, error) { return n.plaintext.report(), nil }},
+	}
 }
 
 func (n *node) newGroup(parts []run.Component, signals <-chan os.Signal) error {
@@ -69,6 +76,7 @@ func (n *node) samples(emit func(telemetry.Sample)) {
 	for direction, count := range map[string]int{"outbound": outbound, "inbound": inbound} {
 		emit(telemetry.Sample{Name: "culvert_tunnels", Help: "HBONE connections that are open.", Labels: []telemetry.Label{{Name: "direction", Value: direction}}, Value: float64(count)})
 	}
+	n.plaintext.samples(emit)
 	st := n.set.Stats()
 	emit(telemetry.Sample{Name: "culvert_capture_audits_total", Help: "Times that a pod's capture was compared with what it should be.", Counter: true, Value: float64(st.Audits)})
 	emit(telemetry.Sample{Name: "culvert_capture_damaged_total", Help: "Audits that found a difference.", Counter: true, Value: float64(st.Damaged)})

@@ -103,6 +103,8 @@ type settings struct {
 	podNamespace string
 	serviceAcct  string
 	instanceIP   string
+
+	kubernetes kubernetesSettings
 }
 
 // The names of ztunnel's variables are kept, so that a deployment can change the image and nothing else.
@@ -111,15 +113,19 @@ func readSettings(args []string) (*settings, *conf.Set, error) {
 		mode: modeNode, secretTTL: 24 * time.Hour, cluster: "Kubernetes", domain: "cluster.local", trustDomain: "cluster.local",
 		dns: true, ipv6: true, originalSrc: auto, sameNode: encrypt, loops: max(1, runtime.NumCPU()/4), drain: 5 * time.Second, poolIdle: 5 * time.Minute,
 		admin: netip.MustParseAddrPort("127.0.0.1:15000"), metrics: netip.MustParseAddrPort("[::]:15020"), ready: netip.MustParseAddrPort("[::]:15021"),
-		logLevel: "info", logFormat: "text", accessLog: on,
+		logLevel: "info", logFormat: "text", accessLog: on, kubernetes: kubernetesDefaults(),
 	}
 	set := conf.New("culvert-node", os.LookupEnv)
 	s.declareWhat(set)
 	s.declareIdentity(set)
 	s.declareHow(set)
+	s.kubernetes.declare(set)
 	s.check(set)
 	if err := set.Parse(args); err != nil {
 		return nil, set, err
+	}
+	if s.kubernetes.on && s.handoff == "" {
+		s.handoff = filepath.Join(s.kubernetes.runDir, "agent", "handoff.sock")
 	}
 	return s, set, nil
 }
@@ -207,13 +213,14 @@ func (s *settings) check(set *conf.Set) {
 	})
 	set.Check("pods", func() error {
 		switch {
-		case s.mode == modeNode && s.pods == "" && s.handoff == "":
-			return errors.New("give --pods or --handoff-socket in node mode")
+		case s.mode == modeNode && s.pods == "" && s.handoff == "" && !s.kubernetes.on:
+			return errors.New("give --pods, --handoff-socket or --kubernetes in node mode")
 		case s.mode == modeDedicated && (s.pods != "" || s.handoff != ""):
 			return errors.New("--pods and --handoff-socket are only for --mode=node")
 		}
 		return nil
 	})
+	set.Check("kubernetes", s.checkKubernetes)
 	set.Check("ca-cert", s.checkSource)
 	set.Check("admin-address", func() error {
 		if !s.admin.Addr().IsLoopback() {

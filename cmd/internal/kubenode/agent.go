@@ -4,7 +4,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"maps"
 	"net/netip"
 	"sync"
 	"time"
@@ -22,12 +21,14 @@ type Agent struct {
 	client *client
 	events *recorder
 	seeker *seeker
+	hosts  *hosts
 	queue  workqueue.TypedRateLimitingInterface[string] // keys of pods
 
 	pods, spaces cache.SharedIndexInformer
 	listed       chan struct{} // closed when both informers have their first lists
 	ready        chan struct{} // closed when each pod of the first list was worked on once
 	locks        keyLocks
+	hostTurn     sync.RWMutex // held for reading while addresses of a track change
 
 	life context.Context // ended by LeaveAll: pods are let go for good
 	end  context.CancelFunc
@@ -69,10 +70,13 @@ func New(cfg Config) (*Agent, error) {
 	}
 	a := &Agent{
 		cfg: cfg, client: c, events: newRecorder(c, cfg.Node, cfg.Logger), seeker: newSeeker(cfg.Finder, cfg.Logger),
-		queue: workqueue.NewTypedRateLimitingQueue(workqueue.NewTypedItemExponentialFailureRateLimiter[string](cfg.Retry, maxRetry)),
-		pods:  cache.NewSharedIndexInformer(c.podsOf(cfg.Node), &pod{}, 10*time.Minute, cache.Indexers{cache.NamespaceIndex: cache.MetaNamespaceIndexFunc}),
+		queue:  workqueue.NewTypedRateLimitingQueue(workqueue.NewTypedItemExponentialFailureRateLimiter[string](cfg.Retry, maxRetry)),
+		pods:   cache.NewSharedIndexInformer(c.podsOf(cfg.Node), &pod{}, 10*time.Minute, cache.Indexers{cache.NamespaceIndex: cache.MetaNamespaceIndexFunc}),
 		spaces: cache.NewSharedIndexInformer(c.namespaces(), &namespace{}, 0, nil),
 		listed: make(chan struct{}), ready: make(chan struct{}), tracked: map[string]*track{}, changed: make(chan struct{}),
+	}
+	if a.hosts, err = newHosts(c); err != nil {
+		return nil, fmt.Errorf("make node agent: %w", err)
 	}
 	a.life, a.end = context.WithCancel(context.Background())
 	if err := a.follow(); err != nil {
@@ -100,7 +104,8 @@ func (a *Agent) follow() error {
 		DeleteFunc: func(any) { a.announce() },
 	})
 	return errors.Join(err1, err2, a.pods.SetTransform(trim), a.spaces.SetTransform(trim),
-		a.pods.SetWatchErrorHandlerWithContext(a.trouble("pods")), a.spaces.SetWatchErrorHandlerWithContext(a.trouble("namespaces")))
+		a.pods.SetWatchErrorHandlerWithContext(a.trouble("pods")), a.spaces.SetWatchErrorHandlerWithContext(a.trouble("namespaces")),
+		a.hosts.informer.SetWatchErrorHandlerWithContext(a.trouble("nodes")))
 }
 
 func (a *Agent) trouble(what string) cache.WatchErrorHandlerWithContext {
@@ -164,6 +169,7 @@ func (a *Agent) Run(ctx context.Context) error {
 	defer a.queue.ShutDown()
 	wg.Go(func() { a.spaces.RunWithContext(ctx) })
 	wg.Go(func() { a.pods.RunWithContext(ctx) })
+	wg.Go(func() { a.hosts.run(ctx, a.Refresh) })
 	wg.Go(func() { a.events.run(ctx) })
 	wg.Go(func() { a.seeker.run(ctx) })
 	wg.Go(func() { a.lookForOwner(ctx) })
@@ -286,20 +292,20 @@ func (a *Agent) decide(p *pod) (enrol.Decision, bool) {
 	return enrol.Decide(p.facts(), enrol.Namespace{Labels: n.Labels, Annotations: n.Annotations}, a.cfg.Enrol), true
 }
 
-// Addresses returns the pods that the host is to let probes through to, address to UID.
-func (a *Agent) Addresses() map[netip.Addr]string {
-	out := map[netip.Addr]string{}
+// WithAddresses calls f with the addresses that the host is to let probes through to, address to UID. They do not change
+// meanwhile.
+func (a *Agent) WithAddresses(f func(map[netip.Addr]string) error) error {
+	a.hostTurn.Lock()
+	defer a.hostTurn.Unlock()
+	addrs := map[netip.Addr]string{}
 	a.mu.Lock()
-	tracked := maps.Clone(a.tracked)
-	a.mu.Unlock()
-	for uid, t := range tracked {
-		unlock := a.locks.lock(t.key)
+	for uid, t := range a.tracked {
 		for _, addr := range t.addrs {
-			out[addr] = uid
+			addrs[addr] = uid
 		}
-		unlock()
 	}
-	return out
+	a.mu.Unlock()
+	return f(addrs)
 }
 
 // Refresh looks at all pods again: what Config.Options returns has changed.

@@ -68,7 +68,7 @@ type Config struct {
 	Settle time.Duration
 	// Drain is how long the connections of a pod that leaves may go on. Zero means an hour.
 	Drain time.Duration
-	// AddTimeout bounds one ADD of the CNI plugin. Zero means 25 s.
+	// AddTimeout bounds one ADD of the CNI plugin. Zero means 9 s, a bit less than the plugin waits.
 	AddTimeout time.Duration
 	// Retry is the pause after the first failure of a pod; it doubles up to 30 s. Zero means 500 ms.
 	Retry time.Duration
@@ -100,7 +100,7 @@ func (c Config) complete() (Config, error) {
 	for _, d := range []struct {
 		value    *time.Duration
 		fallback time.Duration
-	}{{&c.Settle, 2 * time.Second}, {&c.Drain, time.Hour}, {&c.AddTimeout, 25 * time.Second}, {&c.Retry, 500 * time.Millisecond}} {
+	}{{&c.Settle, 2 * time.Second}, {&c.Drain, time.Hour}, {&c.AddTimeout, 9 * time.Second}, {&c.Retry, 500 * time.Millisecond}} {
 		if *d.value == 0 {
 			*d.value = d.fallback
 		}

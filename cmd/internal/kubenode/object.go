@@ -101,6 +101,8 @@ func newScheme() *runtime.Scheme {
 	s.AddKnownTypeWithName(groupVersion.WithKind("PodList"), &podList{})
 	s.AddKnownTypeWithName(groupVersion.WithKind("Namespace"), &namespace{})
 	s.AddKnownTypeWithName(groupVersion.WithKind("NamespaceList"), &namespaceList{})
+	s.AddKnownTypeWithName(groupVersion.WithKind("Node"), &node{})
+	s.AddKnownTypeWithName(groupVersion.WithKind("NodeList"), &nodeList{})
 	metav1.AddToGroupVersion(s, groupVersion)
 	return s
 }

@@ -312,6 +312,8 @@ func (a *Agent) say(ctx context.Context, p *pod, t *track, state string) error {
 // host makes the host let probes through to exactly these addresses of the pod. What fails is kept in t.hostErr and
 // tried again with the next call.
 func (a *Agent) host(t *track, addrs []netip.Addr) {
+	a.hostTurn.RLock()
+	defer a.hostTurn.RUnlock()
 	old, failed := t.addrs, t.hostErr != nil
 	t.addrs, t.hostErr = slices.Clone(addrs), nil
 	if a.cfg.HostRules == nil {
@@ -348,8 +350,10 @@ func (a *Agent) options(c enrol.Capture) redirect.Options {
 	o.VirtualInterfaces = c.VirtualInterfaces
 	o.IncludeInbound, o.ExcludeInbound, o.ExcludeOutbound = c.IncludeInbound, c.ExcludeInbound, c.ExcludeOutbound
 	o.IncludeOutboundRanges, o.ExcludeOutboundRanges = c.IncludeRanges, c.ExcludeRanges
-	if o.HostPorts = c.HostPorts; len(c.HostPorts) == 0 {
-		o.HostAddresses = nil // so that a new node changes only the pods that it is for
+	if o.HostPorts = c.HostPorts; len(c.HostPorts) > 0 { // a new node changes only the pods that it is for
+		all := append(slices.Clone(o.HostAddresses), a.hosts.addrs()...)
+		slices.SortFunc(all, netip.Addr.Compare)
+		o.HostAddresses = slices.Compact(all)
 	}
 	return o
 }

@@ -1,0 +1,299 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"net/netip"
+	"os"
+	"path/filepath"
+	"strings"
+	"sync"
+	"syscall"
+	"time"
+
+	"k8s.io/client-go/rest"
+	"k8s.io/client-go/tools/clientcmd"
+	"k8s.io/klog/v2"
+
+	"github.com/culvert-mesh/culvert/cmd/internal/conf"
+	"github.com/culvert-mesh/culvert/cmd/internal/enrol"
+	"github.com/culvert-mesh/culvert/cmd/internal/kubenode"
+	"github.com/culvert-mesh/culvert/cmd/internal/run"
+	"github.com/culvert-mesh/culvert/redirect"
+	"github.com/culvert-mesh/culvert/redirect/cni"
+	"github.com/culvert-mesh/culvert/redirect/cni/install"
+	"github.com/culvert-mesh/culvert/redirect/handoff"
+	"github.com/culvert-mesh/culvert/redirect/podset"
+	"github.com/culvert-mesh/culvert/redirect/procns"
+)
+
+// waitPlugin is what readiness waits for besides, where the agent installs the CNI plugin.
+const waitPlugin = "CNI plugin"
+
+// kubernetesSettings are the flags of --kubernetes.
+type kubernetesSettings struct {
+	on            bool
+	kubeconfig    string
+	procRoot      string
+	runDir        string
+	cniBinDir     string
+	cniNetDir     string
+	cniBinary     string
+	exclude       []string
+	selectors     []enrol.Selector
+	forbid        bool
+	hostAddresses []netip.Addr
+	daemonSet     string
+	leaveTimeout  time.Duration
+}
+
+func kubernetesDefaults() kubernetesSettings {
+	return kubernetesSettings{
+		procRoot: "/host/proc", runDir: "/var/run/culvert", cniBinary: "/usr/local/bin/culvert-cni", exclude: []string{"kube-system"},
+		daemonSet: "culvert-node", leaveTimeout: time.Hour,
+	}
+}
+
+func (k *kubernetesSettings) declare(set *conf.Set) {
+	conf.Add(set, &k.on, conf.Bool, conf.Option{Flag: "kubernetes", Usage: "enrol the pods of this node by the labels that the API server tells"})
+	conf.Add(set, &k.kubeconfig, conf.File, conf.Option{Flag: "kubeconfig", Usage: "how to reach the API server from outside the cluster; default the pod's service account"})
+	conf.Add(set, &k.procRoot, conf.String, conf.Option{Flag: "proc-root", Usage: "where the /proc of the host is"})
+	conf.Add(set, &k.runDir, conf.String, conf.Option{Flag: "run-dir", Usage: "directory that agent and CNI plugin share, at the same path on the host"})
+	conf.Add(set, &k.cniBinDir, conf.String, conf.Option{Flag: "cni-bin-dir", Usage: "where the host's CNI plugins are, as this process sees it; empty: install no plugin"})
+	conf.Add(set, &k.cniNetDir, conf.String, conf.Option{Flag: "cni-net-dir", Usage: "where the host's CNI configuration is, as this process sees it"})
+	conf.Add(set, &k.cniBinary, conf.String, conf.Option{Flag: "cni-binary", Usage: "the CNI plugin to install"})
+	conf.Add(set, &k.exclude, conf.List(conf.String), conf.Option{Flag: "exclude-namespaces", Usage: "namespaces whose pods are never enrolled, separated by commas"})
+	conf.Add(set, &k.selectors, parseSelectors, conf.Option{Flag: "enrol-selectors", Usage: `which pods are in the mesh, in place of the label istio.io/dataplane-mode: "POD;NAMESPACE|..." of label conditions (a=b,!c)`})
+	conf.Add(set, &k.forbid, conf.Bool, conf.Option{Flag: "forbid-carve-outs", Usage: "ignore annotations of pods that take ports or addresses out of the capture"})
+	conf.Add(set, &k.hostAddresses, conf.List(conf.Addr), conf.Option{Flag: "host-addresses", Usage: "addresses besides those of the nodes whose processes may use culvert.io/allow-host-ports, for example API servers outside of the cluster"})
+	conf.Add(set, &k.daemonSet, conf.String, conf.Option{Flag: "daemonset", Usage: "the agent's own DaemonSet; when it is gone at the end, pods leave the mesh"})
+	conf.Add(set, &k.leaveTimeout, conf.Duration(0, 30*24*time.Hour), conf.Option{Flag: "leave-timeout", Usage: "how long the connections of an unlabelled pod may go on"})
+}
+
+func parseSelectors(text string) ([]enrol.Selector, error) {
+	if text == "" {
+		return nil, nil
+	}
+	var out []enrol.Selector
+	for part := range strings.SplitSeq(text, "|") {
+		s, err := enrol.ParseSelector(part)
+		if err != nil {
+			return nil, err
+		}
+		out = append(out, s)
+	}
+	return out, nil
+}
+
+// checkKubernetes wants what goes together.
+func (s *settings) checkKubernetes() error {
+	k := &s.kubernetes
+	switch {
+	case !k.on:
+		return nil
+	case s.mode != modeNode:
+		return errors.New("only for --mode=node")
+	case s.pods != "":
+		return errors.New("--pods gives the pods, or the API server, not both")
+	case s.node == "":
+		return errors.New("needs --node (or $NODE_NAME)")
+	case (k.cniBinDir == "") != (k.cniNetDir == ""):
+		return errors.New("--cni-bin-dir and --cni-net-dir go together")
+	case k.cniBinDir != "" && k.kubeconfig != "":
+		return errors.New("the CNI plugin is installed from inside the cluster only, without --kubeconfig")
+	}
+	return nil
+}
+
+// cluster is the agent's side that faces Kubernetes.
+type cluster struct {
+	settings  *kubernetesSettings
+	log       *slog.Logger
+	agent     *kubenode.Agent
+	host      *hostSide
+	installer *install.Installer // nil without the plugin
+	socket    string
+	inode     uint64 // of the socket, while this is the newest agent
+
+	plugin     context.Context // of installer.Run
+	stopPlugin context.CancelFunc
+	pluginDone chan struct{}
+}
+
+// buildKubernetes serves the pods that the API server tells of. The hand-off socket listens before the pods are known,
+// and the plugin comes last, when there is somebody to ask.
+func (n *node) buildKubernetes(parts []run.Component) ([]run.Component, error) {
+	s, k := n.settings, &n.settings.kubernetes
+	klog.SetSlogLogger(n.scope("kubernetes"))
+	api, err := apiServer(k.kubeconfig)
+	if err != nil {
+		return nil, err
+	}
+	c := &cluster{settings: k, log: n.scope("kubernetes"), socket: s.handoff, pluginDone: make(chan struct{})}
+	c.plugin, c.stopPlugin = context.WithCancel(context.Background())
+	c.host = newHostSide(k.procRoot, n.scope("probes"))
+	synced := make(chan struct{})
+	base := redirect.Options{DNS: s.dns, NoIPv6: !s.ipv6, HostAddresses: k.hostAddresses}
+	c.agent, err = kubenode.New(kubenode.Config{
+		REST: api, Node: s.node, Namespace: s.podNamespace, DaemonSet: k.daemonSet,
+		Enrol: enrol.Settings{
+			Exclude: k.exclude, OwnNamespace: s.podNamespace, OwnApps: []string{"culvert-node", "culvert-controller"},
+			Selectors: k.selectors, ForbidCarveOuts: k.forbid,
+		},
+		Options: func() redirect.Options { return c.host.options(base) },
+		Set:     n.set, Finder: procns.New(k.procRoot), HostRules: c.host.rulesOrNil(), Certified: n.certified,
+		Synced: synced, Superseded: c.superseded, Drain: max(k.leaveTimeout, time.Millisecond), Logger: c.log,
+	})
+	if err != nil {
+		return nil, err
+	}
+	n.cluster = c
+	server, err := handoff.Listen(handoff.Config{Path: s.handoff, Handler: c.agent.Handoff(), Logger: n.scope("handoff")})
+	if err != nil {
+		return nil, err
+	}
+	c.inode = inode(s.handoff)
+	parts = append(parts,
+		run.Component{Name: "hand-off", Run: server.Run},
+		run.Component{Name: "host rules", Run: func(ctx context.Context) error { return c.host.run(ctx, c.agent) }},
+		run.Component{Name: "cluster", Run: c.agent.Run},
+		run.Component{Name: "cluster readiness", Run: func(ctx context.Context) error { return n.followCluster(ctx, synced) }},
+	)
+	if k.cniBinDir == "" {
+		close(c.pluginDone)
+		return parts, nil
+	}
+	n.ready.Block(waitPlugin)
+	if c.installer, err = newInstaller(s, api, n.scope("cni")); err != nil {
+		return nil, err
+	}
+	return append(parts, run.Component{Name: "CNI plugin", Run: n.keepPlugin}), nil
+}
+
+func apiServer(kubeconfig string) (*rest.Config, error) {
+	cfg, err := rest.InClusterConfig()
+	if kubeconfig != "" {
+		cfg, err = clientcmd.BuildConfigFromFlags("", kubeconfig)
+	}
+	if err != nil {
+		return nil, fmt.Errorf("find the API server: %w", err)
+	}
+	return cfg, nil
+}
+
+func newInstaller(s *settings, api *rest.Config, log *slog.Logger) (*install.Installer, error) {
+	k := &s.kubernetes
+	entry, err := cni.Config{
+		AgentSocket: s.handoff, APIFile: filepath.Join(k.runDir, "cni", install.APIFile), LogFile: filepath.Join(k.runDir, "cni", install.LogFile),
+		ExcludeNamespaces: k.exclude, OwnNamespace: s.podNamespace,
+	}.JSON()
+	if err != nil {
+		return nil, err
+	}
+	return install.New(install.Config{
+		BinDir: k.cniBinDir, NetDir: k.cniNetDir, SourceBinary: k.cniBinary, PluginConfig: entry, RunDir: filepath.Join(k.runDir, "cni"),
+		Server: api.Host, CAFile: api.CAFile, TokenFile: api.BearerTokenFile, Logger: log,
+	})
+}
+
+// followCluster clears what readiness waits for, and says when the mesh's state is known.
+func (n *node) followCluster(ctx context.Context, synced chan<- struct{}) error {
+	if err := n.waitState(ctx); err != nil {
+		return nil //nolint:nilerr // stopping
+	}
+	close(synced)
+	select {
+	case <-n.cluster.agent.Ready():
+		n.ready.Clear(waitPods)
+	case <-ctx.Done():
+	}
+	return nil
+}
+
+// keepPlugin installs the plugin when pods can be handed over, and keeps it until the agent ends or leave takes it away.
+func (n *node) keepPlugin(ctx context.Context) error {
+	c := n.cluster
+	defer close(c.pluginDone)
+	ctx, cancel := context.WithCancel(ctx)
+	defer cancel()
+	defer context.AfterFunc(c.plugin, cancel)()
+	select {
+	case <-c.agent.Listed():
+	case <-ctx.Done():
+		return nil
+	}
+	var wg sync.WaitGroup
+	defer wg.Wait()
+	wg.Go(func() {
+		if n.poll(ctx, c.installer.Ready) == nil {
+			n.ready.Clear(waitPlugin)
+		}
+	})
+	return c.installer.Run(ctx)
+}
+
+// leave is the first thing at the end of the agent. After an uninstallation the plugin goes first, so that starting pods
+// do not wait for an agent that never comes, then the pods leave the mesh, and at last the host's rules go.
+func (c *cluster) leave(ctx context.Context) {
+	if !c.agent.Uninstalled(ctx) {
+		c.log.Info("pods stay captured for the next agent")
+		return
+	}
+	c.log.Info("the mesh is uninstalled: pods of this node leave it")
+	c.stopPlugin()
+	if c.installer != nil {
+		select {
+		case <-c.pluginDone:
+		case <-ctx.Done():
+		}
+		if err := c.installer.Uninstall(ctx); err != nil {
+			c.log.Error("CNI plugin could not be removed from the node", "error", err)
+		}
+	}
+	for _, st := range c.agent.LeaveAll(ctx) {
+		c.log.Error("pod is captured still", "pod", st.Pod.String(), "state", string(st.State), "error", st.Err)
+	}
+	c.host.remove()
+}
+
+// superseded reports whether a newer agent has taken the hand-off socket.
+func (c *cluster) superseded() bool {
+	now := inode(c.socket)
+	return now != 0 && now != c.inode
+}
+
+func inode(path string) uint64 {
+	info, err := os.Stat(path)
+	if err != nil {
+		return 0
+	}
+	st, ok := info.Sys().(*syscall.Stat_t)
+	if !ok {
+		return 0
+	}
+	return st.Ino
+}
+
+// certified waits until the certificate is there that the pod's connections will ask for.
+func (n *node) certified(ctx context.Context, pod podset.Pod) error {
+	w, err := n.pods.localWorkload(ctx, pod)
+	if err != nil {
+		return fmt.Errorf("workload of the pod is not known: %w", err)
+	}
+	_, err = n.certificates.Get(ctx, w.Identity())
+	return err
+}
+
+// dump tells of the node's side for /config_dump; `culvert check` reads it.
+func (c *cluster) dump() (any, error) {
+	out := map[string]any{"probes": c.host.findings(), "superseded": c.superseded(), "handoffSocket": c.socket}
+	if c.installer != nil {
+		out["cniPluginReady"] = c.installer.Ready()
+		if err := c.installer.Err(); err != nil {
+			out["cniPluginError"] = err.Error()
+		}
+	}
+	return out, nil
+}
