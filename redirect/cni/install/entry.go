@@ -105,7 +105,7 @@ func (i *Installer) convert(dir string, c conf) error {
 	}
 	i.step("beside " + listed)
 	defer func() { _ = remove(temp) }()
-	if other := read(dir, listed, true); other.info != nil && !convertedFrom(other, dir, c.name) {
+	if other := read(dir, listed, true); other.info != nil && !made(other) && !convertedFrom(other, dir, c.name) {
 		return fmt.Errorf("%s is there already, and is not made of it", listed)
 	}
 	if err := os.Rename(temp, filepath.Join(dir, listed)); err != nil {
@@ -120,10 +120,7 @@ func (i *Installer) convert(dir string, c conf) error {
 	i.step("saved " + c.name)
 	saved := read(dir, c.name+savedSuffix, false)
 	if !bytes.Equal(saved.text, c.text) {
-		if err := os.Rename(path+savedSuffix, path); err != nil {
-			return err
-		}
-		return errChanged
+		return errors.Join(errChanged, os.Rename(path+savedSuffix, path), remove(filepath.Join(dir, listed)))
 	}
 	i.placed = listed
 	i.log.Info("CNI plugin chained", "file", listed, "network", c.chain.name, "converted", c.name)
@@ -155,6 +152,25 @@ func convertedFrom(list conf, dir, name string) bool {
 		}
 	}
 	return false
+}
+
+// made reports whether the list looks as convert makes them: one plugin of others,
+// ours, and the white space of chain.list.
+func made(list conf) bool {
+	if list.err != nil || len(list.chain.plugins) != 2 || list.chain.plugins[1].kind != PluginType {
+		return false
+	}
+	first := list.chain.plugins[0]
+	from, err := parseSingle(list.text[first.start:first.end])
+	if err != nil {
+		return false
+	}
+	text, err := from.list(nil)
+	if err != nil {
+		return false
+	}
+	plain, err := list.chain.without()
+	return err == nil && bytes.Equal(text, plain)
 }
 
 // exists reports whether there is anything at path; doubts count as yes.

@@ -140,6 +140,9 @@ func (i *Installer) sweepAll(now time.Time) error {
 // sweep removes files in the making that processes left which were killed.
 func sweep(dir string, now time.Time) error {
 	entries, err := os.ReadDir(dir)
+	if errors.Is(err, fs.ErrNotExist) { // whoever needs it says so better
+		return nil
+	}
 	if err != nil {
 		return err
 	}

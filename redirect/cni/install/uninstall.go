@@ -40,12 +40,10 @@ func (i *Installer) removeFiles(ctx context.Context) error {
 		i.step("binary removed")
 	}
 	later := time.Now().Add(2 * staleAfter)
-	errs := []error{sweep(i.cfg.BinDir, later), sweep(i.cfg.NetDir, later)}
-	if err := sweep(i.cfg.RunDir, later); !errors.Is(err, fs.ErrNotExist) {
-		errs = append(errs, err)
-	}
+	errs := []error{sweep(i.cfg.BinDir, later), sweep(i.cfg.NetDir, later), sweep(i.cfg.RunDir, later)}
 	for _, name := range []string{APIFile, ownerFile, LogFile, LogFile + ".1"} {
 		errs = append(errs, remove(filepath.Join(i.cfg.RunDir, name)))
+		i.step("removed " + name)
 	}
 	_ = os.Remove(i.cfg.RunDir) // unless there is something of others in it
 	return errors.Join(errs...)
@@ -113,9 +111,9 @@ func (i *Installer) unchain(c conf) error {
 	if !c.list || !slices.Contains(c.chain.kinds(), PluginType) {
 		return nil
 	}
-	for _, ext := range []string{".conf", ".json"} { // an uninstall that was killed after restoring it
+	for _, ext := range []string{".conf", ".json"} { // somebody was killed between making one and removing the other
 		name := strings.TrimSuffix(c.name, ".conflist") + ext
-		if exists(filepath.Join(i.cfg.NetDir, name)) && convertedFrom(c, i.cfg.NetDir, name) {
+		if exists(filepath.Join(i.cfg.NetDir, name)) && made(c) {
 			return remove(filepath.Join(i.cfg.NetDir, c.name))
 		}
 	}
