@@ -9,11 +9,12 @@ import (
 	corev1 "k8s.io/api/core/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 
+	"github.com/culvert-mesh/culvert/identity"
 	"github.com/culvert-mesh/culvert/workload"
 )
 
 func diff(want, got any) string {
-	return cmp.Diff(want, got, cmpopts.EquateComparable(netipTypes()...), cmpopts.EquateEmpty())
+	return cmp.Diff(want, got, cmpopts.EquateComparable(netipTypes()...), cmpopts.EquateComparable(identity.ID{}), cmpopts.EquateEmpty())
 }
 
 func TestPodEveryField(t *testing.T) {

@@ -1,0 +1,280 @@
+package kube
+
+import (
+	"testing"
+
+	corev1 "k8s.io/api/core/v1"
+	discoveryv1 "k8s.io/api/discovery/v1"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/util/intstr"
+
+	"github.com/culvert-mesh/culvert/workload"
+	"github.com/culvert-mesh/culvert/workload/workloadtest"
+)
+
+const webHost = "web.ns.svc.cluster.local"
+
+func networkAddrs(list ...string) []workload.NetworkAddress {
+	var out []workload.NetworkAddress
+	for _, a := range addrs(list...) {
+		out = append(out, workload.NewNetworkAddress("", a))
+	}
+	return out
+}
+
+var (
+	nearZone = []workload.Scope{workload.ScopeNetwork, workload.ScopeRegion, workload.ScopeZone}
+	nearNode = append(nearZone[:3:3], workload.ScopeSubzone, workload.ScopeNode)
+)
+
+func TestServiceTranslation(t *testing.T) {
+	local := corev1.ServiceInternalTrafficPolicyLocal
+	distribution := func(v string) func(*corev1.Service) {
+		return func(s *corev1.Service) { s.Spec.TrafficDistribution = &v }
+	}
+	annotated := func(v string) func(*corev1.Service) {
+		return func(s *corev1.Service) { s.Annotations = map[string]string{annotationDistribution: v} }
+	}
+	near := func(scopes []workload.Scope) func(*workload.Service) {
+		return func(s *workload.Service) {
+			s.LoadBalancer = &workload.LoadBalancer{Mode: workload.LBFailover, Preferences: scopes}
+		}
+	}
+	same := func(*workload.Service) {}
+	for _, tc := range []struct {
+		name        string
+		nsAnnotated string
+		mod         func(*corev1.Service)
+		want        func(*workload.Service)
+	}{
+		{"plain", "", func(*corev1.Service) {}, same},
+		{"headless", "", func(s *corev1.Service) { s.Spec.ClusterIPs = []string{"None"} }, func(s *workload.Service) { s.VIPs = nil }},
+		{"old-field", "", func(s *corev1.Service) { s.Spec.ClusterIPs, s.Spec.ClusterIP = nil, "10.1.0.9" }, func(s *workload.Service) { s.VIPs = networkAddrs("10.1.0.9") }},
+		{"dual-stack", "", func(s *corev1.Service) {
+			s.Spec.ClusterIPs = []string{"10.1.0.1", "fd00:1::1"}
+			s.Spec.IPFamilies = []corev1.IPFamily{corev1.IPv4Protocol, corev1.IPv6Protocol}
+		}, func(s *workload.Service) {
+			s.VIPs, s.IPFamilies = networkAddrs("10.1.0.1", "fd00:1::1"), workload.FamiliesDual
+		}},
+		{"ipv4", "", func(s *corev1.Service) { s.Spec.IPFamilies = []corev1.IPFamily{corev1.IPv4Protocol} }, func(s *workload.Service) { s.IPFamilies = workload.FamiliesIPv4 }},
+		{"ipv6", "", func(s *corev1.Service) { s.Spec.IPFamilies = []corev1.IPFamily{corev1.IPv6Protocol} }, func(s *workload.Service) { s.IPFamilies = workload.FamiliesIPv6 }},
+		{"target-number", "", func(s *corev1.Service) { s.Spec.Ports[0].TargetPort = intstr.FromInt32(8080) }, func(s *workload.Service) { s.Ports = workloadtest.PortMap(80, 8080) }},
+		{"target-name", "", func(s *corev1.Service) { s.Spec.Ports[0].TargetPort = intstr.FromString("http") }, func(s *workload.Service) { s.Ports = workloadtest.PortMap(80, 0) }},
+		{"udp-beside-tcp", "", func(s *corev1.Service) {
+			s.Spec.Ports = append(s.Spec.Ports, corev1.ServicePort{Port: 53, Protocol: corev1.ProtocolUDP})
+		}, same},
+		{"port-out-of-range", "", func(s *corev1.Service) { s.Spec.Ports[0].Port = 70000 }, func(s *workload.Service) { s.Ports = nil }},
+		{"local", "PreferClose", func(s *corev1.Service) { s.Spec.InternalTrafficPolicy = &local }, func(s *workload.Service) {
+			s.LoadBalancer = &workload.LoadBalancer{Mode: workload.LBStrict, Preferences: []workload.Scope{workload.ScopeNode}}
+		}},
+		{"prefer-close", "", distribution("PreferClose"), near(nearZone)},
+		{"prefer-same-zone", "PreferSameNode", distribution("PreferSameZone"), near(nearZone)},
+		{"prefer-same-node", "", distribution("PreferSameNode"), near(nearNode)},
+		{"annotation", "", annotated("prefersamenode"), near(nearNode)},
+		{"annotation-unknown-is-not-inherited", "PreferClose", annotated("sideways"), same},
+		{"inherited", "PreferClose", func(*corev1.Service) {}, near(nearZone)},
+		{"not-ready-too", "", func(s *corev1.Service) { s.Spec.PublishNotReadyAddresses = true }, func(s *workload.Service) {
+			s.LoadBalancer = &workload.LoadBalancer{HealthPolicy: workload.AllowAll}
+		}},
+		{"not-ready-too-and-near", "PreferClose", func(s *corev1.Service) { s.Spec.PublishNotReadyAddresses = true }, func(s *workload.Service) {
+			near(nearZone)(s)
+			s.LoadBalancer.HealthPolicy = workload.AllowAll
+		}},
+		{"session-affinity-is-no-part", "", func(s *corev1.Service) { s.Spec.SessionAffinity = corev1.ServiceAffinityClientIP }, same},
+	} {
+		t.Run(tc.name, func(t *testing.T) {
+			w := newWorld(t)
+			w.set(namespace("ns", func(n *corev1.Namespace) { n.Annotations = map[string]string{annotationDistribution: tc.nsAnnotated} }),
+				service("web", []string{"10.1.0.1"}, tc.mod))
+			want := &workload.Service{
+				Name: "web", Namespace: "ns", Hostname: webHost, VIPs: networkAddrs("10.1.0.1"),
+				Ports: workloadtest.PortMap(80, 80), Canonical: true,
+			}
+			tc.want(want)
+			if d := diff(want, w.service("ns/"+webHost)); d != "" {
+				t.Error(d)
+			}
+		})
+	}
+}
+
+func TestExternalNameIsSkipped(t *testing.T) {
+	w := newWorld(t)
+	w.set(service("web", nil, func(s *corev1.Service) {
+		s.Spec.Type, s.Spec.ExternalName = corev1.ServiceTypeExternalName, "example.com"
+	}))
+	if n := w.store.Snapshot().ServiceCount(); n != 0 {
+		t.Errorf("%d services", n)
+	}
+	w.set(service("web", []string{"10.1.0.1"})) // turned into another type
+	w.service("ns/" + webHost)
+}
+
+func (w *world) ports(pod, service string) workload.PortMap {
+	w.t.Helper()
+	k, err := workload.ParseNamespacedHostname(service)
+	if err != nil {
+		w.t.Fatal(err)
+	}
+	return w.pod(pod).Services[k]
+}
+
+func TestMembership(t *testing.T) {
+	named := func(name string, n int32) func(*corev1.Pod) {
+		return func(p *corev1.Pod) {
+			p.Spec.Containers[0].Ports = []corev1.ContainerPort{{Name: name, ContainerPort: n, Protocol: corev1.ProtocolTCP}}
+		}
+	}
+	svc := func(mods ...func(*corev1.Service)) *corev1.Service {
+		return service("web", []string{"10.1.0.1"}, append([]func(*corev1.Service){func(s *corev1.Service) {
+			s.Spec.Ports = []corev1.ServicePort{
+				{Name: "a", Port: 80, TargetPort: intstr.FromString("http")}, {Name: "b", Port: 81, TargetPort: intstr.FromInt32(8181)},
+			}
+		}}, mods...)...)
+	}
+	w := newWorld(t)
+	w.set(svc(), pod("one", []string{"10.0.0.1"}, named("http", 8080)), pod("two", []string{"10.0.0.2"}, named("other", 8080)))
+	if d := diff(workloadtest.PortMap(80, 8080, 81, 8181), w.ports("one", "ns/"+webHost)); d != "" {
+		t.Error(d)
+	}
+	// A port whose name the pod does not have is left out for this pod.
+	if d := diff(workloadtest.PortMap(81, 8181), w.ports("two", "ns/"+webHost)); d != "" {
+		t.Error(d)
+	}
+	w.set(svc(func(s *corev1.Service) { s.Spec.Ports = s.Spec.Ports[1:] }))
+	if d := diff(workloadtest.PortMap(81, 8181), w.ports("one", "ns/"+webHost)); d != "" {
+		t.Error(d)
+	}
+	w.set(svc(func(s *corev1.Service) { s.Spec.Selector["tier"] = "front" }))
+	if len(w.pod("one").Services) != 0 {
+		t.Errorf("one is still in %v", w.pod("one").Services)
+	}
+	w.set(pod("one", []string{"10.0.0.1"}, named("http", 8080), func(p *corev1.Pod) { p.Labels["tier"] = "front" }))
+	if len(w.pod("one").Services) != 1 {
+		t.Error("one is not in the service after its labels changed")
+	}
+	w.drop(svc())
+	if len(w.pod("one").Services) != 0 {
+		t.Error("one is in a service that is gone")
+	}
+	// Selectors are for pods of the own namespace.
+	w.set(svc(), pod("one", []string{"10.0.0.1"}, func(p *corev1.Pod) { p.Namespace = "other" }))
+	if got := w.workload("Kubernetes//Pod/other/one"); len(got.Services) != 0 {
+		t.Errorf("a pod of another namespace is in %v", got.Services)
+	}
+}
+
+func slice(name, service string, mods ...func(*discoveryv1.EndpointSlice)) *discoveryv1.EndpointSlice {
+	port, port2, tcp := "http", int32(8080), corev1.ProtocolTCP
+	s := &discoveryv1.EndpointSlice{
+		ObjectMeta: meta("ns", name), AddressType: discoveryv1.AddressTypeIPv4,
+		Ports: []discoveryv1.EndpointPort{{Name: &port, Port: &port2, Protocol: &tcp}},
+	}
+	s.Labels = map[string]string{discoveryv1.LabelServiceName: service}
+	for _, mod := range mods {
+		mod(s)
+	}
+	return s
+}
+
+func endpoints(list ...discoveryv1.Endpoint) func(*discoveryv1.EndpointSlice) {
+	return func(s *discoveryv1.EndpointSlice) { s.Endpoints = list }
+}
+
+func TestEndpointSlices(t *testing.T) {
+	yes, no := true, false
+	selectorless := service("web", []string{"10.1.0.1"}, func(s *corev1.Service) { s.Spec.Selector = nil })
+	at := func(ip string, ready *bool) discoveryv1.Endpoint {
+		return discoveryv1.Endpoint{Addresses: []string{ip}, Conditions: discoveryv1.EndpointConditions{Ready: ready}}
+	}
+	w := newWorld(t)
+	w.set(slice("web-x", "web", endpoints(at("192.0.2.1", nil), at("192.0.2.2", &yes), at("192.0.2.3", &no), at("192.0.2.1", &no), at("bad", nil))))
+	if n := w.store.Snapshot().WorkloadCount(); n != 0 {
+		t.Errorf("%d workloads without the service", n)
+	}
+	w.set(selectorless)
+	want := &workload.Workload{
+		UID: "Kubernetes/discovery.k8s.io/EndpointSlice/ns/web-x/192.0.2.1", Name: "web-x", Namespace: "ns",
+		TrustDomain: "cluster.local", ServiceAccount: "default", WorkloadType: "deployment", ClusterID: "Kubernetes",
+		Addresses: addrs("192.0.2.1"), NetworkMode: workload.HostNetwork, Capacity: 1,
+		Services: memberships{{Namespace: "ns", Hostname: webHost}: {80: 8080}},
+	}
+	if d := diff(want, w.workload(want.UID)); d != "" {
+		t.Error(d)
+	}
+	if got := w.workload("Kubernetes/discovery.k8s.io/EndpointSlice/ns/web-x/192.0.2.3"); got.Health != workload.Unhealthy {
+		t.Error("an endpoint that is not ready is healthy")
+	}
+	if n := w.store.Snapshot().WorkloadCount(); n != 3 {
+		t.Errorf("%d workloads, want 3", n)
+	}
+	w.set(slice("web-x", "web", endpoints(at("192.0.2.2", &yes))))
+	if n := w.store.Snapshot().WorkloadCount(); n != 1 {
+		t.Errorf("%d workloads after endpoints left, want 1", n)
+	}
+	for name, mod := range map[string]func(*discoveryv1.EndpointSlice){
+		"names":      func(s *discoveryv1.EndpointSlice) { s.AddressType = discoveryv1.AddressTypeFQDN },
+		"no-service": func(s *discoveryv1.EndpointSlice) { s.Labels = nil },
+	} {
+		w.set(slice("web-x", "web", endpoints(at("192.0.2.2", &yes)), mod))
+		if n := w.store.Snapshot().WorkloadCount(); n != 0 {
+			t.Errorf("%s: %d workloads, want none", name, n)
+		}
+	}
+}
+
+func TestEndpointSliceOfPods(t *testing.T) {
+	refers := func(uid string) func(*discoveryv1.EndpointSlice) {
+		return endpoints(discoveryv1.Endpoint{Addresses: []string{"10.0.0.1"}, TargetRef: &corev1.ObjectReference{
+			Kind: "Pod", Namespace: "ns", Name: "one", UID: meta("", uid).UID,
+		}})
+	}
+	selectorless := service("web", []string{"10.1.0.1"}, func(s *corev1.Service) { s.Spec.Selector = nil })
+	w := newWorld(t)
+	w.set(pod("one", []string{"10.0.0.1"}), selectorless, slice("web-x", "web", refers("one")))
+	if d := diff(workloadtest.PortMap(80, 80), w.ports("one", "ns/"+webHost)); d != "" {
+		t.Error(d)
+	}
+	if n := w.store.Snapshot().WorkloadCount(); n != 1 {
+		t.Errorf("%d workloads, want the pod alone", n)
+	}
+	w.set(slice("web-x", "web", refers("one-before")))
+	if len(w.pod("one").Services) != 0 {
+		t.Error("a slice that refers to the pod's predecessor counts")
+	}
+	w.set(slice("web-x", "web", refers("one")))
+	w.drop(selectorless)
+	if len(w.pod("one").Services) != 0 {
+		t.Error("the pod is in a service that is gone")
+	}
+	w.set(selectorless)
+	if len(w.pod("one").Services) != 1 {
+		t.Error("the pod is not in the service that came back")
+	}
+	w.drop(slice("web-x", "web"))
+	if len(w.pod("one").Services) != 0 {
+		t.Error("the pod is in a service whose slice is gone")
+	}
+}
+
+func TestNodeLocality(t *testing.T) {
+	node := func(zone string) *corev1.Node {
+		return &corev1.Node{ObjectMeta: metav1.ObjectMeta{Name: "node1", Labels: map[string]string{labelZone: zone}}}
+	}
+	w := newWorld(t)
+	w.set(pod("one", []string{"10.0.0.1"}))
+	for _, zone := range []string{"a", "b"} {
+		w.set(node(zone))
+		if got := w.pod("one").Locality.Zone; got != zone {
+			t.Errorf("zone is %q, want %q", got, zone)
+		}
+	}
+	w.set(node("b"))
+	if len(w.last.events) != 0 {
+		t.Errorf("%d events though nothing changed", len(w.last.events))
+	}
+	w.drop(node("b"))
+	if got := w.pod("one").Locality; got != (workload.Locality{}) {
+		t.Errorf("locality is %v without the node", got)
+	}
+}
