@@ -1,0 +1,171 @@
+package main
+
+import (
+	"context"
+	"fmt"
+	"log/slog"
+	"net"
+	"os"
+
+	"k8s.io/client-go/kubernetes"
+	"k8s.io/client-go/rest"
+	"k8s.io/client-go/tools/clientcmd"
+
+	"github.com/culvert-mesh/culvert/cmd/internal/admin"
+	"github.com/culvert-mesh/culvert/cmd/internal/conf"
+	"github.com/culvert-mesh/culvert/cmd/internal/kubeca"
+	"github.com/culvert-mesh/culvert/cmd/internal/run"
+	"github.com/culvert-mesh/culvert/workload"
+	"github.com/culvert-mesh/culvert/workload/policy"
+	"github.com/culvert-mesh/culvert/workload/publish"
+	"github.com/culvert-mesh/culvert/workload/source/kube"
+)
+
+// What readiness waits for.
+const (
+	waitCluster   = "cluster"
+	waitAuthority = "certificate authority"
+	waitStopping  = "stopping"
+)
+
+// controller is the whole program.
+type controller struct {
+	settings *settings
+	conf     *conf.Set
+	log      *slog.Logger
+	rest     *rest.Config
+	client   kubernetes.Interface
+
+	store     *workload.Store
+	policies  *policy.Set
+	source    *kube.Source
+	authority *kubeca.CA
+	nodes     *kubeca.NodeAuthorizer
+	door      *doorkeeper
+	publisher *publish.Server
+	taints    *taints // nil when they are left alone
+	election  *election
+	figures   *figures
+	ready     admin.Readiness
+	group     *run.Group
+
+	grpcAddress, healthAddress net.Addr
+}
+
+// newController makes everything that the settings ask for. Nothing is asked of the API server before run.
+func newController(s *settings, set *conf.Set, levels *admin.Levels, log *slog.Logger, signals <-chan os.Signal) (*controller, error) {
+	c := &controller{settings: s, conf: set, log: log, store: workload.New(), policies: policy.New(), figures: newFigures()}
+	c.ready.Block(waitCluster)
+	c.ready.Block(waitAuthority)
+	var parts []run.Component
+	for _, build := range []func() ([]run.Component, error){
+		c.buildClient, c.buildSource, c.buildAuthority, c.buildServers, c.buildElection,
+		func() ([]run.Component, error) { return c.buildAdmin(levels) },
+	} {
+		more, err := build()
+		if err != nil {
+			return nil, err
+		}
+		parts = append(parts, more...)
+	}
+	timeout := s.drain
+	if timeout == 0 {
+		timeout = -1 // cut at once
+	}
+	var err error
+	c.group, err = run.New(run.Config{Logger: log, DrainTimeout: timeout, Signals: signals}, parts...)
+	return c, err
+}
+
+// run serves until a signal and returns when everything has ended.
+func (c *controller) run(ctx context.Context) error {
+	c.log.Info("starting", "version", version, "namespace", c.settings.namespace, "replica", c.settings.pod, "trust_domain", c.settings.trustDomain.String())
+	return c.group.Run(ctx)
+}
+
+func (c *controller) scope(name string) *slog.Logger { return c.log.With(admin.ScopeKey, name) }
+
+func (c *controller) buildClient() ([]run.Component, error) {
+	var err error
+	if c.settings.kubeconfig != "" {
+		c.rest, err = clientcmd.BuildConfigFromFlags("", c.settings.kubeconfig)
+	} else {
+		c.rest, err = rest.InClusterConfig()
+	}
+	if err != nil {
+		return nil, fmt.Errorf("reach the API server: %w", err)
+	}
+	c.rest.UserAgent = "culvert-controller/" + version
+	// A token is reviewed for every certificate that an agent does not have yet, and a cluster may come up all at once.
+	c.rest.QPS, c.rest.Burst = 100, 200
+	if c.client, err = kubernetes.NewForConfig(c.rest); err != nil {
+		return nil, fmt.Errorf("reach the API server: %w", err)
+	}
+	return nil, nil
+}
+
+func (c *controller) buildSource() ([]run.Component, error) {
+	s := c.settings
+	var err error
+	c.source, err = kube.New(kube.Config{
+		Config: c.rest, ClusterID: s.cluster, TrustDomain: s.trustDomain.String(), Domain: s.domain, Network: s.network,
+		RootNamespace: s.rootNamespace, LenientL7: s.lenientL7, Store: c.store, Policies: c.policies, Logger: c.scope("cluster"),
+	})
+	if err != nil {
+		return nil, err
+	}
+	return []run.Component{{Name: "cluster", Run: c.source.Run}, c.until(c.source.Synced(), waitCluster)}, nil
+}
+
+func (c *controller) buildAuthority() ([]run.Component, error) {
+	s := c.settings
+	var err error
+	c.authority, err = kubeca.New(kubeca.Config{Client: c.client, Namespace: s.namespace, Authority: s.authority(), Logger: c.scope("ca")})
+	if err != nil {
+		return nil, err
+	}
+	tokens, err := kubeca.NewAuthenticator(kubeca.AuthenticatorConfig{Client: c.client, Audiences: s.audiences})
+	if err != nil {
+		return nil, err
+	}
+	c.nodes, err = kubeca.NewNodeAuthorizer(kubeca.NodeAuthorizerConfig{Pods: pods{c.source}, TrustDomain: s.trustDomain, Trusted: s.agents})
+	if err != nil {
+		return nil, err
+	}
+	c.door = &doorkeeper{tokens: tokens, nodes: c.nodes, synced: c.source.Synced()}
+	return []run.Component{{Name: "certificate authority", Run: c.authority.Run}, c.until(c.authority.Ready(), waitAuthority)}, nil
+}
+
+// until clears what readiness waits for when the channel is closed.
+func (c *controller) until(there <-chan struct{}, name string) run.Component {
+	return run.Component{
+		Name: name + " readiness",
+		Run: func(ctx context.Context) error {
+			select {
+			case <-there:
+				c.ready.Clear(name)
+				c.log.Info("ready", "part", name)
+			case <-ctx.Done():
+			}
+			return nil
+		},
+	}
+}
+
+// buildElection makes what only one replica does.
+func (c *controller) buildElection() ([]run.Component, error) {
+	s := c.settings
+	tasks := []run.Component{{Name: "lead the certificate authority", Run: c.authority.Lead}}
+	if s.removeTaints {
+		c.taints = &taints{client: c.client, namespace: s.namespace, log: c.scope("taints")}
+		tasks = append(tasks, run.Component{Name: "taints", Run: c.taints.Run})
+	}
+	c.election = &election{
+		client: c.client, namespace: s.namespace, identity: s.pod, lease: s.lease, tasks: tasks, log: c.scope("election"),
+	}
+	return []run.Component{{Name: "election", Run: c.election.Run}, {
+		Name:  "readiness", // ends when the program begins to stop, so that nobody is sent here any more
+		Run:   func(ctx context.Context) error { <-ctx.Done(); return nil },
+		Drain: func(context.Context) error { c.ready.Block(waitStopping); return nil },
+	}}, nil
+}
