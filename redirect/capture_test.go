@@ -1,11 +1,15 @@
 package redirect_test
 
 import (
+	"net/netip"
 	"testing"
 
 	"github.com/culvert-mesh/culvert/redirect"
 	"github.com/culvert-mesh/culvert/redirect/netnstest"
 )
+
+// peers are the peer's addresses, as those of a node.
+var peers = []netip.Addr{netip.MustParseAddr(peer4), netip.MustParseAddr(peer6)}
 
 // TestWhoServes asks, for each kind of connection, who gets it.
 func TestWhoServes(t *testing.T) {
@@ -54,6 +58,33 @@ func TestWhoServes(t *testing.T) {
 		{"without_ipv6_in", redirect.Options{NoIPv6: true}, fromPeer, "[fd00::2]:8080", netnstest.Options{}, "app"},
 		{"excluded_in", redirect.Options{ExcludeInbound: []uint16{8080}}, fromPeer, "10.0.0.2:8080", netnstest.Options{}, "app"},
 		{"excluded_out", redirect.Options{ExcludeOutbound: []uint16{9000}}, fromPod, "[fd00::1]:9000", netnstest.Options{}, "peer"},
+		{"included_in", redirect.Options{IncludeInbound: []uint16{8080}}, fromPeer, "10.0.0.2:8080", netnstest.Options{}, "15006 for 10.0.0.2:8080"},
+		{"included_in_v6", redirect.Options{IncludeInbound: []uint16{8080}}, fromPeer, "[fd00::2]:8080", netnstest.Options{}, "15006 for [fd00::2]:8080"},
+		{"not_included_in", redirect.Options{IncludeInbound: []uint16{8081}}, fromPeer, "10.0.0.2:8080", netnstest.Options{}, "app"},
+		{"not_included_in_v6", redirect.Options{IncludeInbound: []uint16{8081}}, fromPeer, "[fd00::2]:8080", netnstest.Options{}, "app"},
+		{"included_beats_excluded", redirect.Options{IncludeInbound: []uint16{8080}, ExcludeInbound: []uint16{8080}}, fromPeer, "10.0.0.2:8080", netnstest.Options{}, "15006 for 10.0.0.2:8080"},
+		{"never_bare", redirect.Options{IncludeInbound: []uint16{8080}}, fromPeer, "10.0.0.2:15001", netnstest.Options{}, "15006 for 10.0.0.2:15001"},
+		{"included_in_hbone", redirect.Options{IncludeInbound: []uint16{8080}}, fromPeer, "10.0.0.2:15008", netnstest.Options{}, "15008 for 10.0.0.2:15008"},
+		{"excluded_range", redirect.Options{ExcludeOutboundRanges: prefixes("10.0.0.0/30")}, fromPod, "10.0.0.1:9000", netnstest.Options{}, "peer"},
+		{"excluded_range_v6", redirect.Options{ExcludeOutboundRanges: prefixes("fd00::/65")}, fromPod, "[fd00::1]:9000", netnstest.Options{}, "peer"},
+		{"excluded_range_of_v4_only", redirect.Options{ExcludeOutboundRanges: prefixes("0.0.0.0/0")}, fromPod, "[fd00::1]:9000", netnstest.Options{}, "15001 for [fd00::1]:9000"},
+		{"beside_excluded_range", redirect.Options{ExcludeOutboundRanges: prefixes("10.0.0.2/31")}, fromPod, "10.0.0.1:9000", netnstest.Options{}, "15001 for 10.0.0.1:9000"},
+		{"included_range", redirect.Options{IncludeOutboundRanges: prefixes("10.0.0.0/30")}, fromPod, "10.0.0.1:9000", netnstest.Options{}, "15001 for 10.0.0.1:9000"},
+		{"included_all", redirect.Options{IncludeOutboundRanges: prefixes("0.0.0.0/0", "::/0")}, fromPod, "[fd00::1]:9000", netnstest.Options{}, "15001 for [fd00::1]:9000"},
+		{"included_all_but_loopback", redirect.Options{IncludeOutboundRanges: prefixes("0.0.0.0/0", "::/0")}, fromPod, "127.0.0.1:8080", netnstest.Options{}, "app"},
+		{"beside_included_range", redirect.Options{IncludeOutboundRanges: prefixes("10.0.0.2/31")}, fromPod, "10.0.0.1:9000", netnstest.Options{}, "peer"},
+		{"included_range_of_v4_only", redirect.Options{IncludeOutboundRanges: prefixes("0.0.0.0/0")}, fromPod, "[fd00::1]:9000", netnstest.Options{}, "peer"},
+		{"excluded_in_included_range", redirect.Options{IncludeOutboundRanges: prefixes("10.0.0.0/8"), ExcludeOutboundRanges: prefixes("10.0.0.1/32")}, fromPod, "10.0.0.1:9000", netnstest.Options{}, "peer"},
+		{"dns_in_excluded_range", redirect.Options{DNS: true, ExcludeOutboundRanges: prefixes("0.0.0.0/0")}, fromPod, "10.0.0.1:53", netnstest.Options{}, "15053 for 10.0.0.1:53"},
+		{"no_outbound", redirect.Options{NoOutbound: true}, fromPod, "10.0.0.1:9000", netnstest.Options{}, "peer"},
+		{"no_outbound_in", redirect.Options{NoOutbound: true}, fromPeer, "10.0.0.2:8080", netnstest.Options{}, "15006 for 10.0.0.2:8080"},
+		{"host_port", redirect.Options{NodeAddresses: peers, HostPorts: []uint16{8080}}, fromPeer, "10.0.0.2:8080", netnstest.Options{}, "app"},
+		{"host_port_v6", redirect.Options{NodeAddresses: peers, HostPorts: []uint16{8080}}, fromPeer, "[fd00::2]:8080", netnstest.Options{}, "app"},
+		{"host_port_other", redirect.Options{NodeAddresses: peers, HostPorts: []uint16{8081}}, fromPeer, "10.0.0.2:8080", netnstest.Options{}, "15006 for 10.0.0.2:8080"},
+		{"host_port_not_a_host", redirect.Options{NodeAddresses: peers[1:], HostPorts: []uint16{8080}}, fromPeer, "10.0.0.2:8080", netnstest.Options{}, "15006 for 10.0.0.2:8080"},
+		{"host_port_other_node", redirect.Options{HostAddresses: peers, HostPorts: []uint16{8080}}, fromPeer, "[fd00::2]:8080", netnstest.Options{}, "app"},
+		{"host_addresses_alone", redirect.Options{NodeAddresses: peers, HostAddresses: peers}, fromPeer, "10.0.0.2:8080", netnstest.Options{}, "15006 for 10.0.0.2:8080"},
+		{"unmarked_probe", redirect.Options{NodeAddresses: peers, ProbeMark: true}, fromPeer, "10.0.0.2:8080", netnstest.Options{}, "15006 for 10.0.0.2:8080"},
 		{"virtual_interface", redirect.Options{VirtualInterfaces: []string{"eth0"}}, fromPeer, "10.0.0.2:8080", netnstest.Options{}, "15001 for 10.0.0.2:8080"},
 	}
 	for _, tt := range tests {

@@ -26,9 +26,14 @@ func TestNoWayAroundCapture(t *testing.T) {
 		name    string
 		inbound bool
 		guarded bool
+		o       redirect.Options
 	}{
-		{"inbound", true, true}, {"inbound_control", true, false},
-		{"outbound", false, true}, {"outbound_control", false, false},
+		{"inbound", true, true, redirect.Options{}}, {"inbound_control", true, false, redirect.Options{}},
+		{"outbound", false, true, redirect.Options{}}, {"outbound_control", false, false, redirect.Options{}},
+		{"included_port", true, true, redirect.Options{IncludeInbound: []uint16{8081}}},
+		{"included_range", false, true, redirect.Options{IncludeOutboundRanges: prefixes("10.0.0.0/30")}},
+		{"unmarked_probe", true, true, redirect.Options{NodeAddresses: peers, ProbeMark: true}},
+		{"other_host_port", true, true, redirect.Options{NodeAddresses: peers, HostPorts: []uint16{8082}}},
 	} {
 		t.Run(tt.name, func(t *testing.T) {
 			t.Parallel()
@@ -52,7 +57,7 @@ func TestNoWayAroundCapture(t *testing.T) {
 			})
 			old := l.dial(from, to, netnstest.Options{Local: addrPort(src)})
 			l.startAgent()
-			l.capture(redirect.Options{})
+			l.capture(tt.o)
 			if !tt.guarded {
 				shell(t, l.pod, "nft flush chain inet culvert guard_input; nft flush chain inet culvert guard_output")
 			}

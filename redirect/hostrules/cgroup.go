@@ -13,9 +13,24 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// cgroupNS is the cgroup namespace in which paths are read and rules are made: that of
-// the system's first process. It is nobody's whom a pod's container could forge.
-func cgroupNS(procRoot string) string { return filepath.Join(procRoot, "1", "ns", "cgroup") }
+// viewpoint is the process whose cgroup namespace and mounts are looked through: the
+// system's first, which is nobody's whom a pod's container could forge. Where this process
+// may not see what that one sees (CAP_SYS_PTRACE, when the first may do more), it is this
+// process itself; why says so then.
+func viewpoint(procRoot string) (dir string, why error) {
+	dir = filepath.Join(procRoot, "1")
+	f, err := os.Open(cgroupNS(dir))
+	if err == nil {
+		err = f.Close()
+	}
+	if err == nil || errors.Is(err, fs.ErrNotExist) {
+		return dir, nil
+	}
+	return "/proc/self", err
+}
+
+// cgroupNS is the file of the cgroup namespace of a process.
+func cgroupNS(dir string) string { return filepath.Join(dir, "ns", "cgroup") }
 
 // initCgroupNS is the inode of the system's first cgroup namespace (PROC_CGROUP_INIT_INO
 // of linux/proc_ns.h). Its root is the root of all.
@@ -103,12 +118,13 @@ type cgroups struct {
 	root  string // where it can be looked at, empty when nowhere
 	why   string // why not
 	first bool   // the root is the root of all
+	blind error  // why it is not seen as the system's first process does
 }
 
-// openCgroups finds the tree among the mounts of the system's first process. It makes no
-// mount of its own: one from the first cgroup namespace would reset the options of all.
-func openCgroups(procRoot string) (cgroups, error) {
-	mounts, err := readSome(filepath.Join(procRoot, "1", "mountinfo"))
+// openCgroups finds the tree among the mounts of a process. It makes no mount of its own:
+// one from the first cgroup namespace would reset the options of all.
+func openCgroups(dir string) (cgroups, error) {
+	mounts, err := readSome(filepath.Join(dir, "mountinfo"))
 	if err != nil && !gone(err) {
 		return cgroups{}, err
 	}
@@ -116,9 +132,9 @@ func openCgroups(procRoot string) (cgroups, error) {
 	if point := cgroupMount(mounts); point == "" {
 		tree.why = "cgroup v2 is not mounted"
 	} else {
-		tree.root = filepath.Join(procRoot, "1", "root") + point
+		tree.root = filepath.Join(dir, "root") + point
 	}
-	if ns, err := os.Open(cgroupNS(procRoot)); err == nil {
+	if ns, err := os.Open(cgroupNS(dir)); err == nil {
 		defer func() { _ = ns.Close() }()
 		ino, err := inode(ns)
 		tree.first = err == nil && ino == initCgroupNS
@@ -143,7 +159,10 @@ func cgroupMount(mountinfo string) string {
 func (t cgroups) locate(k *Kubelet) {
 	id, err := t.id(k.Cgroup)
 	if err != nil {
-		k.Cgroup, k.NoCgroup = "", err.Error()
+		if k.NoCgroup = err.Error(); t.blind != nil {
+			k.NoCgroup += fmt.Sprintf(" (seen from here, because of: %v)", t.blind)
+		}
+		k.Cgroup = ""
 		return
 	}
 	k.CgroupID = id

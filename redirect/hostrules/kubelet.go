@@ -19,8 +19,8 @@ type Kubelet struct {
 	PID  int
 	Comm string // the process's name: kubelet, kubelite, k3s-server, …
 	UID  uint32 // as which it opens sockets
-	// Cgroup is the path in cgroup v2 as the system's first process sees it, "/" for
-	// the root. Empty when the system has no cgroup v2 or it cannot be used.
+	// Cgroup is the path in cgroup v2, from its root or that of the node which is a
+	// container. "/" is the root. Empty when the system has no cgroup v2 or it cannot be used.
 	Cgroup string
 	// CgroupID is what the kernel calls that cgroup; zero when Cgroup is empty.
 	CgroupID uint64
@@ -30,6 +30,7 @@ type Kubelet struct {
 	NoCgroup string
 
 	procRoot string
+	view     string // whose cgroup namespace the path and the levels are of
 	start    string // when the process was started, as in its stat file
 }
 
@@ -67,11 +68,12 @@ func FindKubelet(procRoot string, host *netns.NS) (Kubelet, error) {
 		found []Kubelet
 		tree  cgroups
 	)
+	view, blind := viewpoint(procRoot)
 	err := host.Do(func() error { // a goroutine whose thread may be moved
-		return inCgroupNS(cgroupNS(procRoot), func() error {
+		return inCgroupNS(cgroupNS(view), func() error {
 			var err error
 			if found, err = candidates(procRoot, host.ID()); err == nil {
-				tree, err = openCgroups(procRoot)
+				tree, err = openCgroups(view)
 			}
 			return err
 		})
@@ -83,7 +85,9 @@ func FindKubelet(procRoot string, host *netns.NS) (Kubelet, error) {
 	if err != nil {
 		return Kubelet{}, fmt.Errorf("find kubelet in %s, %s: %w", procRoot, host, err)
 	}
+	tree.blind = blind
 	tree.locate(&k)
+	k.view = view
 	return k, nil
 }
 
@@ -185,7 +189,7 @@ func (k *Kubelet) read() (bool, error) {
 func (k Kubelet) still() bool {
 	now := Kubelet{PID: k.PID, procRoot: k.procRoot}
 	var ok bool
-	err := inCgroupNSApart(cgroupNS(k.procRoot), func() error {
+	err := inCgroupNSApart(cgroupNS(k.view), func() error {
 		var err error
 		ok, err = now.read()
 		return err

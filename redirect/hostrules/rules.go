@@ -249,8 +249,8 @@ func (r *Rules) applyLocked() error {
 	r.clean = 0
 	tables, err := r.desiredLocked()
 	if err == nil {
-		within := func(f func() error) error { return inCgroupNS(cgroupNS(r.kubelet.procRoot), f) }
-		if r.kubelet.CgroupID == 0 {
+		within := func(f func() error) error { return inCgroupNS(cgroupNS(r.kubelet.view), f) }
+		if r.kubelet.CgroupID == 0 || r.kubelet.view == "" {
 			within = nil
 		}
 		err = nft.ApplyAll(r.cfg.NS, within, tables...)

@@ -227,14 +227,14 @@ func (r *Rules) openLocked(plain, forged bool) []Finding {
 // companions names the other processes in the kubelet's cgroup, at most a few.
 func (k Kubelet) companions() []string {
 	var mounts, text string
-	err := inCgroupNSApart(cgroupNS(k.procRoot), func() error {
+	err := inCgroupNSApart(cgroupNS(k.view), func() error {
 		var err error
-		mounts, err = readSome(filepath.Join(k.procRoot, "1", "mountinfo"))
+		mounts, err = readSome(filepath.Join(k.view, "mountinfo"))
 		return err
 	})
 	point := cgroupMount(mounts)
 	if err == nil && point != "" {
-		text, err = readSome(filepath.Join(k.procRoot, "1", "root") + point + k.Cgroup + "/cgroup.procs")
+		text, err = readSome(filepath.Join(k.view, "root") + point + k.Cgroup + "/cgroup.procs")
 	}
 	if err != nil {
 		return nil
