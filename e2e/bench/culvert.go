@@ -24,6 +24,7 @@ type culvert struct {
 	program string
 	args    []string
 	limits  [2]int // descriptors that each agent may have; 0 for as many as any process
+	near    bool   // both pods are of one node, so there is one agent
 
 	lab       *lab
 	home      *topology.Topology // where the agents themselves run, as on two machines
@@ -35,11 +36,18 @@ var vip = netip.AddrFrom4([4]byte{10, 2, 0, 1})
 
 // sides are the two ends in the order of agents.
 func (c *culvert) sides() []side {
-	return []side{
+	sides := []side{
 		{"client", "node-client", c.lab.client()},
 		{"server", "node-server", c.lab.server()},
 	}
+	if c.near {
+		sides[1].node = sides[0].node
+	}
+	return sides
 }
+
+// agentOf is the index of a side's agent.
+func (c *culvert) agentOf(i int) int { return min(i, len(c.processes)-1) }
 
 type side struct {
 	name, node string
@@ -62,38 +70,54 @@ func (c *culvert) start(ctx context.Context, l *lab) error {
 	if err := os.WriteFile(workloads, []byte(c.workloads()), 0o644); err != nil {
 		return err
 	}
-	for i, s := range c.sides() {
-		pods := filepath.Join(l.dir, s.name+"-pods.yaml")
-		text := fmt.Sprintf("- uid: %[1]s\n  name: %[1]s\n  namespace: default\n  serviceAccount: %[1]s\n  netns: %[2]s\n", s.name, s.pod.Path())
-		if err := os.WriteFile(pods, []byte(text), 0o644); err != nil {
+	for i, sides := range c.agentSides() {
+		pods := filepath.Join(l.dir, sides[0].name+"-pods.yaml")
+		if err := os.WriteFile(pods, []byte(podList(sides)), 0o644); err != nil {
 			return err
 		}
 		args := append([]string{
-			c.program, "--mode=node", "--node=" + s.node, "--workloads=" + workloads, "--pods=" + pods,
+			c.program, "--mode=node", "--node=" + sides[0].node, "--workloads=" + workloads, "--pods=" + pods,
 			"--ca-cert=" + cert, "--ca-key=" + key,
 		}, c.args...)
 		if c.limits[i] > 0 {
 			args = append([]string{l.self, "tool", "limited", strconv.Itoa(c.limits[i])}, args...)
 		}
-		process, err := l.start(home.Nodes()[i], c.logName(s), args)
+		process, err := l.start(home.Nodes()[i], c.logName(i), args)
 		if err != nil {
 			return err
 		}
 		c.processes = append(c.processes, process)
 	}
-	for i, s := range c.sides() {
+	for i := range c.processes {
 		if err := c.waitReady(ctx, i); err != nil {
-			return fmt.Errorf("agent of the %s: %w\n%s", s.name, err, c.logTail(s))
+			return fmt.Errorf("agent of the %s: %w\n%s", c.sides()[i].name, err, c.logTail(i))
 		}
 	}
 	return nil
 }
 
-func (c *culvert) logName(s side) string { return "culvert-" + s.name }
-func (c *culvert) logFile(s side) string { return filepath.Join(c.lab.dir, c.logName(s)+".log") }
+// agentSides are the ends that each agent serves.
+func (c *culvert) agentSides() [][]side {
+	sides := c.sides()
+	if c.near {
+		return [][]side{sides}
+	}
+	return [][]side{sides[:1], sides[1:]}
+}
 
-func (c *culvert) logTail(s side) string {
-	text, err := os.ReadFile(c.logFile(s))
+func podList(sides []side) string {
+	var b strings.Builder
+	for _, s := range sides {
+		fmt.Fprintf(&b, "- uid: %[1]s\n  name: %[1]s\n  namespace: default\n  serviceAccount: %[1]s\n  netns: %[2]s\n", s.name, s.pod.Path())
+	}
+	return b.String()
+}
+
+func (c *culvert) logName(i int) string { return "culvert-" + c.sides()[i].name }
+func (c *culvert) logFile(i int) string { return filepath.Join(c.lab.dir, c.logName(i)+".log") }
+
+func (c *culvert) logTail(i int) string {
+	text, err := os.ReadFile(c.logFile(i))
 	if err != nil {
 		return err.Error()
 	}
@@ -210,7 +234,7 @@ func (c *culvert) check(ctx context.Context, made int) error {
 		reporter := []string{"source", "destination"}[i]
 		direction := []string{"outbound", "inbound"}[i]
 		opened, err := c.awaitCount(made, func() (int, error) {
-			text, err := c.get(ctx, i, 15020, "/metrics")
+			text, err := c.get(ctx, c.agentOf(i), 15020, "/metrics")
 			return sumMetric(text, "istio_tcp_connections_opened_total", `reporter="`+reporter+`"`), err
 		})
 		switch {
@@ -219,7 +243,9 @@ func (c *culvert) check(ctx context.Context, made int) error {
 		case opened != made:
 			failed = append(failed, fmt.Errorf("%d connections were made, the %s's agent counted %d", made, s.name, opened))
 		}
-		logged, err := c.awaitCount(made, func() (int, error) { return countLines(c.logFile(s), "connection complete", "direction="+direction) })
+		logged, err := c.awaitCount(made, func() (int, error) {
+			return countLines(c.logFile(c.agentOf(i)), "connection complete", "direction="+direction)
+		})
 		switch {
 		case err != nil:
 			failed = append(failed, fmt.Errorf("read log of the %s's agent: %w", s.name, err))

@@ -88,7 +88,7 @@ func parse(args []string) (*options, error) {
 	f.StringVar(&rows, "rows", "", "which figures to take, by name; all if empty")
 	f.StringVar(&o.agent, "agent", "bin/culvert-node", "the agent's program; without it Culvert is left out")
 	f.StringVar(&agentArgs, "agent-args", "", "more arguments for the agent, separated by blanks")
-	f.StringVar(&unpooled, "unpooled-args", "", "arguments that make the agent open a tunnel for each connection: takes new connections so too, for information")
+	f.StringVar(&unpooled, "unpooled-args", "--pool-max-streams=1 --pool-idle-timeout=0", "arguments that make the agent open a tunnel for each connection: takes new connections so too, for information")
 	f.StringVar(&o.congestion, "congestion-control", "reno", "TCP congestion control of the namespaces; one that paces hides differences")
 	f.BoolVar(&o.defaultCC, "default-cc", true, "also take the throughput under the machine's default congestion control")
 	f.StringVar(&o.json, "json", "bench.json", "file for the results; none if empty")

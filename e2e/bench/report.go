@@ -15,7 +15,7 @@ import (
 type goal struct {
 	name, unit string
 	direction  string  // "higher" or "lower" is better
-	against    string  // "haproxy": limit is a ratio to it; "limit": an amount in the row's unit
+	against    string  // "haproxy", "tunnel": limit is a ratio to it; "limit": an amount in the row's unit
 	limit      float64 // 0: for information
 }
 
@@ -28,6 +28,8 @@ func goals() []goal {
 		{"requests_32", "requests/s", "higher", "haproxy", 1.2},
 		{"connections", "connections/s", "higher", "haproxy", 8},
 		{"cpu_per_100k_requests", "CPU s", "lower", "haproxy", 0.75},
+		{"same_node_throughput_1", "Gb/s", "higher", "tunnel", 2.5},
+		{"same_node_requests_32", "requests/s", "higher", "tunnel", 1.5},
 		{"held_bytes", "B/connection", "lower", "limit", 3 << 10},
 		{"idle_rss", "MiB", "lower", "limit", 30},
 		{"idle_anonymous", "MiB", "lower", "limit", 12},
@@ -39,9 +41,10 @@ type row struct {
 	Name      string               `json:"name"`
 	Unit      string               `json:"unit"`
 	Direction string               `json:"direction"` // which is better
-	Against   string               `json:"against"`   // what ratio is against: haproxy, or limit (the goal itself)
+	Against   string               `json:"against"`   // what ratio is against: haproxy, tunnel, or limit (the goal itself)
 	Direct    *float64             `json:"direct"`
 	HAProxy   *float64             `json:"haproxy"`
+	Tunnel    *float64             `json:"tunnel,omitempty"` // the tunnel between two pods of one node
 	Culvert   *float64             `json:"culvert"`
 	Ratio     *float64             `json:"ratio"`
 	Goal      float64              `json:"goal"`
@@ -80,8 +83,12 @@ func (g goal) row(values map[string][]float64) row {
 		Direct: median(values["direct"]), HAProxy: median(values["haproxy"]), Culvert: median(values["culvert"]),
 	}
 	base := w.HAProxy
-	if g.against == "limit" {
+	switch g.against {
+	case "limit":
 		base = &g.limit
+	case "tunnel":
+		w.Tunnel, w.Culvert = median(values[nearTunnel]), median(values[nearShort])
+		base = w.Tunnel
 	}
 	if w.Culvert == nil || base == nil || *base == 0 {
 		return w
@@ -112,10 +119,10 @@ func median(values []float64) *float64 {
 func (rep *report) table(out io.Writer) {
 	fmt.Fprintf(out, "\n%s, congestion control %s, medians\n\n", rep.Machine, rep.CongestionControl)
 	w := tabwriter.NewWriter(out, 0, 0, 2, ' ', tabwriter.AlignRight)
-	fmt.Fprintln(w, "\tunit\tdirect\thaproxy\tculvert\tratio\tgoal\t\t")
+	fmt.Fprintln(w, "\tunit\tdirect\thaproxy\ttunnel\tculvert\tratio\tgoal\t\t")
 	for _, r := range rep.Rows {
-		fmt.Fprintf(w, "%s\t%s\t%s\t%s\t%s\t%s\t%s\t%s\t\n", r.Name, r.Unit, optional(r.Direct), optional(r.HAProxy), optional(r.Culvert),
-			optional(r.Ratio), r.goal(), r.verdict())
+		fmt.Fprintf(w, "%s\t%s\t%s\t%s\t%s\t%s\t%s\t%s\t%s\t\n", r.Name, r.Unit, optional(r.Direct), optional(r.HAProxy), optional(r.Tunnel),
+			optional(r.Culvert), optional(r.Ratio), r.goal(), r.verdict())
 	}
 	for _, e := range rep.Information {
 		cell := func(name string) string {
@@ -124,7 +131,7 @@ func (rep *report) table(out io.Writer) {
 			}
 			return "-"
 		}
-		fmt.Fprintf(w, "%s\t%s\t%s\t%s\t%s\t\t\t\t\n", e.Name, e.Unit, cell("direct"), cell("haproxy"), cell("culvert"))
+		fmt.Fprintf(w, "%s\t%s\t%s\t%s\t\t%s\t\t\t\t\n", e.Name, e.Unit, cell("direct"), cell("haproxy"), cell("culvert"))
 	}
 	w.Flush() //nolint:errcheck // the file with the results is what counts
 	fmt.Fprintln(out)

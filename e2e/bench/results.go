@@ -57,6 +57,8 @@ func open(ctx context.Context, o *options, systems, agentArgs []string, congesti
 			b.system = &haproxy{}
 		case "culvert":
 			b.system = &culvert{program: o.agent, args: agentArgs}
+		case nearTunnel, nearShort:
+			b.system = &culvert{program: o.agent, args: slices.Concat(agentArgs, nearArgs(name)), near: true}
 		default:
 			b.system = &direct{}
 		}
@@ -91,11 +93,11 @@ func measureAll(ctx context.Context, o *options, out io.Writer) (*results, error
 		}
 	}
 	fmt.Fprintf(out, "%s, congestion control %s, %d rounds of %v a figure\n", machine(), o.congestion, o.rounds, o.duration)
-	err = r.rounds(ctx, o, benches, out)
-	if err == nil {
-		r.account(ctx, benches)
-	}
+	err = r.rounds(ctx, o, measurements(), benches, out)
 	if err := errors.Join(err, closeAll(benches)); err != nil {
+		return nil, err
+	}
+	if err := r.sameNode(ctx, o, out); err != nil {
 		return nil, err
 	}
 	return r, r.forInformation(ctx, o, out)
@@ -147,9 +149,10 @@ func (r *results) once(ctx context.Context, o *options, systems, agentArgs []str
 	return closeAll(benches)
 }
 
-func (r *results) rounds(ctx context.Context, o *options, benches []*bench, out io.Writer) error {
+// rounds takes the measurements over all systems in turn, and compares the systems' own books with the connections made.
+func (r *results) rounds(ctx context.Context, o *options, ms []measurement, benches []*bench, out io.Writer) error {
 	for round := range o.rounds {
-		for _, m := range measurements() {
+		for _, m := range ms {
 			if !wants(o, m.rows) {
 				continue
 			}
@@ -169,16 +172,12 @@ func (r *results) rounds(ctx context.Context, o *options, benches []*bench, out 
 			fmt.Fprintln(out, line)
 		}
 	}
-	return nil
-}
-
-// account compares the systems' own books with the connections made.
-func (r *results) account(ctx context.Context, benches []*bench) {
 	for _, b := range benches {
 		if err := b.system.check(ctx, b.made); err != nil {
 			r.unaccounted = append(r.unaccounted, b.name+": "+strings.ReplaceAll(err.Error(), "\n", "; "))
 		}
 	}
+	return nil
 }
 
 func wants(o *options, rows []string) bool {

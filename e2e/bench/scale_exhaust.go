@@ -118,7 +118,7 @@ func (c *culvert) letGo(ctx context.Context, s *scale, side int, name string, id
 // complaints reads what an agent's log says about descriptors, single connections aside: how many lines there are, and how
 // often one of them comes again at most.
 func (c *culvert) complaints(side int) (lines, repeated int, err error) {
-	text, err := os.ReadFile(c.logFile(c.sides()[side]))
+	text, err := os.ReadFile(c.logFile(side))
 	if err != nil {
 		return 0, 0, err
 	}
