@@ -7,6 +7,8 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"maps"
+	"slices"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -221,8 +223,8 @@ func (t *troubles) trouble() error {
 	t.mu.Lock()
 	defer t.mu.Unlock()
 	var all error
-	for _, err := range t.last {
-		all = errors.Join(all, err)
+	for _, what := range slices.Sorted(maps.Keys(t.last)) {
+		all = errors.Join(all, t.last[what])
 	}
 	return all
 }

@@ -172,11 +172,11 @@ func (c *CA) publish(ctx context.Context, s *snapshot) error {
 
 // configMap writes one entry unless it is as it should be.
 func (c *CA) configMap(ctx context.Context, name, key string, content []byte) error {
-	maps := c.cfg.Client.CoreV1().ConfigMaps(c.cfg.Namespace)
-	got, err := maps.Get(ctx, name, metav1.GetOptions{})
+	objects := c.cfg.Client.CoreV1().ConfigMaps(c.cfg.Namespace)
+	got, err := objects.Get(ctx, name, metav1.GetOptions{})
 	switch {
 	case apierrors.IsNotFound(err):
-		_, err = maps.Create(ctx, &corev1.ConfigMap{
+		_, err = objects.Create(ctx, &corev1.ConfigMap{
 			ObjectMeta: metav1.ObjectMeta{Name: name, Namespace: c.cfg.Namespace, Labels: labels()},
 			Data:       map[string]string{key: string(content)},
 		}, metav1.CreateOptions{})
@@ -190,7 +190,7 @@ func (c *CA) configMap(ctx context.Context, name, key string, content []byte) er
 			changed.Data = make(map[string]string, 1)
 		}
 		changed.Data[key] = string(content)
-		_, err = maps.Update(ctx, changed, metav1.UpdateOptions{})
+		_, err = objects.Update(ctx, changed, metav1.UpdateOptions{})
 	}
 	if err != nil {
 		return fmt.Errorf("write configmap %s: %w", name, err)
