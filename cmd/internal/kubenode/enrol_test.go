@@ -1,0 +1,392 @@
+package kubenode_test
+
+import (
+	"fmt"
+	"io"
+	"net/netip"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/culvert-mesh/culvert/cmd/internal/kubenode"
+	"github.com/culvert-mesh/culvert/redirect"
+	"github.com/culvert-mesh/culvert/redirect/netns"
+	"github.com/culvert-mesh/culvert/redirect/netnstest"
+	"github.com/culvert-mesh/culvert/redirect/podset"
+)
+
+// TestLabelAndUnlabel: a running pod enters the mesh with its namespace's label, without restart, and leaves with it.
+func TestLabelAndUnlabel(t *testing.T) {
+	r := newRig(t)
+	peer := netnstest.New(t)
+	pod := r.process("u1", "10.0.0.2")
+	netnstest.Veth(t,
+		netnstest.End{NS: peer, Name: "eth0", Addrs: []netip.Prefix{netip.MustParsePrefix("10.0.0.1/24")}},
+		netnstest.End{NS: pod, Name: "eth0", Addrs: []netip.Prefix{netip.MustParsePrefix("10.0.0.2/24")}})
+	netnstest.Echo(t, netnstest.Listen(t, pod, "10.0.0.2:8080", netnstest.Options{}))
+	reach := func() string { // nobody listens for the agent here, so what is captured is refused
+		c, err := netnstest.Dial(t, peer, "tcp", "10.0.0.2:8080", netnstest.Options{})
+		if err != nil {
+			return "refused"
+		}
+		defer c.Close()
+		_ = c.SetDeadline(time.Now().Add(patience))
+		_, _ = io.WriteString(c, "x")
+		if _, err := io.ReadFull(c, make([]byte, 1)); err != nil {
+			return "refused"
+		}
+		return "application"
+	}
+
+	r.namespace("team", nil, nil)
+	r.pod("team/a", "u1", "10.0.0.2", nil)
+	r.run(nil)
+	<-r.agent.Ready()
+	if got := reach(); got != "application" || r.api.redirection("team/a") != "" || rules(t, pod) {
+		t.Fatalf("an unlabelled pod is %s, annotated %q", got, r.api.redirection("team/a"))
+	}
+	r.namespace("team", ambient, nil)
+	r.says("team/a", "enabled")
+	if got := reach(); got != "refused" {
+		t.Errorf("enrolled pod: the %s answered past the agent", got)
+	}
+	if got := r.host(); len(got) != 1 || got[netip.MustParseAddr("10.0.0.2")] != "u1" {
+		t.Errorf("probes are let through to %v", got)
+	}
+	r.namespace("team", nil, nil)
+	r.says("team/a", "")
+	r.eventually(func() string {
+		if len(r.set.Pods()) > 0 || len(r.host()) > 0 || rules(t, pod) {
+			return fmt.Sprintf("left behind: %v, %v", r.set.Pods(), r.host())
+		}
+		return ""
+	})
+	if got := reach(); got != "application" {
+		t.Errorf("after leaving, a connection is %s", got)
+	}
+	// The pod's own label beats its namespace's, both ways.
+	r.api.edit("pods", "team/a", func(o object) { o["metadata"].(object)["labels"] = ambient })
+	r.says("team/a", "enabled")
+	r.namespace("team", ambient, nil)
+	r.api.edit("pods", "team/a", func(o object) { o["metadata"].(object)["labels"] = object{"istio.io/dataplane-mode": "none"} })
+	r.says("team/a", "")
+}
+
+// TestEnabledComesLast: others are told only when service, rules and certificate are all there.
+func TestEnabledComesLast(t *testing.T) {
+	r := newRig(t)
+	pod := r.process("u1", "10.0.0.2")
+	r.namespace("team", ambient, nil)
+	r.pod("team/a", "u1", "10.0.0.2", nil)
+	r.startErr, r.certErr = errNo, errNo
+	r.run(nil)
+	r.says("team/a", "pending")
+	if rules(t, pod) {
+		t.Error("rules before listeners: connections would be lost")
+	}
+	r.with(func() { r.startErr = nil })
+	r.eventually(func() string {
+		if !rules(t, pod) {
+			return "no rules came"
+		}
+		return ""
+	})
+	r.eventually(func() string {
+		if !strings.Contains(r.api.told("team/a"), "CulvertNoCertificate") {
+			return "nobody was told of the certificate"
+		}
+		return ""
+	})
+	if got := r.api.redirection("team/a"); got != "pending" {
+		t.Errorf("without certificate the pod is %q", got)
+	}
+	r.with(func() { r.certErr = nil })
+	r.says("team/a", "enabled")
+	if told := r.api.told("team/a"); !strings.Contains(told, "CulvertEnrolFailed") || strings.Count(told, "CulvertEnrolFailed") != 1 {
+		t.Errorf("events:\n%s\nwant one of a failure", told)
+	}
+}
+
+// TestWaitsForAddress: a pod without address is found when it has one; whoever has another's address is not.
+func TestWaitsForAddress(t *testing.T) {
+	r := newRig(t)
+	r.process("u1", "10.0.0.2")
+	r.namespace("team", ambient, nil)
+	r.pod("team/a", "u1", "", nil)
+	r.pod("team/liar", "u2", "10.0.0.2", nil) // its process is where another address is
+	r.process("u2", "10.0.0.3")
+	r.run(nil)
+	<-r.agent.Ready()
+	if got := r.api.redirection("team/a"); got != "" {
+		t.Errorf("pod without address is %q", got)
+	}
+	r.pod("team/a", "u1", "10.0.0.2", nil)
+	r.says("team/a", "enabled")
+	r.says("team/liar", "pending")
+	if told := r.api.told("team/liar"); !strings.Contains(told, "none of the pod's addresses") {
+		t.Errorf("events of the other:\n%s", told)
+	}
+	if _, there := r.set.Pod("u2"); there {
+		t.Error("a namespace without the pod's address was taken")
+	}
+}
+
+// TestPodChangesAddress: with the address the namespace is checked anew.
+func TestPodChangesAddress(t *testing.T) {
+	r := newRig(t)
+	old := r.process("u1", "10.0.0.2")
+	r.namespace("team", ambient, nil)
+	r.pod("team/a", "u1", "10.0.0.2", nil)
+	r.run(nil)
+	r.says("team/a", "enabled")
+
+	change := func(ip string) {
+		r.api.edit("pods", "team/a", func(o object) { o["status"] = object{"phase": "Running", "podIP": ip} })
+	}
+	change("10.0.0.9") // nobody has it
+	r.says("team/a", "pending")
+	if st, there := r.set.Pod("u1"); !there || st.NetNS != old.ID() {
+		t.Errorf("a doubt took the pod out: %v, %v", st, there)
+	}
+	fresh := r.process("u1", "10.0.0.9") // a new sandbox
+	r.says("team/a", "enabled")
+	if st, _ := r.set.Pod("u1"); st.NetNS != fresh.ID() {
+		t.Errorf("enrolled in %v, want %v", st.NetNS, fresh.ID())
+	}
+	r.eventually(func() string {
+		if got := r.host(); len(got) != 1 || got[netip.MustParseAddr("10.0.0.9")] != "u1" {
+			return fmt.Sprintf("probes are let through to %v", got)
+		}
+		return ""
+	})
+	// The same namespace under another address.
+	r.with(func() { r.procs["u1"] = process{fresh, netip.MustParseAddr("10.0.0.10")} })
+	change("10.0.0.10")
+	r.eventually(func() string {
+		if got := r.host(); len(got) != 1 || got[netip.MustParseAddr("10.0.0.10")] != "u1" {
+			return fmt.Sprintf("probes are let through to %v", got)
+		}
+		return ""
+	})
+	if st, _ := r.set.Pod("u1"); st.NetNS != fresh.ID() || st.State != podset.Enrolled {
+		t.Errorf("the same namespace: %v", st)
+	}
+}
+
+// TestAddressReuse: an address that another pod has a moment later changes nothing for either.
+func TestAddressReuse(t *testing.T) {
+	r := newRig(t)
+	first := r.process("u1", "10.0.0.2")
+	r.namespace("team", ambient, nil)
+	r.pod("team/a", "u1", "10.0.0.2", nil)
+	r.run(nil)
+	r.says("team/a", "enabled")
+
+	second := r.process("u2", "10.0.0.2")
+	r.pod("team/b", "u2", "10.0.0.2", nil) // before the first is gone
+	r.says("team/b", "enabled")
+	r.api.remove("pods", "team/a")
+	r.eventually(func() string {
+		if _, there := r.set.Pod("u1"); there {
+			return "the first is there still"
+		}
+		return ""
+	})
+	st, _ := r.set.Pod("u2")
+	if st.NetNS != second.ID() || st.State != podset.Enrolled || !rules(t, second) {
+		t.Errorf("the second is %v in %v, want %v", st.State, st.NetNS, second.ID())
+	}
+	if got := r.host()[netip.MustParseAddr("10.0.0.2")]; got != "u2" {
+		t.Errorf("probes are let through for %q", got)
+	}
+	r.eventually(func() string {
+		if rules(t, first) {
+			return "the first keeps its rules"
+		}
+		return ""
+	})
+	// The same name again, under another UID, as a StatefulSet does; the old one's event never came.
+	third := r.process("u3", "10.0.0.4")
+	r.pod("team/b", "u3", "10.0.0.4", nil)
+	r.says("team/b", "enabled")
+	if st, there := r.set.Pod("u2"); there {
+		t.Errorf("the second is there still: %v", st)
+	}
+	if st, _ := r.set.Pod("u3"); st.NetNS != third.ID() {
+		t.Errorf("the third is in %v", st.NetNS)
+	}
+}
+
+// TestEndedPods: a pod that has ended is let go at once, and its namespace with it.
+func TestEndedPods(t *testing.T) {
+	r := newRig(t)
+	r.process("u1", "10.0.0.2")
+	r.namespace("team", ambient, nil)
+	r.pod("team/a", "u1", "10.0.0.2", nil)
+	r.run(nil)
+	r.says("team/a", "enabled")
+	r.api.edit("pods", "team/a", func(o object) { o["status"] = object{"phase": "Succeeded"} })
+	r.says("team/a", "")
+	r.eventually(func() string {
+		if pods := r.set.Pods(); len(pods) > 0 {
+			return fmt.Sprint(pods)
+		}
+		return ""
+	})
+}
+
+// TestNamespaceDeletedWhileEnrolling: what happens to one namespace is nothing to the others.
+func TestNamespaceDeletedWhileEnrolling(t *testing.T) {
+	r := newRig(t)
+	r.process("u1", "10.0.0.2")
+	r.process("u2", "10.0.0.3")
+	r.startErr = errNo
+	r.namespace("doomed", ambient, nil)
+	r.namespace("team", ambient, nil)
+	r.pod("doomed/a", "u1", "10.0.0.2", nil)
+	r.pod("team/b", "u2", "10.0.0.3", nil)
+	r.run(nil)
+	r.says("doomed/a", "pending")
+	r.api.remove("namespaces", "doomed")
+	r.api.set(func() { delete(r.api.objects["pods"], "doomed/a") }) // patches fail before the event comes
+	r.with(func() { r.startErr = nil })
+	r.says("team/b", "enabled")
+	r.api.set(func() {
+		r.api.tellLocked("DELETED", "pods", object{"kind": "Pod", "apiVersion": "v1", "spec": object{"nodeName": "n1"}, "metadata": object{"namespace": "doomed", "name": "a", "uid": "u1"}})
+	})
+	r.eventually(func() string {
+		if _, there := r.set.Pod("u1"); there {
+			return "the pod of the deleted namespace is there still"
+		}
+		return ""
+	})
+	// A pod of a namespace that is not known yet waits for it.
+	r.process("u3", "10.0.0.4")
+	r.pod("later/c", "u3", "10.0.0.4", nil)
+	r.namespace("later", ambient, nil)
+	r.says("later/c", "enabled")
+}
+
+// TestTakenUpAgain: rules that an earlier agent has left are taken up, or taken away when the pod is out by now.
+func TestTakenUpAgain(t *testing.T) {
+	r := newRig(t)
+	in, out, dead := r.process("u1", "10.0.0.2"), r.process("u2", "10.0.0.3"), r.process("u3", "10.0.0.4")
+	for _, ns := range []*netns.NS{in, out, dead} {
+		c, err := redirect.New(ns, redirect.Options{})
+		if err != nil {
+			t.Fatal(err)
+		}
+		if _, err := c.Apply(); err != nil {
+			t.Fatal(err)
+		}
+	}
+	enabled := func(o object) {
+		o["metadata"].(object)["annotations"] = object{"ambient.istio.io/redirection": "enabled"}
+	}
+	r.namespace("team", ambient, nil)
+	r.namespace("other", nil, nil)
+	r.pod("team/a", "u1", "10.0.0.2", enabled)
+	r.pod("other/b", "u2", "10.0.0.3", enabled)
+	r.pod("team/restarted", "u4", "", enabled) // the node was started again: no sandbox yet
+	r.certErr = errNo
+	r.run(nil)
+	r.says("other/b", "")
+	r.says("team/restarted", "pending")
+	if rules(t, out) {
+		t.Error("the rules of a pod that is out stay: its traffic is refused for ever")
+	}
+	if _, there := r.set.Pod("u1"); !there || !rules(t, in) || r.api.redirection("team/a") != "enabled" {
+		t.Errorf("the pod was not taken up, or others were sent to plaintext meanwhile: %q", r.api.redirection("team/a"))
+	}
+	r.with(func() { r.certErr = nil })
+	r.eventually(func() string {
+		if st, _ := r.set.Pod("u1"); st.State != podset.Enrolled {
+			return "not enrolled"
+		}
+		return ""
+	})
+	r.says("team/a", "enabled")
+}
+
+// TestOptionsFollowAnnotations: carve-outs reach the rules of a running pod, and are taken back when forbidden.
+func TestOptionsFollowAnnotations(t *testing.T) {
+	r := newRig(t)
+	r.process("u1", "10.0.0.2")
+	r.namespace("team", ambient, nil)
+	r.api.put("nodes", object{"kind": "Node", "apiVersion": "v1", "metadata": object{"name": "n2"}, "spec": object{"podCIDR": "10.9.0.0/24"},
+		"status": object{"addresses": []any{object{"type": "InternalIP", "address": "192.0.2.7"}, object{"type": "Hostname", "address": "n2"}}}})
+	r.pod("team/a", "u1", "10.0.0.2", func(o object) {
+		o["metadata"].(object)["annotations"] = object{
+			"traffic.sidecar.istio.io/excludeInboundPorts": "9090", "culvert.io/allow-host-ports": "8443", "ambient.istio.io/dns-capture": "perhaps",
+		}
+	})
+	r.run(nil)
+	r.says("team/a", "enabled")
+	r.eventually(func() string {
+		st, _ := r.set.Pod("u1")
+		o := st.Pod.Options
+		if o == nil || fmt.Sprint(o.ExcludeInbound, o.HostPorts, o.HostAddresses) != "[9090] [8443] [10.9.0.0 10.9.0.1 192.0.2.7]" {
+			return fmt.Sprintf("options %+v", o)
+		}
+		return ""
+	})
+	r.eventually(func() string {
+		if !strings.Contains(r.api.told("team/a"), "CulvertIgnoredAnnotation: annotation ambient.istio.io/dns-capture") {
+			return "events: " + r.api.told("team/a")
+		}
+		return ""
+	})
+	r.namespace("team", ambient, object{"culvert.io/allow-carve-outs": "false"})
+	r.eventually(func() string {
+		st, _ := r.set.Pod("u1")
+		if o := st.Pod.Options; o == nil || len(o.ExcludeInbound)+len(o.HostPorts) > 0 || st.State != podset.Enrolled {
+			return fmt.Sprintf("options %+v of a pod that is %s", o, st.State)
+		}
+		return ""
+	})
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	if r.started["u1"] != 1 {
+		t.Errorf("the service was started %d times for other options", r.started["u1"])
+	}
+}
+
+// TestSuperseded: an agent that is on its way out leaves the annotation to its successor.
+func TestSuperseded(t *testing.T) {
+	r := newRig(t)
+	r.process("u1", "10.0.0.2")
+	r.namespace("team", ambient, nil)
+	r.pod("team/a", "u1", "10.0.0.2", nil)
+	r.old = true
+	r.run(nil)
+	<-r.agent.Ready()
+	if _, there := r.set.Pod("u1"); !there || r.api.redirection("team/a") != "" {
+		t.Errorf("annotated %q by an agent that has a successor", r.api.redirection("team/a"))
+	}
+}
+
+// TestRepairIsTold: damage to a pod's rules is repaired and told on the pod.
+func TestRepairIsTold(t *testing.T) {
+	r := newRig(t)
+	pod := r.process("u1", "10.0.0.2")
+	r.namespace("team", ambient, nil)
+	r.pod("team/a", "u1", "10.0.0.2", nil)
+	r.run(func(c *kubenode.Config) { c.HostRules = nil })
+	r.says("team/a", "enabled")
+	c, err := redirect.New(pod, redirect.Options{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := c.Delete(); err != nil {
+		t.Fatal(err)
+	}
+	r.eventually(func() string {
+		if !strings.Contains(r.api.told("team/a"), "CulvertCaptureRepaired") {
+			return "events: " + r.api.told("team/a")
+		}
+		return ""
+	})
+	if !rules(t, pod) {
+		t.Error("the rules are not back")
+	}
+}

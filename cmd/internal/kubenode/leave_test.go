@@ -1,0 +1,217 @@
+package kubenode_test
+
+import (
+	"context"
+	"fmt"
+	"net/netip"
+	"testing"
+	"time"
+
+	"github.com/culvert-mesh/culvert/cmd/internal/kubenode"
+	"github.com/culvert-mesh/culvert/redirect/netns"
+	"github.com/culvert-mesh/culvert/redirect/netnstest"
+	"github.com/culvert-mesh/culvert/redirect/procns"
+)
+
+// TestUninstalled: only what says for certain that the mesh is gone takes pods out.
+func TestUninstalled(t *testing.T) {
+	for _, tt := range []struct {
+		name   string
+		daemon string // at the end
+		refuse int
+		never  bool // the DaemonSet could not be seen before either
+		config func(*kubenode.Config)
+		want   bool
+	}{
+		{name: "upgrade", daemon: "there"},
+		{name: "being_deleted", daemon: "deleting", want: true},
+		{name: "deleted", want: true},
+		{name: "permission_gone", daemon: "there", refuse: 403, want: true},
+		{name: "account_gone", daemon: "there", refuse: 401, want: true},
+		{name: "api_server_ill", refuse: 500},
+		{name: "never_permitted", refuse: 403, never: true},
+		{name: "never_there", never: true},
+		{name: "unnamed", config: func(c *kubenode.Config) { c.DaemonSet = "" }},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			t.Parallel()
+			r := newRig(t)
+			if tt.never {
+				r.api.daemon, r.api.refuse["GET daemonsets"] = tt.daemon, tt.refuse
+			}
+			r.run(tt.config)
+			<-r.agent.Ready()
+			if !tt.never && tt.config == nil {
+				r.eventually(func() string {
+					if !r.agent.Owned() {
+						return "the DaemonSet was not looked at"
+					}
+					return ""
+				})
+			}
+			r.api.set(func() { r.api.daemon, r.api.refuse["GET daemonsets"] = tt.daemon, tt.refuse })
+			if got := r.agent.Uninstalled(t.Context()); got != tt.want {
+				t.Errorf("got %v, want %v", got, tt.want)
+			}
+		})
+	}
+}
+
+// TestLeaveAll: at the end of the mesh all pods leave it, also when the agent is not allowed anything any more.
+func TestLeaveAll(t *testing.T) {
+	for _, tt := range []struct {
+		name   string
+		refuse int
+		said   string
+	}{{"permitted", 0, ""}, {"forbidden", 403, "enabled"}, {"unauthorized", 401, "enabled"}} {
+		t.Run(tt.name, func(t *testing.T) {
+			r := newRig(t)
+			a, b := r.process("u1", "10.0.0.2"), netnstest.New(t)
+			r.namespace("team", ambient, nil)
+			r.pod("team/a", "u1", "10.0.0.2", nil)
+			r.pod("team/b", "u2", "", nil)
+			r.run(nil)
+			if ok, err := r.plugin().CNIAdd(t.Context(), starting("team/b", "u2", "10.0.0.3"), dup(t, b)); !ok || err != nil {
+				t.Fatal(ok, err)
+			}
+			r.says("team/a", "enabled")
+			r.says("team/b", "enabled")
+			r.api.set(func() {
+				if tt.refuse != 0 {
+					r.api.refuse["*"] = tt.refuse
+				}
+			})
+			ctx, cancel := context.WithTimeout(t.Context(), patience)
+			defer cancel()
+			if left := r.agent.LeaveAll(ctx); len(left) > 0 {
+				t.Errorf("captured still: %v", left)
+			}
+			if rules(t, a) || rules(t, b) || len(r.host()) > 0 {
+				t.Errorf("rules stay in the pods, or on the host: %v", r.host())
+			}
+			if got := r.api.redirection("team/a") + r.api.redirection("team/b"); got != tt.said+tt.said {
+				t.Errorf("annotated %q", got)
+			}
+			// Nobody comes back.
+			r.api.set(func() { delete(r.api.refuse, "*") })
+			r.pod("team/c", "u3", "", nil)
+			if ok, err := r.plugin().CNIAdd(t.Context(), starting("team/c", "u3", "10.0.0.4"), netnstest.New(t)); ok || err == nil && len(r.set.Pods()) > 0 {
+				t.Errorf("ADD after the end = %v, %v", ok, err)
+			}
+		})
+	}
+}
+
+// TestEndWithoutLeaving: after an upgrade's end the rules are where they were.
+func TestEndWithoutLeaving(t *testing.T) {
+	r := newRig(t)
+	pod := r.process("u1", "10.0.0.2")
+	r.namespace("team", ambient, nil)
+	r.pod("team/a", "u1", "10.0.0.2", nil)
+	r.run(nil)
+	r.says("team/a", "enabled")
+	r.end()
+	if !rules(t, pod) || r.api.redirection("team/a") != "enabled" || len(r.host()) != 1 {
+		t.Errorf("the agent's end took the pod out: %q, %v", r.api.redirection("team/a"), r.host())
+	}
+}
+
+// TestAPIServerAway: trouble with the API server takes nobody out, and what fails comes right when it is back.
+func TestAPIServerAway(t *testing.T) {
+	r := newRig(t)
+	r.process("u1", "10.0.0.2")
+	r.namespace("team", ambient, nil)
+	r.pod("team/a", "u1", "10.0.0.2", nil)
+	r.api.refuse["PATCH status"] = 500
+	r.run(nil)
+	<-r.agent.Ready()
+	r.eventually(func() string {
+		if _, there := r.set.Pod("u1"); !there {
+			return "not enrolled"
+		}
+		return ""
+	})
+	r.api.set(func() { r.api.refuse["PATCH status"] = 0 })
+	r.says("team/a", "enabled")
+	r.api.set(func() { r.api.refuse["*"] = 403 })
+	r.api.srv.CloseClientConnections()
+	r.eventually(func() string { // the informers have noticed
+		r.api.mu.Lock()
+		defer r.api.mu.Unlock()
+		if r.api.refused == 0 {
+			return "nobody asked"
+		}
+		return ""
+	})
+	if st, there := r.set.Pod("u1"); !there {
+		t.Errorf("the pod was taken out: %v", st)
+	}
+}
+
+// TestHostRulesFail: what is wrong with probes is told and tried again, and keeps nobody out.
+func TestHostRulesFail(t *testing.T) {
+	r := newRig(t)
+	r.process("u1", "10.0.0.2")
+	r.namespace("team", ambient, nil)
+	r.pod("team/a", "u1", "10.0.0.2", nil)
+	r.hostErr = errNo
+	r.run(nil)
+	r.says("team/a", "enabled")
+	r.with(func() { r.hostErr = nil })
+	r.eventually(func() string {
+		if got := r.host(); got[netip.MustParseAddr("10.0.0.2")] != "u1" {
+			return fmt.Sprint(got)
+		}
+		return ""
+	})
+	if err := r.agent.WithAddresses(func(m map[netip.Addr]string) error {
+		if len(m) != 1 || m[netip.MustParseAddr("10.0.0.2")] != "u1" {
+			return fmt.Errorf("addresses %v", m)
+		}
+		return nil
+	}); err != nil {
+		t.Error(err)
+	}
+}
+
+// TestManyPods: a namespace of many pods is enrolled with few searches.
+func TestManyPods(t *testing.T) {
+	r := newRig(t)
+	r.namespace("team", nil, nil)
+	const pods = 40
+	for i := range pods {
+		ip := fmt.Sprintf("10.0.1.%d", i+1)
+		r.process(fmt.Sprint("u", i), ip)
+		r.pod(fmt.Sprint("team/p", i), fmt.Sprint("u", i), ip, nil)
+	}
+	r.run(func(c *kubenode.Config) { c.Finder = slow{r} })
+	<-r.agent.Ready()
+	r.namespace("team", ambient, nil)
+	for i := range pods {
+		r.says(fmt.Sprint("team/p", i), "enabled")
+	}
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	if r.searches > pods/2 {
+		t.Errorf("%d searches for %d pods", r.searches, pods)
+	}
+	r.api.mu.Lock()
+	defer r.api.mu.Unlock()
+	if r.api.patches > 2*pods {
+		t.Errorf("%d patches for %d pods", r.api.patches, pods)
+	}
+}
+
+func TestBadConfig(t *testing.T) {
+	if _, err := kubenode.New(kubenode.Config{}); err == nil {
+		t.Error("an empty configuration was accepted")
+	}
+}
+
+// slow is a search that takes as long as one of a real /proc.
+type slow struct{ kubenode.Finder }
+
+func (s slow) Find(ctx context.Context, wanted map[string]procns.Wanted) (map[string]*netns.NS, []procns.Problem) {
+	time.Sleep(20 * time.Millisecond)
+	return s.Finder.Find(ctx, wanted)
+}
