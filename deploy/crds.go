@@ -4,6 +4,7 @@ import (
 	"embed"
 	"errors"
 	"fmt"
+	"io"
 	"path"
 	"slices"
 	"strings"
@@ -52,4 +53,22 @@ func CRDs() ([]*unstructured.Unstructured, error) {
 	}
 	slices.SortFunc(crds, func(a, b *unstructured.Unstructured) int { return strings.Compare(a.GetName(), b.GetName()) })
 	return crds, nil
+}
+
+// WriteCRDs writes the definitions as YAML documents, or returns ErrNoCRDs.
+func WriteCRDs(w io.Writer) error {
+	crds, err := CRDs()
+	if err != nil {
+		return err
+	}
+	for _, crd := range crds {
+		data, err := yaml.Marshal(crd.Object)
+		if err != nil {
+			return fmt.Errorf("write definition %s: %w", crd.GetName(), err)
+		}
+		if _, err := fmt.Fprintf(w, "---\n%s", data); err != nil {
+			return err
+		}
+	}
+	return nil
 }

@@ -2,6 +2,8 @@ package deploy
 
 import (
 	"fmt"
+	"maps"
+	"slices"
 	"strings"
 
 	"helm.sh/helm/v3/pkg/chart"
@@ -29,6 +31,17 @@ func NamespaceLabels() map[string]string {
 		"pod-security.kubernetes.io/audit":   "privileged",
 		"pod-security.kubernetes.io/warn":    "privileged",
 	}
+}
+
+// NamespaceManifest returns the manifest of a namespace with those labels.
+func NamespaceManifest(namespace string) string {
+	var b strings.Builder
+	fmt.Fprintf(&b, "---\napiVersion: v1\nkind: Namespace\nmetadata:\n  name: %s\n  labels:\n", namespace)
+	labels := NamespaceLabels()
+	for _, key := range slices.Sorted(maps.Keys(labels)) {
+		fmt.Fprintf(&b, "    %s: %s\n", key, labels[key])
+	}
+	return b.String()
 }
 
 // Render returns the manifests that the chart makes of the values in a namespace, without a cluster, in the order in which

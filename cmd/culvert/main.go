@@ -1,10 +1,14 @@
-// Command culvert is the user's terminal: certificate authorities for trying things out, and a demonstration of the
-// whole data plane on one machine.
+// Command culvert is the user's terminal: it installs Culvert into a cluster, checks what it found there, shows who still
+// speaks plaintext, makes certificate authorities for trying things out, and demonstrates the whole data plane on one
+// machine.
 package main
 
 import (
+	"context"
 	"fmt"
 	"os"
+	"os/signal"
+	"syscall"
 
 	"github.com/spf13/cobra"
 )
@@ -16,7 +20,10 @@ var (
 )
 
 func main() {
-	if err := root().Execute(); err != nil {
+	// The first signal ends what runs in order (an installation is rolled back), the second at once.
+	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
+	context.AfterFunc(ctx, stop)
+	if err := root().ExecuteContext(ctx); err != nil {
 		fmt.Fprintln(os.Stderr, "culvert:", err)
 		os.Exit(1)
 	}
@@ -30,6 +37,7 @@ func root() *cobra.Command {
 		SilenceErrors: true,
 		Args:          cobra.NoArgs,
 	}
+	cmd.AddCommand(installCommand(), upgradeCommand(), uninstallCommand(), checkCommand(), plaintextCommand())
 	cmd.AddCommand(caCommand(), demoCommand(), versionCommand())
 	return cmd
 }

@@ -2,10 +2,7 @@ package main
 
 import (
 	"fmt"
-	"maps"
 	"path/filepath"
-	"slices"
-	"strings"
 
 	"github.com/culvert-mesh/culvert/deploy"
 )
@@ -36,20 +33,10 @@ func writeManifests(dir string) error {
 		if err != nil {
 			return fmt.Errorf("render %s: %w", name, err)
 		}
-		content := fmt.Sprintf(manifestHead, with, name) + namespaceManifest() + rendered
+		content := fmt.Sprintf(manifestHead, with, name) + deploy.NamespaceManifest(deploy.Namespace) + rendered
 		if err := writeFile(filepath.Join(dir, "manifests", name), []byte(content)); err != nil {
 			return fmt.Errorf("write %s: %w", name, err)
 		}
 	}
 	return nil
-}
-
-func namespaceManifest() string {
-	var b strings.Builder
-	fmt.Fprintf(&b, "---\napiVersion: v1\nkind: Namespace\nmetadata:\n  name: %s\n  labels:\n", deploy.Namespace)
-	labels := deploy.NamespaceLabels()
-	for _, key := range slices.Sorted(maps.Keys(labels)) {
-		fmt.Fprintf(&b, "    %s: %s\n", key, labels[key])
-	}
-	return b.String()
 }

@@ -73,7 +73,7 @@ func Edges() []Edge {
 		{From: "cmd/internal/kubeca", To: []string{"identity", "identity/svid", "identity/ca/authority", "identity/ca/server"}},
 		{From: "cmd/internal/kubenode", To: []string{"cmd/internal/enrol", "redirect/**"}},
 		{From: "cmd/internal/installer", To: []string{"cmd/internal/access", "deploy"}},
-		{From: "cmd/internal/inspect", To: []string{"cmd/internal/access", "deploy", "redirect/netns"}},
+		{From: "cmd/internal/inspect", To: []string{"cmd/internal/access", "cmd/internal/enrol", "deploy", "redirect/netns"}},
 		{From: "cmd/culvert", To: []string{"deploy", "e2e/netlab"}}, // the demonstration is the lab, told to a person
 		{From: "cmd/*", To: []string{"cmd/internal/*", "identity/**", "workload/**", "hbone/**", "redirect/**", "waypoint/**"}},
 
@@ -86,7 +86,7 @@ func Edges() []Edge {
 		{From: "e2e/netlab", To: []string{"identity/ca/issuer"}},
 		{From: "e2e/bench", To: []string{"e2e/netlab"}},
 		{From: "e2e/soak", To: []string{"e2e/netlab"}},
-		{From: "e2e/cluster", To: []string{"e2e/cluster/**", "redirect/netns", "redirect/wiretap"}},
+		{From: "e2e/cluster", To: []string{"e2e/cluster/**", "identity", "identity/ca", "redirect/netns", "redirect/wiretap"}},
 		{From: "e2e/cluster/cmd/*", To: []string{"e2e/cluster/kube", "e2e/cluster/machine"}},
 		{From: "e2e/cluster/kube", To: []string{"e2e/cluster/machine", "e2e/cluster/archive"}},
 		{From: "e2e/cluster/*"},

@@ -1,0 +1,107 @@
+package main
+
+import (
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"text/tabwriter"
+
+	"github.com/spf13/cobra"
+	"k8s.io/client-go/tools/clientcmd"
+
+	"github.com/culvert-mesh/culvert/cmd/internal/inspect"
+)
+
+// errFound makes the exit status 1 when the findings have said why.
+var errFound = errors.New("something is wrong: see the lines that begin with error")
+
+func checkCommand() *cobra.Command {
+	var machine, cluster, all bool
+	var output string
+	cmd := &cobra.Command{
+		Use:   "check",
+		Short: "Say what is missing or wrong, on this machine and in the cluster",
+		Long: `Say what is missing or wrong: features of this machine's kernel (as root), and, where a kubeconfig names a cluster, its
+version, its CNI, controller and agents, what the agents found on their nodes (among it what the exemption for the
+kubelet's probes leaves open), taints, and pods that are labelled for the mesh and not in it.
+
+The exit status is 1 when something does not work.`,
+		Args: cobra.NoArgs,
+	}
+	kube := addKubeFlags(cmd)
+	flags := cmd.Flags()
+	flags.BoolVar(&machine, "machine", true, "look at this machine")
+	flags.BoolVar(&cluster, "cluster", true, "look at the cluster, if a kubeconfig names one")
+	flags.BoolVar(&all, "all", false, "show also what is as it should be on every single node")
+	flags.StringVarP(&output, "output", "o", "table", "table or json")
+	cmd.RunE = func(cmd *cobra.Command, _ []string) error {
+		if err := checkOutput(output); err != nil {
+			return err
+		}
+		var found []inspect.Finding
+		if machine {
+			found = append(found, inspect.Machine()...)
+		}
+		if cluster {
+			more, err := checkCluster(cmd, kube)
+			if err != nil {
+				return err
+			}
+			found = append(found, more...)
+		}
+		if err := printFindings(cmd.OutOrStdout(), found, output, all); err != nil {
+			return err
+		}
+		if inspect.Failed(found) {
+			return errFound
+		}
+		return nil
+	}
+	return cmd
+}
+
+// checkCluster looks at the cluster; without a kubeconfig there is none, which is no fault.
+func checkCluster(cmd *cobra.Command, kube kubeFlags) ([]inspect.Finding, error) {
+	if _, err := kube.ToRESTConfig(); err != nil && clientcmd.IsEmptyConfig(err) && *kube.KubeConfig == "" {
+		return []inspect.Finding{{Level: inspect.Note, About: "cluster", Text: "no kubeconfig: only this machine was looked at"}}, nil
+	}
+	a, err := kube.connect()
+	if err != nil {
+		return nil, err
+	}
+	return inspect.Cluster(cmd.Context(), a, inspect.NewAgents(a), kube.namespace())
+}
+
+func checkOutput(output string) error {
+	if output != "table" && output != "json" {
+		return fmt.Errorf("--output=%s: want table or json", output)
+	}
+	return nil
+}
+
+// printFindings writes what was found. Without all, nodes that are as they should be are only counted.
+func printFindings(out io.Writer, found []inspect.Finding, output string, all bool) error {
+	if output == "json" {
+		return writeJSON(out, found)
+	}
+	w := tabwriter.NewWriter(out, 0, 4, 2, ' ', 0)
+	fine := 0
+	for _, f := range found {
+		if f.Level == inspect.OK && !all && len(f.About) > 5 && f.About[:5] == "node " {
+			fine++
+			continue
+		}
+		fmt.Fprintf(w, "%s\t%s\t%s\n", f.Level, f.About, f.Text)
+	}
+	if fine > 0 {
+		fmt.Fprintf(w, "%s\tnodes\t%d more things are as they should be (--all)\n", inspect.OK, fine)
+	}
+	return w.Flush()
+}
+
+func writeJSON(out io.Writer, value any) error {
+	encoder := json.NewEncoder(out)
+	encoder.SetIndent("", "  ")
+	return encoder.Encode(value)
+}

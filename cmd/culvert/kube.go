@@ -1,0 +1,32 @@
+package main
+
+import (
+	"github.com/spf13/cobra"
+	"k8s.io/cli-runtime/pkg/genericclioptions"
+
+	"github.com/culvert-mesh/culvert/cmd/internal/access"
+	"github.com/culvert-mesh/culvert/deploy"
+)
+
+// kubeFlags are the flags that say which cluster, and which namespace of it Culvert is in.
+type kubeFlags struct {
+	*genericclioptions.ConfigFlags
+}
+
+// addKubeFlags declares them. kubectl has more; these are the ones that a person types.
+func addKubeFlags(cmd *cobra.Command) kubeFlags {
+	kubeconfig, context, namespace := "", "", deploy.Namespace
+	f := kubeFlags{genericclioptions.NewConfigFlags(true)}
+	f.KubeConfig, f.Context, f.Namespace = &kubeconfig, &context, &namespace
+	flags := cmd.Flags()
+	flags.StringVar(&kubeconfig, "kubeconfig", "", "file that says how to reach the cluster; default $KUBECONFIG, then ~/.kube/config")
+	flags.StringVar(&context, "context", "", "context of the kubeconfig")
+	flags.StringVarP(&namespace, "namespace", "n", deploy.Namespace, "namespace that Culvert is in")
+	return f
+}
+
+// connect makes the clients; nothing is sent yet.
+func (f kubeFlags) connect() (*access.Access, error) { return access.Connect(f) }
+
+// namespace returns where Culvert is or is to be.
+func (f kubeFlags) namespace() string { return *f.Namespace }

@@ -1,0 +1,183 @@
+package inspect
+
+import (
+	"bufio"
+	"cmp"
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"net/http"
+	"slices"
+	"strconv"
+	"sync"
+	"time"
+
+	corev1 "k8s.io/api/core/v1"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/util/httpstream"
+	"k8s.io/client-go/tools/portforward"
+	"k8s.io/client-go/transport/spdy"
+
+	"github.com/culvert-mesh/culvert/cmd/internal/access"
+	"github.com/culvert-mesh/culvert/deploy"
+)
+
+const (
+	adminPort = 15000
+	// maxAnswer bounds what is taken of one agent: a dump of a big mesh is some tens of megabytes.
+	maxAnswer = 256 << 20
+	// askTimeout bounds one request to one agent.
+	askTimeout = 20 * time.Second
+	// maxAsked is how many agents are asked at once.
+	maxAsked = 8
+)
+
+// Agents asks agents. The admin server of an agent listens on its own loopback only; [NewAgents] reaches it as kubectl
+// port-forward does, so the caller needs the right to create pods/portforward.
+type Agents interface {
+	// Get returns the body of the answer to GET path of the agent in that pod. It may be called concurrently.
+	Get(ctx context.Context, namespace, pod, path string) ([]byte, error)
+}
+
+// NewAgents returns the way through the API server.
+func NewAgents(a *access.Access) Agents { return forwarder{a} }
+
+type forwarder struct{ access *access.Access }
+
+// Get opens a stream to the port and speaks HTTP on it; no port is opened on this machine.
+func (f forwarder) Get(ctx context.Context, namespace, pod, path string) ([]byte, error) {
+	dialer, err := f.dialer(namespace, pod)
+	if err != nil {
+		return nil, err
+	}
+	conn, _, err := dialer.Dial(portforward.PortForwardProtocolV1Name)
+	if err != nil {
+		return nil, fmt.Errorf("reach pod %s: %w", pod, f.access.Explain(err))
+	}
+	defer conn.Close()
+	stop := context.AfterFunc(ctx, func() { _ = conn.Close() })
+	defer stop()
+	body, err := ask(conn, path)
+	switch {
+	case ctx.Err() != nil:
+		return nil, fmt.Errorf("ask pod %s: %w", pod, context.Cause(ctx))
+	case err != nil:
+		return nil, fmt.Errorf("ask pod %s: %w", pod, err)
+	}
+	return body, nil
+}
+
+// dialer prefers WebSockets, which proxies let through, and falls back to SPDY, which old servers want.
+func (f forwarder) dialer(namespace, pod string) (httpstream.Dialer, error) {
+	url := f.access.Kube.CoreV1().RESTClient().Post().Resource("pods").Namespace(namespace).Name(pod).SubResource("portforward").URL()
+	transport, upgrader, err := spdy.RoundTripperFor(f.access.Config)
+	if err != nil {
+		return nil, fmt.Errorf("prepare port-forward: %w", err)
+	}
+	old := spdy.NewDialer(upgrader, &http.Client{Transport: transport}, http.MethodPost, url)
+	websocket, err := portforward.NewSPDYOverWebsocketDialer(url, f.access.Config)
+	if err != nil {
+		return nil, fmt.Errorf("prepare port-forward: %w", err)
+	}
+	return portforward.NewFallbackDialer(websocket, old, func(err error) bool {
+		return httpstream.IsUpgradeFailure(err) || httpstream.IsHTTPSProxyError(err)
+	}), nil
+}
+
+// ask sends one request on a connection of port-forward and reads the answer.
+func ask(conn httpstream.Connection, path string) ([]byte, error) {
+	headers := http.Header{}
+	headers.Set(corev1.StreamType, corev1.StreamTypeError)
+	headers.Set(corev1.PortHeader, strconv.Itoa(adminPort))
+	headers.Set(corev1.PortForwardRequestIDHeader, "0")
+	trouble, err := conn.CreateStream(headers)
+	if err != nil {
+		return nil, fmt.Errorf("open stream: %w", err)
+	}
+	_ = trouble.Close() // nothing is ever sent on it
+	headers.Set(corev1.StreamType, corev1.StreamTypeData)
+	data, err := conn.CreateStream(headers)
+	if err != nil {
+		return nil, fmt.Errorf("open stream: %w", err)
+	}
+	failed := make(chan error, 1)
+	go func() {
+		text, err := io.ReadAll(io.LimitReader(trouble, 4096))
+		if len(text) > 0 {
+			err = errors.New(Clean(string(text)))
+			_ = conn.Close() // nothing will come on the other stream
+		}
+		failed <- err
+	}()
+	body, err := roundTrip(data, path)
+	if err == nil {
+		return body, nil
+	}
+	_ = conn.Close()
+	if cause := <-failed; cause != nil {
+		err = cause
+	}
+	return nil, err
+}
+
+func roundTrip(stream io.ReadWriter, path string) ([]byte, error) {
+	request, err := http.NewRequest(http.MethodGet, "http://localhost"+path, nil)
+	if err != nil {
+		return nil, err
+	}
+	request.Close = true
+	if err := request.Write(stream); err != nil {
+		return nil, fmt.Errorf("send request: %w", err)
+	}
+	response, err := http.ReadResponse(bufio.NewReader(stream), request)
+	if err != nil {
+		return nil, fmt.Errorf("read answer: %w", err)
+	}
+	defer response.Body.Close()
+	body, err := io.ReadAll(io.LimitReader(response.Body, maxAnswer+1))
+	switch {
+	case err != nil:
+		return nil, fmt.Errorf("read answer: %w", err)
+	case len(body) > maxAnswer:
+		return nil, fmt.Errorf("read answer: longer than %d bytes", maxAnswer)
+	case response.StatusCode == http.StatusNotFound:
+		return nil, fmt.Errorf("the agent does not know %s: it is of an older version", path)
+	case response.StatusCode != http.StatusOK:
+		return nil, fmt.Errorf("the agent answers %s: %s", response.Status, Clean(string(body[:min(len(body), maxText)])))
+	}
+	return body, nil
+}
+
+// agentPods returns the pods of agents, ordered by node.
+func agentPods(ctx context.Context, a *access.Access, namespace string) ([]corev1.Pod, error) {
+	list, err := a.Kube.CoreV1().Pods(namespace).List(ctx, metav1.ListOptions{LabelSelector: "app=" + deploy.DaemonSet})
+	if err != nil {
+		return nil, fmt.Errorf("list agents: %w", a.Explain(err))
+	}
+	pods := slices.DeleteFunc(list.Items, func(p corev1.Pod) bool { return p.Labels["app"] != deploy.DaemonSet })
+	slices.SortFunc(pods, func(x, y corev1.Pod) int {
+		return cmp.Or(cmp.Compare(x.Spec.NodeName, y.Spec.NodeName), cmp.Compare(x.Name, y.Name))
+	})
+	return pods, nil
+}
+
+// each calls fn for every running agent, some at once, and returns when all have answered or ctx ended.
+func each(ctx context.Context, pods []corev1.Pod, fn func(context.Context, *corev1.Pod)) {
+	var wg sync.WaitGroup
+	places := make(chan struct{}, maxAsked)
+	for i := range pods {
+		pod := &pods[i]
+		if pod.Status.Phase != corev1.PodRunning {
+			continue
+		}
+		places <- struct{}{}
+		wg.Go(func() {
+			defer func() { <-places }()
+			ctx, cancel := context.WithTimeoutCause(ctx, askTimeout, errors.New("no answer in time"))
+			defer cancel()
+			fn(ctx, pod)
+		})
+	}
+	wg.Wait()
+}

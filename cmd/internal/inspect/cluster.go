@@ -1,0 +1,229 @@
+package inspect
+
+import (
+	"context"
+	"encoding/json"
+	"fmt"
+	"strings"
+	"sync"
+
+	appsv1 "k8s.io/api/apps/v1"
+	corev1 "k8s.io/api/core/v1"
+	apierrors "k8s.io/apimachinery/pkg/api/errors"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+
+	"github.com/culvert-mesh/culvert/cmd/internal/access"
+	"github.com/culvert-mesh/culvert/deploy"
+)
+
+// cluster is one look at a cluster.
+type cluster struct {
+	list
+	access    *access.Access
+	agents    Agents
+	namespace string
+	nodes     []corev1.Node
+	pods      []corev1.Pod // of agents
+	sets      []appsv1.DaemonSet
+}
+
+// Cluster looks at everything: versions, CNI, controller, agents and what they found, taints, pods that are to be in the
+// mesh and are not. The error says that the cluster could not be asked at all.
+func Cluster(ctx context.Context, a *access.Access, agents Agents, namespace string) ([]Finding, error) {
+	c := &cluster{access: a, agents: agents, namespace: namespace}
+	v, err := a.Version(ctx, deploy.MinKubernetes)
+	switch {
+	case v == nil:
+		return nil, err
+	case err != nil:
+		c.add(Wrong, "cluster", err.Error())
+	default:
+		c.add(OK, "cluster", "Kubernetes "+v.String())
+	}
+	if err := c.read(ctx); err != nil {
+		return nil, err
+	}
+	c.checkNodes()
+	c.checkCNI(ctx)
+	if !c.checkInstalled(ctx) {
+		return c.all, nil
+	}
+	c.checkAgents()
+	c.askAgents(ctx)
+	if err := c.checkPods(ctx); err != nil {
+		return nil, err
+	}
+	return c.all, nil
+}
+
+// read gets what several checks need.
+func (c *cluster) read(ctx context.Context) error {
+	nodes, err := c.access.Kube.CoreV1().Nodes().List(ctx, metav1.ListOptions{})
+	if err != nil {
+		return fmt.Errorf("list nodes: %w", c.access.Explain(err))
+	}
+	sets, err := c.access.Kube.AppsV1().DaemonSets("").List(ctx, metav1.ListOptions{})
+	if err != nil {
+		return fmt.Errorf("list DaemonSets: %w", c.access.Explain(err))
+	}
+	c.nodes, c.sets = nodes.Items, sets.Items
+	c.pods, err = agentPods(ctx, c.access, c.namespace)
+	return err
+}
+
+// checkNodes looks at the kernels.
+func (c *cluster) checkNodes() {
+	for _, n := range c.nodes {
+		c.kernel("node "+n.Name, n.Status.NodeInfo.KernelVersion)
+	}
+}
+
+// checkInstalled looks at controller and DaemonSet, and reports whether Culvert is there at all.
+func (c *cluster) checkInstalled(ctx context.Context) bool {
+	apps := c.access.Kube.AppsV1()
+	set, setErr := apps.DaemonSets(c.namespace).Get(ctx, deploy.DaemonSet, metav1.GetOptions{})
+	controller, err := apps.Deployments(c.namespace).Get(ctx, deploy.Deployment, metav1.GetOptions{})
+	if apierrors.IsNotFound(setErr) && apierrors.IsNotFound(err) {
+		c.add(Note, "Culvert", "is not installed in namespace "+c.namespace)
+		return false
+	}
+	about := "Deployment " + deploy.Deployment
+	switch {
+	case err != nil:
+		c.add(Wrong, about, c.access.Explain(err).Error())
+	case controller.Status.AvailableReplicas == 0:
+		c.add(Wrong, about, "no replica is available: agents go on with what they know, new identities are not certified")
+	case controller.Spec.Replicas != nil && controller.Status.AvailableReplicas < *controller.Spec.Replicas:
+		c.add(Warning, about, fmt.Sprintf("%d of %d replicas are available", controller.Status.AvailableReplicas, *controller.Spec.Replicas))
+	default:
+		c.add(OK, about, fmt.Sprintf("%d replicas, %s", controller.Status.AvailableReplicas, image(controller.Spec.Template)))
+	}
+	about = "DaemonSet " + deploy.DaemonSet
+	if setErr != nil {
+		c.add(Wrong, about, c.access.Explain(setErr).Error())
+		return true
+	}
+	c.add(OK, about, image(set.Spec.Template))
+	if err == nil && image(set.Spec.Template) != image(controller.Spec.Template) {
+		c.add(Warning, about, "is of another image than the controller's")
+	}
+	return true
+}
+
+func image(template corev1.PodTemplateSpec) string {
+	if len(template.Spec.Containers) == 0 {
+		return "no image"
+	}
+	return template.Spec.Containers[0].Image
+}
+
+// checkAgents compares nodes with agents, and their taints.
+func (c *cluster) checkAgents() {
+	on := map[string]*corev1.Pod{}
+	for i := range c.pods {
+		p := &c.pods[i]
+		if have := on[p.Spec.NodeName]; have == nil || podReady(p) {
+			on[p.Spec.NodeName] = p
+		}
+	}
+	for _, n := range c.nodes {
+		about := "node " + n.Name
+		agent := on[n.Name]
+		switch {
+		case agent == nil:
+			c.add(Wrong, about, "has no agent: its pods cannot be in the mesh (does the node selector leave it out?)")
+		case !podReady(agent):
+			c.add(Wrong, about, "agent "+agent.Name+" is not ready: "+whyNot(agent))
+		default:
+			c.add(OK, about, "agent "+agent.Name+" is ready")
+		}
+		for _, t := range n.Spec.Taints {
+			if t.Key != "culvert.io/agent-not-ready" && t.Key != "cni.istio.io/not-ready" {
+				continue
+			}
+			if agent != nil && podReady(agent) {
+				c.add(Wrong, about, "still has taint "+t.Key+" though its agent is ready: the controller removes it unless taint.remove is false")
+			} else {
+				c.add(Note, about, "has taint "+t.Key+" until its agent is ready")
+			}
+		}
+	}
+}
+
+func podReady(p *corev1.Pod) bool {
+	for _, cond := range p.Status.Conditions {
+		if cond.Type == corev1.PodReady {
+			return cond.Status == corev1.ConditionTrue
+		}
+	}
+	return false
+}
+
+func whyNot(p *corev1.Pod) string {
+	for _, s := range p.Status.ContainerStatuses {
+		if w := s.State.Waiting; w != nil {
+			return w.Reason + " " + w.Message
+		}
+	}
+	return "phase " + string(p.Status.Phase)
+}
+
+// agentState is the part of an agent's dump that this command shows.
+type agentState struct {
+	Kubernetes struct {
+		CNI struct {
+			File  string `json:"file"`
+			Error string `json:"error"`
+		} `json:"cni"`
+		Probes []agentFinding `json:"probes"`
+	} `json:"kubernetes"`
+}
+
+// agentFinding is what an agent found out about its node, as hostrules.Finding.
+type agentFinding struct{ Kind, Text string }
+
+// askAgents asks each agent what it found on its node: what the exemption for probes leaves open, and the plugin.
+func (c *cluster) askAgents(ctx context.Context) {
+	var mu sync.Mutex
+	each(ctx, c.pods, func(ctx context.Context, pod *corev1.Pod) {
+		body, err := c.agents.Get(ctx, c.namespace, pod.Name, "/config_dump")
+		var state agentState
+		if err == nil {
+			err = json.Unmarshal(body, &state)
+		}
+		mu.Lock()
+		defer mu.Unlock()
+		about := "node " + pod.Spec.NodeName
+		if err != nil {
+			c.add(Warning, about, "its agent could not be asked what it found: "+err.Error())
+			return
+		}
+		k := state.Kubernetes
+		switch {
+		case k.CNI.Error != "":
+			c.add(Wrong, about, "CNI plugin is not in place: "+k.CNI.Error)
+		case k.CNI.File != "":
+			c.add(OK, about, "CNI plugin is in "+k.CNI.File)
+		}
+		for _, f := range k.Probes {
+			level := Warning
+			if f.Kind == "missing" || f.Kind == "rules" {
+				level = Wrong
+			}
+			c.add(level, about, "probes: "+f.Text)
+		}
+		if len(k.Probes) == 0 {
+			c.add(OK, about, "only the kubelet's probes pass without mTLS")
+		}
+	})
+}
+
+// hasPrefix reports whether a name begins with one of the prefixes.
+func hasPrefix(name string, prefixes []string) bool {
+	for _, p := range prefixes {
+		if strings.HasPrefix(name, p) {
+			return true
+		}
+	}
+	return false
+}

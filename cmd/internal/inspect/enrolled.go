@@ -1,0 +1,126 @@
+package inspect
+
+import (
+	"context"
+	"fmt"
+	"strings"
+
+	corev1 "k8s.io/api/core/v1"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+
+	"github.com/culvert-mesh/culvert/cmd/internal/enrol"
+	"github.com/culvert-mesh/culvert/deploy"
+)
+
+// redirection is the annotation by which an agent says what it has achieved.
+const redirection = "ambient.istio.io/redirection"
+
+// maxNamed is how many pods are named; of more only their number is said.
+const maxNamed = 5
+
+// checkPods compares which pods are to be in the mesh with which are, and what their annotations say that is not done.
+func (c *cluster) checkPods(ctx context.Context) error {
+	spaces, err := c.access.Kube.CoreV1().Namespaces().List(ctx, metav1.ListOptions{})
+	if err != nil {
+		return fmt.Errorf("list namespaces: %w", c.access.Explain(err))
+	}
+	byName := map[string]enrol.Namespace{}
+	for _, ns := range spaces.Items {
+		byName[ns.Name] = enrol.Namespace{Labels: ns.Labels, Annotations: ns.Annotations}
+		if ns.Labels[enrol.LabelMode] == enrol.ModeAmbient && (ns.Labels["istio-injection"] == "enabled" || ns.Labels["istio.io/rev"] != "") {
+			c.add(Warning, "namespace "+ns.Name, "asks for sidecars and for the mesh without them: pods that get a sidecar stay out")
+		}
+	}
+	settings := c.settings()
+	t := tally{late: map[string][]string{}}
+	options := metav1.ListOptions{Limit: 500}
+	for {
+		pods, err := c.access.Kube.CoreV1().Pods("").List(ctx, options)
+		if err != nil {
+			return fmt.Errorf("list pods: %w", c.access.Explain(err))
+		}
+		for i := range pods.Items {
+			t.look(c, &pods.Items[i], byName, settings)
+		}
+		if options.Continue = pods.Continue; options.Continue == "" {
+			break
+		}
+	}
+	t.tell(c)
+	return nil
+}
+
+// settings are those of the agents, as far as their flags say them.
+func (c *cluster) settings() enrol.Settings {
+	s := enrol.Settings{OwnNamespace: c.namespace, OwnApps: []string{deploy.DaemonSet, deploy.Deployment}}
+	for _, set := range c.sets {
+		if set.Namespace != c.namespace || set.Name != deploy.DaemonSet || len(set.Spec.Template.Spec.Containers) == 0 {
+			continue
+		}
+		for _, arg := range set.Spec.Template.Spec.Containers[0].Args {
+			if list, ok := strings.CutPrefix(arg, "--exclude-namespaces="); ok && list != "" {
+				s.Exclude = strings.Split(list, ",")
+			}
+			if arg == "--forbid-carve-outs" || arg == "--forbid-carve-outs=true" {
+				s.ForbidCarveOuts = true
+			}
+		}
+	}
+	return s
+}
+
+// tally counts pods.
+type tally struct {
+	in       int
+	late     map[string][]string // state → pods that are to be in and are not
+	warnings int
+}
+
+func (t *tally) look(c *cluster, pod *corev1.Pod, spaces map[string]enrol.Namespace, s enrol.Settings) {
+	terminal := pod.Status.Phase == corev1.PodSucceeded || pod.Status.Phase == corev1.PodFailed
+	d := enrol.Decide(enrol.Pod{
+		Namespace: pod.Namespace, Name: pod.Name, HostNetwork: pod.Spec.HostNetwork, Terminal: terminal,
+		Labels: pod.Labels, Annotations: pod.Annotations,
+	}, spaces[pod.Namespace], s)
+	state := pod.Annotations[redirection]
+	name := pod.Namespace + "/" + pod.Name
+	switch {
+	case d.In && state == "enabled":
+		t.in++
+	case d.In && pod.Status.Phase == corev1.PodRunning:
+		if state == "" {
+			state = "none"
+		}
+		t.late[state] = append(t.late[state], name)
+	case !d.In && state == "enabled" && !terminal:
+		t.late["left"] = append(t.late["left"], name)
+	}
+	for _, w := range d.Warnings {
+		if t.warnings++; t.warnings <= maxNamed {
+			c.add(Warning, "pod "+name, w)
+		}
+	}
+}
+
+func (t *tally) tell(c *cluster) {
+	c.add(OK, "pods", fmt.Sprintf("%d are in the mesh", t.in))
+	if t.warnings > maxNamed {
+		c.add(Warning, "pods", fmt.Sprintf("%d more warnings about annotations", t.warnings-maxNamed))
+	}
+	text := map[string]string{
+		"pending": "are captured but not served: their traffic is refused until their agent serves them",
+		"none":    "are labelled for the mesh and not in it",
+		"left":    "are not labelled for the mesh any more and still in it",
+	}
+	for _, state := range []string{"none", "pending", "left"} {
+		names := t.late[state]
+		if len(names) == 0 {
+			continue
+		}
+		shown := strings.Join(names[:min(len(names), maxNamed)], ", ")
+		if len(names) > maxNamed {
+			shown += ", …"
+		}
+		c.add(Wrong, "pods", fmt.Sprintf("%d %s: %s (see their events)", len(names), text[state], shown))
+	}
+}
