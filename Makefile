@@ -32,7 +32,7 @@ deps: ## install (as root) or name the Debian packages that tests and benchmarks
 
 # Tests of hostile peers have bounds on time and run alone (`make hostile`): beside others they measure the machine.
 test: deps build ## all tests with the race detector; as root they include the two-node lab
-	go test -race -shuffle=on -timeout 20m $(TESTFLAGS) $$(go list ./... | grep -v /hbone/proxy$$)
+	go test -race -shuffle=on -timeout 20m $(TESTFLAGS) $$(go list ./... | grep -v -e /hbone/proxy$$ -e /e2e/cluster$$)
 	go test -race -shuffle=on -timeout 20m -skip '^TestHostile' $(TESTFLAGS) ./hbone/proxy
 
 hostile: ## hostile peers beside well-behaved ones, with bounds on time: on a machine that does nothing else
@@ -54,6 +54,14 @@ cluster: bin/culvert-cluster bin/kubernetes/built ## start (or find running) a t
 
 cluster-down: bin/culvert-cluster ## end the cluster; nothing of it stays
 	bin/culvert-cluster --dir=$(CLUSTER) down
+
+# In the cluster of `make cluster`, or in the one of KUBECONFIG, which must have the images then. It is installed and
+# uninstalled there.
+e2e: build bin/culvert-cluster ## all tests in a real Kubernetes: that of make cluster, or KUBECONFIG's
+	@mkdir -p bin/e2e
+	CGO_ENABLED=0 go build -trimpath -ldflags '-s -w' -o bin/e2e/ ./e2e/cluster/testapp ./deploy/samples/bookstore
+	go run ./deploy/image -out bin/e2e/culvert-image.tar -version e2e $(addprefix bin/,$(PROGRAMS))
+	go test -count=1 -timeout 40m -v $(TESTFLAGS) ./e2e/cluster -args $(if $(KUBECONFIG),-kubeconfig=$(abspath $(KUBECONFIG)),-cluster=$(abspath $(CLUSTER))) -bin=$(abspath bin) $(E2EFLAGS)
 
 .PHONY: bin/culvert-cluster
 bin/culvert-cluster:
