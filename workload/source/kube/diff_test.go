@@ -1,0 +1,5 @@
+package kube
+
+import "net/netip"
+
+func netipTypes() []any { return []any{netip.Addr{}, netip.Prefix{}} }
