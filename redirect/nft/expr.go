@@ -188,8 +188,19 @@ func bridgedInSet(family byte, set string) match {
 	if family == unix.NFPROTO_IPV4 {
 		kind = unix.ETH_P_IP
 	}
-	m := match{meta(expr.MetaKeyPROTOCOL), compare(expr.CmpOpEq, netUint16(kind))}
-	return append(m, inSet(family, set, 16, 24)...)
+	return append(etherType(kind), inSet(family, set, 16, 24)...)
+}
+
+// etherType matches frames by what is behind their first VLAN tag, which is no part of the
+// packet any more in family bridge.
+func etherType(kind uint16) match {
+	return match{meta(expr.MetaKeyPROTOCOL), compare(expr.CmpOpEq, netUint16(kind))}
+}
+
+// untaggedTag matches a second VLAN tag of number 0, which means none: a receiver takes
+// off any number of these.
+func untaggedTag() match {
+	return match{network(0, 2), and([]byte{0x0f, 0xff}, []byte{0, 0}), compare(expr.CmpOpEq, []byte{0, 0})}
 }
 
 // dscp matches packets by their DSCP: in IPv4 the upper six bits of the second byte, in

@@ -65,7 +65,9 @@ func DesiredHost(o HostOptions) (*Table, error) {
 }
 
 // DesiredBridge returns the table bridge culvert-host: it takes the mark from packets to
-// pods that pass from port to port of a bridge, which family inet does not see.
+// pods that pass from port to port of a bridge, which family inet does not see. Frames
+// that hide a packet behind a second VLAN tag which means nothing are dropped: a pod would
+// read through it, and a rule cannot.
 func DesiredBridge(o HostOptions) (*Table, error) {
 	sets, err := o.sets()
 	if err != nil {
@@ -74,6 +76,9 @@ func DesiredBridge(o HostOptions) (*Table, error) {
 	c := Chain{Name: "clean_bridged", Type: "filter", Hook: "prerouting", Priority: prioRaw}
 	for _, family := range bothFamilies {
 		c.add(bridgedInSet(family, setName(podSet, family)), dscp(family, ProbeDSCP), counter(), setDSCP(family, 0))
+	}
+	for _, kind := range []uint16{unix.ETH_P_8021Q, unix.ETH_P_8021AD} {
+		c.add(etherType(kind), untaggedTag(), counter(), drop())
 	}
 	t := &Table{Family: FamilyBridge, Name: HostTableName, Sets: sets, Chains: []Chain{c}}
 	if err := t.encode(); err != nil {

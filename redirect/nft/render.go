@@ -306,6 +306,9 @@ func formatValue(kind valueKind, b []byte, whole int) string {
 	if text, ok := formatDSCP(kind, b); ok {
 		return text
 	}
+	if text, ok := formatEther(kind, b); ok {
+		return text
+	}
 	switch {
 	case kind == kindMark && len(b) == 4:
 		return fmt.Sprintf("%#x", binary.NativeEndian.Uint32(b))
@@ -315,10 +318,6 @@ func formatValue(kind valueKind, b []byte, whole int) string {
 		return fmt.Sprint(binary.NativeEndian.Uint32(b))
 	case kind == kindNumber && len(b) == 8:
 		return fmt.Sprint(binary.NativeEndian.Uint64(b))
-	case kind == kindEther && len(b) == 2 && binary.BigEndian.Uint16(b) == unix.ETH_P_IP:
-		return "ip"
-	case kind == kindEther && len(b) == 2 && binary.BigEndian.Uint16(b) == unix.ETH_P_IPV6:
-		return "ip6"
 	case kind == kindPort && len(b) == 2:
 		return fmt.Sprint(binary.BigEndian.Uint16(b))
 	case kind == kindName:

@@ -121,3 +121,21 @@ func formatDSCP(kind valueKind, b []byte) (string, bool) {
 	}
 	return "", false
 }
+
+// formatEther names the protocols of frames that the rules are about.
+func formatEther(kind valueKind, b []byte) (string, bool) {
+	if kind != kindEther || len(b) != 2 {
+		return "", false
+	}
+	switch binary.BigEndian.Uint16(b) {
+	case unix.ETH_P_IP:
+		return "ip", true
+	case unix.ETH_P_IPV6:
+		return "ip6", true
+	case unix.ETH_P_8021Q:
+		return "8021q", true
+	case unix.ETH_P_8021AD:
+		return "8021ad", true
+	}
+	return "", false
+}
