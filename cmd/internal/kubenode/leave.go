@@ -126,9 +126,9 @@ func (a *Agent) withdraw(ctx context.Context) (told bool) {
 			continue
 		}
 		unlock := a.locks.lock(p.Namespace + "/" + p.Name) // whoever works on it ends first
-		said := a.lookup(p.uid()).annotation(p)
+		t := a.lookup(p.uid())
 		unlock()
-		if said == absent {
+		if t == nil && p.Annotations[annotation] == "" { // what was written last may not have come back yet
 			continue
 		}
 		slots <- struct{}{}

@@ -192,7 +192,7 @@ func TestManyPods(t *testing.T) {
 	}
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	if r.searches > pods/2 {
+	if r.searches > pods*3/4 {
 		t.Errorf("%d searches for %d pods", r.searches, pods)
 	}
 	r.api.mu.Lock()

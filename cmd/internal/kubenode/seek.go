@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"log/slog"
 	"net/netip"
+	"time"
 
 	"github.com/culvert-mesh/culvert/redirect/netns"
 	"github.com/culvert-mesh/culvert/redirect/procns"
@@ -13,6 +14,9 @@ import (
 
 // errNotFound says that no process of the pod is in a namespace that can be its own.
 var errNotFound = errors.New("no process of the pod is running yet")
+
+// seekWindow is how long the first who asks waits for others.
+const seekWindow = 10 * time.Millisecond
 
 // seeker looks for namespaces. A search reads all of /proc, so whoever asks during one shares the next: labelling a
 // namespace of a hundred pods costs a few searches.
@@ -59,11 +63,12 @@ func (s *seeker) run(ctx context.Context) {
 		case <-ctx.Done():
 			return
 		}
+		window := time.NewTimer(seekWindow)
 		for more := true; more; {
 			select {
 			case r := <-s.requests:
 				batch = append(batch, r)
-			default:
+			case <-window.C:
 				more = false
 			}
 		}
