@@ -5,10 +5,10 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"strings"
 	"text/tabwriter"
 
 	"github.com/spf13/cobra"
-	"k8s.io/client-go/tools/clientcmd"
 
 	"github.com/culvert-mesh/culvert/cmd/internal/inspect"
 )
@@ -63,7 +63,7 @@ The exit status is 1 when something does not work.`,
 
 // checkCluster looks at the cluster; without a kubeconfig there is none, which is no fault.
 func checkCluster(cmd *cobra.Command, kube kubeFlags) ([]inspect.Finding, error) {
-	if _, err := kube.ToRESTConfig(); err != nil && clientcmd.IsEmptyConfig(err) && *kube.KubeConfig == "" {
+	if !kube.configured() {
 		return []inspect.Finding{{Level: inspect.Note, About: "cluster", Text: "no kubeconfig: only this machine was looked at"}}, nil
 	}
 	a, err := kube.connect()
@@ -88,7 +88,7 @@ func printFindings(out io.Writer, found []inspect.Finding, output string, all bo
 	w := tabwriter.NewWriter(out, 0, 4, 2, ' ', 0)
 	fine := 0
 	for _, f := range found {
-		if f.Level == inspect.OK && !all && len(f.About) > 5 && f.About[:5] == "node " {
+		if f.Level == inspect.OK && !all && strings.HasPrefix(f.About, "node ") {
 			fine++
 			continue
 		}

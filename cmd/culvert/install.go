@@ -11,6 +11,7 @@ import (
 	"helm.sh/helm/v3/pkg/chartutil"
 	helmvalues "helm.sh/helm/v3/pkg/cli/values"
 	"helm.sh/helm/v3/pkg/getter"
+	"k8s.io/apimachinery/pkg/util/validation"
 
 	"github.com/culvert-mesh/culvert/cmd/internal/installer"
 	"github.com/culvert-mesh/culvert/deploy"
@@ -77,6 +78,9 @@ func (f *changeFlags) options() (installer.Options, error) {
 	case installer.ApplyCRDs, installer.SkipCRDs, installer.OnlyCRDs:
 	default:
 		return installer.Options{}, fmt.Errorf("--crds=%s: want apply, skip or only", f.crds)
+	}
+	if problems := validation.IsDNS1123Label(f.kube.namespace()); len(problems) > 0 {
+		return installer.Options{}, fmt.Errorf("--namespace %q: %s", f.kube.namespace(), strings.Join(problems, "; "))
 	}
 	values, err := f.values.merge()
 	if err != nil {

@@ -1,8 +1,11 @@
 package main
 
 import (
+	"errors"
+
 	"github.com/spf13/cobra"
 	"k8s.io/cli-runtime/pkg/genericclioptions"
+	"k8s.io/client-go/rest"
 
 	"github.com/culvert-mesh/culvert/cmd/internal/access"
 	"github.com/culvert-mesh/culvert/deploy"
@@ -25,8 +28,27 @@ func addKubeFlags(cmd *cobra.Command) kubeFlags {
 	return f
 }
 
+// errNoCluster says that nothing names a cluster; kubectl would try localhost then.
+var errNoCluster = errors.New("find cluster: no kubeconfig: set --kubeconfig or $KUBECONFIG")
+
 // connect makes the clients; nothing is sent yet.
-func (f kubeFlags) connect() (*access.Access, error) { return access.Connect(f) }
+func (f kubeFlags) connect() (*access.Access, error) {
+	if !f.configured() {
+		return nil, errNoCluster
+	}
+	return access.Connect(f)
+}
+
+// configured reports whether something names a cluster: a kubeconfig, or the pod that this runs in. A kubeconfig that
+// cannot be read counts: the error comes when it is used.
+func (f kubeFlags) configured() bool {
+	raw, err := f.ToRawKubeConfigLoader().RawConfig()
+	if err != nil || len(raw.Clusters) > 0 || len(raw.Contexts) > 0 {
+		return true
+	}
+	_, err = rest.InClusterConfig()
+	return err == nil
+}
 
 // namespace returns where Culvert is or is to be.
 func (f kubeFlags) namespace() string { return *f.Namespace }

@@ -170,19 +170,15 @@ func whyNot(p *corev1.Pod) string {
 
 // agentState is the part of an agent's dump that this command shows.
 type agentState struct {
-	Kubernetes struct {
-		CNI struct {
-			File  string `json:"file"`
-			Error string `json:"error"`
-		} `json:"cni"`
-		Probes []agentFinding `json:"probes"`
+	Kubernetes *struct {
+		// Probes is what the exemption for the kubelet's probes leaves open or lacks, each "kind: text".
+		Probes         []string `json:"probes"`
+		CNIPluginReady *bool    `json:"cniPluginReady"`
+		CNIPluginError string   `json:"cniPluginError"`
 	} `json:"kubernetes"`
 }
 
-// agentFinding is what an agent found out about its node, as hostrules.Finding.
-type agentFinding struct{ Kind, Text string }
-
-// askAgents asks each agent what it found on its node: what the exemption for probes leaves open, and the plugin.
+// askAgents asks each agent what it found on its node.
 func (c *cluster) askAgents(ctx context.Context) {
 	var mu sync.Mutex
 	each(ctx, c.pods, func(ctx context.Context, pod *corev1.Pod) {
@@ -194,28 +190,40 @@ func (c *cluster) askAgents(ctx context.Context) {
 		mu.Lock()
 		defer mu.Unlock()
 		about := "node " + pod.Spec.NodeName
-		if err != nil {
-			c.add(Warning, about, "its agent could not be asked what it found: "+err.Error())
-			return
-		}
-		k := state.Kubernetes
 		switch {
-		case k.CNI.Error != "":
-			c.add(Wrong, about, "CNI plugin is not in place: "+k.CNI.Error)
-		case k.CNI.File != "":
-			c.add(OK, about, "CNI plugin is in "+k.CNI.File)
-		}
-		for _, f := range k.Probes {
-			level := Warning
-			if f.Kind == "missing" || f.Kind == "rules" {
-				level = Wrong
-			}
-			c.add(level, about, "probes: "+f.Text)
-		}
-		if len(k.Probes) == 0 {
-			c.add(OK, about, "only the kubelet's probes pass without mTLS")
+		case err != nil:
+			c.add(Warning, about, "its agent could not be asked what it found: "+err.Error())
+		case state.Kubernetes == nil:
+			c.add(Warning, about, "its agent does not follow the cluster (no --kubernetes)")
+		default:
+			c.tell(about, &state)
 		}
 	})
+}
+
+// tell adds what one agent found.
+func (c *cluster) tell(about string, state *agentState) {
+	k := state.Kubernetes
+	switch {
+	case k.CNIPluginError != "":
+		c.add(Wrong, about, "CNI plugin is not in place: "+k.CNIPluginError)
+	case k.CNIPluginReady == nil:
+		c.add(Warning, about, "its agent installs no CNI plugin: pods that start are enrolled a moment later")
+	case !*k.CNIPluginReady:
+		c.add(Wrong, about, "CNI plugin is not in place yet")
+	default:
+		c.add(OK, about, "CNI plugin is in place")
+	}
+	for _, f := range k.Probes {
+		level := Warning
+		if strings.HasPrefix(f, "missing:") || strings.HasPrefix(f, "rules:") {
+			level = Wrong
+		}
+		c.add(level, about, "probes: "+f)
+	}
+	if len(k.Probes) == 0 {
+		c.add(OK, about, "of its processes only the kubelet passes without mTLS")
+	}
 }
 
 // hasPrefix reports whether a name begins with one of the prefixes.
