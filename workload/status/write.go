@@ -1,0 +1,105 @@
+package status
+
+import (
+	"cmp"
+	"context"
+	"fmt"
+	"slices"
+	"time"
+
+	apierrors "k8s.io/apimachinery/pkg/api/errors"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/apis/meta/v1/unstructured"
+
+	"github.com/culvert-mesh/culvert/workload/source/kube"
+)
+
+// write applies the report's conditions. An object that is gone, or another
+// one by now, is none of ours any more.
+//
+// Kubernetes merges conditions of its own kinds by type. In Istio's kinds the
+// list is one value: there the conditions of others are written back with
+// ours, under the resource version that they were read at.
+func (w *Writer) write(ctx context.Context, r *kube.Report) error {
+	ctx, cancel := context.WithTimeout(ctx, writeTimeout)
+	defer cancel()
+	client := w.client.Resource(r.Resource).Namespace(r.Namespace)
+	live, err := client.Get(ctx, r.Name, metav1.GetOptions{})
+	switch {
+	case apierrors.IsNotFound(err):
+		return nil
+	case err != nil:
+		return fmt.Errorf("read object: %w", err)
+	case string(live.GetUID()) != r.UID:
+		return nil
+	}
+	patch := patchOf(r, live, time.Now())
+	_, err = client.ApplyStatus(ctx, r.Name, patch, metav1.ApplyOptions{FieldManager: r.Manager, Force: true})
+	if err != nil && !apierrors.IsNotFound(err) {
+		return fmt.Errorf("apply status: %w", err)
+	}
+	return nil
+}
+
+// patchOf returns the object to apply. Without conditions in it the API server
+// takes away those that the field manager owns.
+func patchOf(r *kube.Report, live *unstructured.Unstructured, now time.Time) *unstructured.Unstructured {
+	there := conditionsOf(live)
+	var list []any
+	core := r.Resource.Group == ""
+	if !core {
+		for _, c := range there {
+			if t, _ := c["type"].(string); !kube.Managed(t) {
+				list = append(list, c)
+			}
+		}
+	}
+	for _, c := range r.Want {
+		list = append(list, condition(c, there, now))
+	}
+	patch := &unstructured.Unstructured{Object: map[string]any{
+		"apiVersion": r.Resource.GroupVersion().String(), "kind": r.Kind,
+		"metadata": map[string]any{"name": r.Name, "namespace": r.Namespace, "uid": r.UID},
+	}}
+	if !core {
+		patch.SetResourceVersion(live.GetResourceVersion())
+	}
+	if len(list) > 0 {
+		patch.Object["status"] = map[string]any{"conditions": list}
+	}
+	return patch
+}
+
+// conditionsOf returns what of a status has the form of conditions.
+func conditionsOf(u *unstructured.Unstructured) []map[string]any {
+	list, _, _ := unstructured.NestedSlice(u.Object, "status", "conditions")
+	var out []map[string]any
+	for _, item := range list {
+		if m, ok := item.(map[string]any); ok {
+			out = append(out, m)
+		}
+	}
+	return out
+}
+
+// condition writes one condition. The time of the last transition stays when
+// the status does.
+func condition(c kube.Condition, there []map[string]any, now time.Time) map[string]any {
+	status := string(metav1.ConditionFalse)
+	if c.Status {
+		status = string(metav1.ConditionTrue)
+	}
+	since := now.UTC().Format(time.RFC3339)
+	if i := slices.IndexFunc(there, func(m map[string]any) bool { return m["type"] == c.Type && m["status"] == status }); i >= 0 {
+		if old, ok := there[i]["lastTransitionTime"].(string); ok {
+			since = cmp.Or(old, since)
+		}
+	}
+	out := map[string]any{
+		"type": c.Type, "status": status, "reason": c.Reason, "message": c.Message, "lastTransitionTime": since,
+	}
+	if c.ObservedGeneration > 0 {
+		out["observedGeneration"] = c.ObservedGeneration
+	}
+	return out
+}
