@@ -10,6 +10,7 @@ import (
 	"path/filepath"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"syscall"
 	"time"
 
@@ -117,6 +118,7 @@ type cluster struct {
 	socket    string
 	inode     uint64 // of the socket, while this is the newest agent
 
+	left       atomic.Bool     // the mesh was uninstalled
 	plugin     context.Context // of installer.Run
 	stopPlugin context.CancelFunc
 	pluginDone chan struct{}
@@ -156,7 +158,13 @@ func (n *node) buildKubernetes(parts []run.Component) ([]run.Component, error) {
 	}
 	c.inode = inode(s.handoff)
 	parts = append(parts,
-		run.Component{Name: "hand-off", Run: server.Run},
+		run.Component{Name: "hand-off", Run: func(ctx context.Context) error {
+			err := server.Run(ctx)
+			if c.left.Load() {
+				_ = os.Remove(filepath.Dir(c.socket)) // unless there is something of others in it
+			}
+			return err
+		}},
 		run.Component{Name: "host rules", Run: func(ctx context.Context) error { return c.host.run(ctx, c.agent) }},
 		run.Component{Name: "cluster", Run: c.agent.Run},
 		run.Component{Name: "cluster readiness", Run: func(ctx context.Context) error { return n.followCluster(ctx, synced) }},
@@ -256,6 +264,7 @@ func (c *cluster) leave(ctx context.Context) {
 		c.log.Error("pod is captured still", "pod", st.Pod.String(), "state", string(st.State), "error", st.Err)
 	}
 	c.host.remove()
+	c.left.Store(true)
 }
 
 // superseded reports whether a newer agent has taken the hand-off socket.

@@ -23,6 +23,8 @@ const (
 	nodeMode  = "--workloads=mesh.yaml --pods=pods.yaml "
 	dedicated = "--mode=dedicated --workload=default/a/sa-a --workloads=mesh.yaml "
 	fileCA    = "--ca-cert=ca.pem --ca-key=ca-key.pem "
+
+	kubernetesMode = "--kubernetes --node=n1 --workloads=mesh.yaml " + fileCA
 )
 
 func TestSettings(t *testing.T) {
@@ -47,6 +49,15 @@ func TestSettings(t *testing.T) {
 		{"dedicated_without_workload", "--mode=dedicated --workloads=mesh.yaml " + fileCA, []string{"--workload: required"}},
 		{"malformed_workload", "--mode=dedicated --workload=a/b --workloads=mesh.yaml " + fileCA, []string{"want namespace/name/service-account"}},
 		{"pods_in_dedicated_mode", dedicated + "--pods=pods.yaml " + fileCA, []string{"only for --mode=node"}},
+		{"kubernetes", kubernetesMode, nil},
+		{"kubernetes_with_plugin", kubernetesMode + "--cni-bin-dir=/host/bin --cni-net-dir=/host/net.d --exclude-namespaces=kube-system,other --forbid-carve-outs=false --leave-timeout=10m --host-addresses=192.0.2.1", nil},
+		{"kubernetes_selectors", kubernetesMode + "--enrol-selectors=mesh=yes;team!=ops|;mesh", nil},
+		{"bad_selectors", kubernetesMode + "--enrol-selectors=mesh=yes=no", []string{"--enrol-selectors:"}},
+		{"kubernetes_without_node", "--kubernetes --workloads=mesh.yaml " + fileCA, []string{"--kubernetes: needs --node"}},
+		{"kubernetes_dedicated", dedicated + fileCA + "--kubernetes", []string{"--kubernetes: only for --mode=node"}},
+		{"kubernetes_and_pods", kubernetesMode + "--pods=pods.yaml", []string{"not both"}},
+		{"half_a_plugin", kubernetesMode + "--cni-bin-dir=/host/bin", []string{"go together"}},
+		{"plugin_from_outside", kubernetesMode + "--kubeconfig=token --cni-bin-dir=/host/bin --cni-net-dir=/host/net.d", []string{"from inside the cluster"}},
 		{"admin_for_everybody", nodeMode + fileCA + "--admin-address=0.0.0.0:15000", []string{"loopback"}},
 	} {
 		t.Run(tt.name, func(t *testing.T) {
