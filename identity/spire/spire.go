@@ -1,10 +1,12 @@
-// Package spire takes SVIDs from the SPIFFE Workload API, which SPIRE's agent
-// and others serve on a socket of the machine.
+// Package spire takes SVIDs from SPIRE: from the SPIFFE Workload API, which
+// others serve too, or from the Delegated Identity API of SPIRE's agent, each a
+// socket of the machine.
 //
 // The Workload API decides by the calling process which identities it gets, so
-// this source is for an agent that serves one workload. It pushes: renewals and
-// new roots arrive when the server makes them, and a Source hands them on to
-// its subscribers. A Source may be used concurrently.
+// a Source is for an agent that serves one workload. With the Delegated
+// Identity API an agent gets the identities of other pods; a Delegated is for
+// the agent of a node. Both push: renewals and new roots arrive when the server
+// makes them, and are handed on to subscribers. Both may be used concurrently.
 package spire
 
 import (
