@@ -76,6 +76,7 @@ type settings struct {
 	caCert       string
 	caKey        string
 	spire        string
+	spireAdmin   string
 	crl          string
 	secretTTL    time.Duration
 	node         string
@@ -159,6 +160,7 @@ func (s *settings) declareIdentity(set *conf.Set) {
 	conf.Add(set, &s.caHostname, conf.String, conf.Option{Flag: "ca-hostname", Env: []string{"ALT_CA_HOSTNAME"}, Usage: "name in the certificate server's certificate, if not the host of its address"})
 	conf.Add(set, &s.tokenFile, conf.File, conf.Option{Flag: "token-file", Env: []string{"AUTH_TOKEN"}, Usage: "bearer token for discovery and certificates, read for each call"})
 	conf.Add(set, &s.spire, conf.String, conf.Option{Flag: "spiffe-endpoint-socket", Env: []string{"SPIFFE_ENDPOINT_SOCKET"}, Usage: "SPIFFE Workload API in dedicated mode, unix:///path"})
+	conf.Add(set, &s.spireAdmin, conf.String, conf.Option{Flag: "spire-admin-socket", Env: []string{"CULVERT_SPIRE_ADMIN_SOCKET"}, Usage: "admin socket of SPIRE's agent, unix:///path, whose Delegated Identity API gives the certificates of the node's pods; this agent must be among its authorized_delegates"})
 	conf.Add(set, &s.trustDomain, conf.String, conf.Option{Flag: "trust-domain", Env: []string{"TRUST_DOMAIN"}, Usage: "trust domain of workloads that name none"})
 	conf.Add(set, &s.secretTTL, conf.Duration(10*time.Second, 90*24*time.Hour), conf.Option{Flag: "secret-ttl", Env: []string{"SECRET_TTL"}, Usage: "validity of the certificates to ask for"})
 	conf.Add(set, &s.crl, conf.String, conf.Option{Flag: "crl", Env: []string{"CRL_PATH"}, Usage: "file of certificate revocation lists, watched for changes"})
@@ -214,7 +216,7 @@ func (s *settings) check(set *conf.Set) {
 	set.Check("pods", func() error {
 		switch {
 		case s.mode == modeNode && s.pods == "" && s.handoff == "" && !s.kubernetes.on:
-			return errors.New("give --pods, --handoff-socket or --kubernetes in node mode")
+			return errors.New("give --pods or --handoff-socket in node mode, or --kubernetes")
 		case s.mode == modeDedicated && (s.pods != "" || s.handoff != ""):
 			return errors.New("--pods and --handoff-socket are only for --mode=node")
 		}
@@ -237,18 +239,20 @@ func (s *settings) checkSource() error {
 		return errors.New("--ca-cert and --ca-key go together")
 	}
 	n := 0
-	for _, given := range []bool{s.caCert != "", s.caAddress != "", s.spire != ""} {
+	for _, given := range []bool{s.caCert != "", s.caAddress != "", s.spire != "", s.spireAdmin != ""} {
 		if given {
 			n++
 		}
 	}
 	switch {
 	case n == 0:
-		return errors.New("give a source of certificates: --ca-cert and --ca-key, --ca-address, or --spiffe-endpoint-socket")
+		return errors.New("give a source of certificates: --ca-cert and --ca-key, --ca-address, --spire-admin-socket, or --spiffe-endpoint-socket")
 	case n > 1:
 		return errors.New("more than one source of certificates is given")
 	case s.spire != "" && s.mode != modeDedicated:
 		return errors.New("--spiffe-endpoint-socket is only for --mode=dedicated: the Workload API decides by the calling process")
+	case s.spireAdmin != "" && s.mode != modeNode:
+		return errors.New("--spire-admin-socket is only for --mode=node; in dedicated mode give --spiffe-endpoint-socket")
 	case s.caAddress != "" && s.caRootCA == "":
 		return errors.New("--ca-address needs --ca-root-ca")
 	}
