@@ -143,7 +143,7 @@ func (n *node) buildCertificates() ([]run.Component, error) {
 	if err != nil {
 		return nil, err
 	}
-	n.certificates = newCertificates(m)
+	n.certificates = newCertificates(m, source)
 	parts := []run.Component{{Name: "certificates", Run: m.Run}}
 	if r, ok := source.(runner); ok {
 		parts = append(parts, run.Component{Name: "certificate source", Run: r.Run})
@@ -184,6 +184,7 @@ func (n *node) buildProxy() ([]run.Component, error) {
 	if n.proxy, err = proxy.New(cfg); err != nil {
 		return nil, err
 	}
+	parts = append(parts, run.Component{Name: "heap", Run: keepHeap})
 	return append(parts, run.Component{Name: "proxy", Run: n.proxy.Run, Drain: func(ctx context.Context) error {
 		if n.cluster != nil {
 			n.cluster.leave(ctx) // before: pods that leave the mesh are served until nothing of them is captured

@@ -90,7 +90,7 @@ func TestFaultyStart(t *testing.T) {
 			[]string{"--mode: ", "--drain-timeout: ", "--loops: ", "--log-format: ", "--ca-key: ", "no such file", "--nonsense: "}},
 		{"environment", nil, []string{"CONNECTION_TERMINATION_DEADLINE=", "SECRET_TTL=1s", "ENABLE_ORIG_SRC=perhaps"}, 2, []string{"$SECRET_TTL: ", "$ENABLE_ORIG_SRC: "}},
 		{"nothing known", map[string]string{"workloads": "", "pods": "", "ca-cert": "", "ca-key": ""}, nil, 2,
-			[]string{"--workloads: give --workloads or --xds-address", "--pods: give --pods or --handoff-socket", "--ca-cert: give a source of certificates"}},
+			[]string{"--workloads: give --workloads or --xds-address", "--pods: give --pods, --handoff-socket or --kubernetes", "--ca-cert: give a source of certificates"}},
 		{"two sources", map[string]string{"xds-address": "127.0.0.1:1", "ca-address": "127.0.0.1:1"}, nil, 2, []string{"--workloads: ", "not both", "--ca-cert: more than one source"}},
 		{"admin for everybody", map[string]string{"admin-address": "0.0.0.0:15000"}, nil, 2, []string{"--admin-address: must be a loopback address"}},
 		{"dedicated", map[string]string{"mode": "dedicated", "workload": "a/b"}, nil, 2, []string{"--workload: ", "want namespace/name/service-account"}},

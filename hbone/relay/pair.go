@@ -193,7 +193,9 @@ func (e *end) flush() {
 func (e *end) passEnd() {
 	if e.ended && !e.passed && e.pending.empty() {
 		e.passed = true
-		e.other.fd.CloseWrite()
+		if !e.other.passed { // else the close that comes now says it
+			e.other.fd.CloseWrite()
+		}
 		e.pair.finishIfDone()
 	}
 }

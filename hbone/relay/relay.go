@@ -361,7 +361,9 @@ func (r *Relay) flush() {
 func (r *Relay) endIfFlushed() {
 	if r.started && r.remoteEnd && !r.finSent && r.pending.empty() && !r.over {
 		r.finSent = true
-		r.app.CloseWrite()
+		if !r.appEnd { // else the close that comes now says it
+			r.app.CloseWrite()
+		}
 		r.finishIfDone()
 	}
 }
