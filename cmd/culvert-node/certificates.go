@@ -22,7 +22,8 @@ type account struct{ namespace, name string }
 // for those. A pod's identity is known in full (its trust domain) only when its workload is, so the certificate is
 // acquired when it is first asked for, and let go of with the last pod of the account.
 type certificates struct {
-	manager *manager.Manager
+	manager   *manager.Manager
+	delegated *spire.Delegated // nil unless SPIRE gives the certificates of pods
 
 	mu       sync.Mutex
 	accounts map[account]*holding
@@ -33,8 +34,19 @@ type holding struct {
 	ids  []identity.ID
 }
 
-func newCertificates(m *manager.Manager) *certificates {
-	return &certificates{manager: m, accounts: make(map[account]*holding)}
+// newCertificates makes the certificates of a manager and the source that it has.
+func newCertificates(m *manager.Manager, source svid.Source) *certificates {
+	delegated, _ := source.(*spire.Delegated)
+	return &certificates{manager: m, delegated: delegated, accounts: make(map[account]*holding)}
+}
+
+// introduce tells SPIRE's API about a pod, before enter asks for its certificate. The returned function undoes it.
+func (c *certificates) introduce(w spire.Workload) (undo func()) {
+	if c.delegated == nil {
+		return func() {}
+	}
+	c.delegated.Enter(w)
+	return func() { c.delegated.Leave(w) }
 }
 
 // enter counts a pod of an account; id is the identity that it will most likely have, whose certificate is fetched ahead
@@ -120,6 +132,8 @@ func certificateSource(s *settings, log *slog.Logger) (svid.Source, error) {
 	switch {
 	case s.spire != "":
 		return spire.New(spire.Config{Address: s.spire, Logger: log})
+	case s.spireAdmin != "":
+		return spire.NewDelegated(spire.DelegatedConfig{Address: s.spireAdmin, Logger: log})
 	case s.caAddress != "":
 		return ca.New(ca.Config{
 			Address: s.caAddress, RootCA: s.caRootCA, AltHostname: s.caHostname, TokenFile: s.tokenFile, ClusterID: s.cluster,

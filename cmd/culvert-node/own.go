@@ -8,6 +8,7 @@ import (
 	"github.com/culvert-mesh/culvert/cmd/internal/run"
 	"github.com/culvert-mesh/culvert/hbone/proxy"
 	"github.com/culvert-mesh/culvert/identity"
+	"github.com/culvert-mesh/culvert/identity/spire"
 	"github.com/culvert-mesh/culvert/redirect/netns"
 	"github.com/culvert-mesh/culvert/redirect/origdst"
 )
@@ -42,6 +43,7 @@ func (n *node) buildOwn(td identity.TrustDomain) ([]run.Component, error) {
 			_ = listener.Close()
 			return nil //nolint:nilerr // stopping
 		}
+		defer n.certificates.introduce(spire.Workload{Namespace: s.podNamespace, ServiceAccount: s.serviceAcct, Name: s.podName})()
 		n.certificates.enter(id)
 		pod, err := n.proxy.Start(cfg)
 		if errors.Is(err, proxy.ErrStopped) {

@@ -12,6 +12,7 @@ import (
 	"github.com/culvert-mesh/culvert/hbone/loop"
 	"github.com/culvert-mesh/culvert/hbone/proxy"
 	"github.com/culvert-mesh/culvert/identity"
+	"github.com/culvert-mesh/culvert/identity/spire"
 	"github.com/culvert-mesh/culvert/redirect/netns"
 	"github.com/culvert-mesh/culvert/redirect/origdst"
 	"github.com/culvert-mesh/culvert/redirect/podset"
@@ -44,8 +45,9 @@ type pods struct {
 
 // servedPod is one pod that is being served.
 type servedPod struct {
-	proxy *proxy.Pod
-	dns   *dnsService // nil without DNS
+	proxy  *proxy.Pod
+	dns    *dnsService // nil without DNS
+	forget func()      // ends what SPIRE's API gives for the pod
 }
 
 // Start implements podset.Runner.
@@ -65,6 +67,7 @@ func (p *pods) Start(ctx context.Context, pod podset.Pod) (func(context.Context)
 		served.dns.stop(ctx)
 		return nil, err
 	}
+	served.forget = p.certificates.introduce(spire.Workload{UID: pod.UID, Namespace: pod.Namespace, ServiceAccount: pod.ServiceAccount, Name: pod.Name})
 	p.certificates.enter(id)
 	p.mu.Lock()
 	p.running[pod.UID] = served
@@ -76,6 +79,7 @@ func (p *pods) stop(ctx context.Context, pod podset.Pod, served *servedPod) {
 	served.proxy.Stop(ctx)
 	served.dns.stop(ctx)
 	p.certificates.leave(account{pod.Namespace, pod.ServiceAccount})
+	served.forget()
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	if p.running[pod.UID] == served {

@@ -34,6 +34,7 @@ func TestSettings(t *testing.T) {
 	}{
 		{"node", nodeMode + fileCA, nil},
 		{"dedicated", dedicated + fileCA, nil},
+		{"node_with_SPIRE", nodeMode + "--spire-admin-socket=unix:///run/admin.sock", nil},
 		{"dedicated_with_SPIRE", dedicated + "--spiffe-endpoint-socket=unix:///run/agent.sock", nil},
 		{"discovery_and_CA_server", "--xds-address=istiod:15012 --xds-root-ca=root.pem --handoff-socket=h.sock --ca-address=istiod:15012 --ca-root-ca=root.pem --token-file=token", nil},
 		{"ztunnels_word_for_node", "--mode=shared " + nodeMode + fileCA, nil},
@@ -45,6 +46,8 @@ func TestSettings(t *testing.T) {
 		{"key_without_certificate", nodeMode + "--ca-key=ca-key.pem", []string{"go together"}},
 		{"two_sources_of_certificates", nodeMode + fileCA + "--ca-address=istiod:15012 --ca-root-ca=root.pem", []string{"more than one source"}},
 		{"CA_server_without_roots", nodeMode + "--ca-address=istiod:15012", []string{"--ca-root-ca"}},
+		{"SPIRE_admin_for_one_workload", dedicated + "--spire-admin-socket=unix:///run/admin.sock", []string{"--spire-admin-socket is only for --mode=node"}},
+		{"two_sockets_of_SPIRE", nodeMode + "--spire-admin-socket=unix:///run/admin.sock --ca-address=istiod:15012 --ca-root-ca=SYSTEM", []string{"more than one source of certificates"}},
 		{"SPIRE_for_a_node", nodeMode + "--spiffe-endpoint-socket=unix:///run/agent.sock", []string{"only for --mode=dedicated"}},
 		{"dedicated_without_workload", "--mode=dedicated --workloads=mesh.yaml " + fileCA, []string{"--workload: required"}},
 		{"malformed_workload", "--mode=dedicated --workload=a/b --workloads=mesh.yaml " + fileCA, []string{"want namespace/name/service-account"}},
