@@ -28,13 +28,42 @@ const (
 	waitStopping  = "stopping"
 )
 
+// clients are the ways to the API server.
+type clients struct {
+	core kubernetes.Interface
+	rest *rest.Config // for the Source to make its own
+	// source is used instead; a seam for tests.
+	source *kube.Clients
+}
+
+// connect makes the clients. Nothing is asked of the API server yet.
+func connect(s *settings) (clients, error) {
+	var cfg *rest.Config
+	var err error
+	if s.kubeconfig != "" {
+		cfg, err = clientcmd.BuildConfigFromFlags("", s.kubeconfig)
+	} else {
+		cfg, err = rest.InClusterConfig()
+	}
+	if err != nil {
+		return clients{}, fmt.Errorf("reach the API server: %w", err)
+	}
+	cfg.UserAgent = "culvert-controller/" + version
+	// A token is reviewed for every certificate that an agent does not have yet, and a cluster may come up all at once.
+	cfg.QPS, cfg.Burst = 100, 200
+	core, err := kubernetes.NewForConfig(cfg)
+	if err != nil {
+		return clients{}, fmt.Errorf("reach the API server: %w", err)
+	}
+	return clients{core: core, rest: cfg}, nil
+}
+
 // controller is the whole program.
 type controller struct {
 	settings *settings
 	conf     *conf.Set
 	log      *slog.Logger
-	rest     *rest.Config
-	client   kubernetes.Interface
+	clients  clients
 
 	store     *workload.Store
 	policies  *policy.Set
@@ -53,13 +82,13 @@ type controller struct {
 }
 
 // newController makes everything that the settings ask for. Nothing is asked of the API server before run.
-func newController(s *settings, set *conf.Set, levels *admin.Levels, log *slog.Logger, signals <-chan os.Signal) (*controller, error) {
-	c := &controller{settings: s, conf: set, log: log, store: workload.New(), policies: policy.New(), figures: newFigures()}
+func newController(s *settings, set *conf.Set, reach clients, levels *admin.Levels, log *slog.Logger, signals <-chan os.Signal) (*controller, error) {
+	c := &controller{settings: s, conf: set, log: log, clients: reach, store: workload.New(), policies: policy.New(), figures: newFigures()}
 	c.ready.Block(waitCluster)
 	c.ready.Block(waitAuthority)
 	var parts []run.Component
 	for _, build := range []func() ([]run.Component, error){
-		c.buildClient, c.buildSource, c.buildAuthority, c.buildServers, c.buildElection,
+		c.buildSource, c.buildAuthority, c.buildServers, c.buildElection,
 		func() ([]run.Component, error) { return c.buildAdmin(levels) },
 	} {
 		more, err := build()
@@ -85,30 +114,11 @@ func (c *controller) run(ctx context.Context) error {
 
 func (c *controller) scope(name string) *slog.Logger { return c.log.With(admin.ScopeKey, name) }
 
-func (c *controller) buildClient() ([]run.Component, error) {
-	var err error
-	if c.settings.kubeconfig != "" {
-		c.rest, err = clientcmd.BuildConfigFromFlags("", c.settings.kubeconfig)
-	} else {
-		c.rest, err = rest.InClusterConfig()
-	}
-	if err != nil {
-		return nil, fmt.Errorf("reach the API server: %w", err)
-	}
-	c.rest.UserAgent = "culvert-controller/" + version
-	// A token is reviewed for every certificate that an agent does not have yet, and a cluster may come up all at once.
-	c.rest.QPS, c.rest.Burst = 100, 200
-	if c.client, err = kubernetes.NewForConfig(c.rest); err != nil {
-		return nil, fmt.Errorf("reach the API server: %w", err)
-	}
-	return nil, nil
-}
-
 func (c *controller) buildSource() ([]run.Component, error) {
 	s := c.settings
 	var err error
 	c.source, err = kube.New(kube.Config{
-		Config: c.rest, ClusterID: s.cluster, TrustDomain: s.trustDomain.String(), Domain: s.domain, Network: s.network,
+		Config: c.clients.rest, Clients: c.clients.source, ClusterID: s.cluster, TrustDomain: s.trustDomain.String(), Domain: s.domain, Network: s.network,
 		RootNamespace: s.rootNamespace, LenientL7: s.lenientL7, Store: c.store, Policies: c.policies, Logger: c.scope("cluster"),
 	})
 	if err != nil {
@@ -120,11 +130,11 @@ func (c *controller) buildSource() ([]run.Component, error) {
 func (c *controller) buildAuthority() ([]run.Component, error) {
 	s := c.settings
 	var err error
-	c.authority, err = kubeca.New(kubeca.Config{Client: c.client, Namespace: s.namespace, Authority: s.authority(), Logger: c.scope("ca")})
+	c.authority, err = kubeca.New(kubeca.Config{Client: c.clients.core, Namespace: s.namespace, Authority: s.authority(), Logger: c.scope("ca")})
 	if err != nil {
 		return nil, err
 	}
-	tokens, err := kubeca.NewAuthenticator(kubeca.AuthenticatorConfig{Client: c.client, Audiences: s.audiences})
+	tokens, err := kubeca.NewAuthenticator(kubeca.AuthenticatorConfig{Client: c.clients.core, Audiences: s.audiences})
 	if err != nil {
 		return nil, err
 	}
@@ -157,11 +167,11 @@ func (c *controller) buildElection() ([]run.Component, error) {
 	s := c.settings
 	tasks := []run.Component{{Name: "lead the certificate authority", Run: c.authority.Lead}}
 	if s.removeTaints {
-		c.taints = &taints{client: c.client, namespace: s.namespace, log: c.scope("taints")}
+		c.taints = &taints{client: c.clients.core, namespace: s.namespace, log: c.scope("taints")}
 		tasks = append(tasks, run.Component{Name: "taints", Run: c.taints.Run})
 	}
 	c.election = &election{
-		client: c.client, namespace: s.namespace, identity: s.pod, lease: s.lease, tasks: tasks, log: c.scope("election"),
+		client: c.clients.core, namespace: s.namespace, identity: s.pod, lease: s.lease, tasks: tasks, log: c.scope("election"),
 	}
 	return []run.Component{{Name: "election", Run: c.election.Run}, {
 		Name:  "readiness", // ends when the program begins to stop, so that nobody is sent here any more

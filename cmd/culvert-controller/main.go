@@ -52,7 +52,12 @@ func start(args []string) int {
 	klog.SetSlogLogger(logger.With(admin.ScopeKey, "kubernetes")) // what the client library has to say
 	signals := make(chan os.Signal, 2)
 	signal.Notify(signals, os.Interrupt, syscall.SIGTERM)
-	c, err := newController(s, set, levels, logger, signals)
+	reach, err := connect(s)
+	if err != nil {
+		fmt.Fprintf(os.Stderr, "culvert-controller: %v\n", err)
+		return 1
+	}
+	c, err := newController(s, set, reach, levels, logger, signals)
 	if err != nil {
 		fmt.Fprintf(os.Stderr, "culvert-controller: %v\n", err)
 		return 1
