@@ -24,7 +24,7 @@ import (
 	"github.com/culvert-mesh/culvert/workload/policy"
 )
 
-const patience = 10 * time.Second
+var patience = 10 * time.Second * slowness()
 
 // rig is a mesh on loopback addresses: every pod has an address of its own, and an injected function stands for the
 // redirection.
