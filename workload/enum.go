@@ -136,6 +136,25 @@ func (f IPFamilies) Accepts(addr netip.Addr) bool {
 	}
 }
 
+// AppProtocol is what a port of a service speaks, as its owner declares it. The
+// tunnel does not look at it; waypoints do.
+type AppProtocol uint8
+
+// The zero value is AppUnknown: nothing is declared.
+const (
+	AppUnknown AppProtocol = iota
+	AppHTTP1
+	AppHTTP2
+	AppGRPC
+	AppTCP
+	AppTLS
+)
+
+// String returns the name that WDS has for it.
+func (p AppProtocol) String() string {
+	return name(p, "UNKNOWN", "HTTP11", "HTTP2", "GRPC", "TCP", "TLS")
+}
+
 func name[T ~uint8](v T, names ...string) string {
 	if int(v) < len(names) {
 		return names[v]

@@ -169,6 +169,8 @@ type Service struct {
 	CIDRVIPs []NetworkPrefix
 	// Ports maps service ports to target ports; 0 is a named target port.
 	Ports PortMap
+	// AppProtocols are the protocols of those service ports that declare one.
+	AppProtocols map[uint16]AppProtocol
 	// SubjectAltNames are further identities that the service's endpoints may
 	// present.
 	SubjectAltNames []identity.ID
@@ -182,6 +184,9 @@ type Service struct {
 	// Canonical marks the service that wins among equals of one host name.
 	Canonical  bool
 	Visibility Visibility
+	// IngressUseWaypoint sends what comes through an ingress gateway through
+	// the waypoint too.
+	IngressUseWaypoint bool
 }
 
 // Key returns what the service is stored under.
@@ -219,7 +224,8 @@ func (s *Service) Equal(o *Service) bool {
 	}
 	return s.Name == o.Name && s.Namespace == o.Namespace && s.Hostname == o.Hostname &&
 		slices.Equal(s.VIPs, o.VIPs) && slices.Equal(s.CIDRVIPs, o.CIDRVIPs) &&
-		maps.Equal(s.Ports, o.Ports) && slices.Equal(s.SubjectAltNames, o.SubjectAltNames) &&
+		maps.Equal(s.Ports, o.Ports) && maps.Equal(s.AppProtocols, o.AppProtocols) &&
+		s.IngressUseWaypoint == o.IngressUseWaypoint && slices.Equal(s.SubjectAltNames, o.SubjectAltNames) &&
 		equalPointer(s.Waypoint, o.Waypoint) &&
 		slices.Equal(s.WeightedWaypoints, o.WeightedWaypoints) &&
 		s.LoadBalancer.equal(o.LoadBalancer) && s.IPFamilies == o.IPFamilies &&

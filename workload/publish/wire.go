@@ -102,6 +102,11 @@ func wireService(s *workload.Service) *workloadapi.Address {
 	out := &workloadapi.Service{
 		Name: s.Name, Namespace: s.Namespace, Hostname: s.Hostname, Ports: wirePorts(s.Ports),
 		Waypoint: wireGateway(s.Waypoint), LoadBalancing: wireLoadBalancer(s.LoadBalancer), Canonical: s.Canonical,
+		IngressUseWaypoint: s.IngressUseWaypoint,
+	}
+	for _, p := range out.Ports {
+		// A name that the wire does not know is its zero: unknown.
+		p.AppProtocol = workloadapi.AppProtocol(workloadapi.AppProtocol_value[s.AppProtocols[uint16(p.ServicePort)].String()])
 	}
 	for _, vip := range s.VIPs {
 		out.Addresses = append(out.Addresses, wireAddress(vip))

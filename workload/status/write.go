@@ -10,6 +10,8 @@ import (
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/apis/meta/v1/unstructured"
+	"k8s.io/apimachinery/pkg/fields"
+	"k8s.io/client-go/dynamic"
 
 	"github.com/culvert-mesh/culvert/workload/source/kube"
 )
@@ -24,14 +26,9 @@ func (w *Writer) write(ctx context.Context, r *kube.Report) error {
 	ctx, cancel := context.WithTimeout(ctx, writeTimeout)
 	defer cancel()
 	client := w.client.Resource(r.Resource).Namespace(r.Namespace)
-	live, err := client.Get(ctx, r.Name, metav1.GetOptions{})
-	switch {
-	case apierrors.IsNotFound(err):
-		return nil
-	case err != nil:
-		return fmt.Errorf("read object: %w", err)
-	case string(live.GetUID()) != r.UID:
-		return nil
+	live, err := find(ctx, client, r)
+	if live == nil || err != nil {
+		return err
 	}
 	patch := patchOf(r, live, time.Now())
 	_, err = client.ApplyStatus(ctx, r.Name, patch, metav1.ApplyOptions{FieldManager: r.Manager, Force: true})
@@ -39,6 +36,22 @@ func (w *Writer) write(ctx context.Context, r *kube.Report) error {
 		return fmt.Errorf("apply status: %w", err)
 	}
 	return nil
+}
+
+// find reads the object that the report is about; nil when it is not there. It
+// asks for a list of one: listing is what the source may do anyway, and so no
+// further permission is needed.
+func find(ctx context.Context, client dynamic.ResourceInterface, r *kube.Report) (*unstructured.Unstructured, error) {
+	list, err := client.List(ctx, metav1.ListOptions{FieldSelector: fields.OneTermEqualSelector("metadata.name", r.Name).String()})
+	if err != nil {
+		return nil, fmt.Errorf("read object: %w", err)
+	}
+	for i := range list.Items {
+		if o := &list.Items[i]; o.GetName() == r.Name && string(o.GetUID()) == r.UID {
+			return o, nil
+		}
+	}
+	return nil, nil
 }
 
 // patchOf returns the object to apply. Without conditions in it the API server

@@ -214,13 +214,13 @@ func (st *state) service(r ref, host string, canonical bool) (*workload.Service,
 	if r.kind == kindServiceEntry {
 		o := st.serviceEntries.get(r.key)
 		b, weighted := st.bind(o.labels, o.canaryWeight, in.namespace)
-		in.waypoint, in.weighted, in.lost = b.address, weighted, st.claimed(o)
+		in.waypoint, in.weighted, in.lost, in.bound = b.address, weighted, st.claimed(o), b.waypoint != nil
 		st.noteBinding(r, &b)
 		return translateHost(o, host, in, &st.settings), publishedService{r, o.ports, o.selector}
 	}
 	o := st.services.get(r.key)
 	b, weighted := st.bind(o.labels, o.canaryWeight, in.namespace)
-	in.waypoint, in.weighted = b.address, weighted
+	in.waypoint, in.weighted, in.bound = b.address, weighted, b.waypoint != nil
 	st.noteBinding(r, &b)
 	st.report(r, &o.header, boundConditions(&b, o.labels, in.namespace), o.conditions)
 	return translateService(o, in, &st.settings), publishedService{r, o.ports, o.selector}

@@ -115,6 +115,7 @@ type servicePort struct {
 	port       uint16
 	target     uint16 // 0 when it is named
 	targetName string
+	app        workload.AppProtocol
 }
 
 type serviceObject struct {

@@ -63,7 +63,7 @@ func TestServiceTranslation(t *testing.T) {
 		{"udp-beside-tcp", "", func(s *corev1.Service) {
 			s.Spec.Ports = append(s.Spec.Ports, corev1.ServicePort{Port: 53, Protocol: corev1.ProtocolUDP})
 		}, same},
-		{"port-out-of-range", "", func(s *corev1.Service) { s.Spec.Ports[0].Port = 70000 }, func(s *workload.Service) { s.Ports = nil }},
+		{"port-out-of-range", "", func(s *corev1.Service) { s.Spec.Ports[0].Port = 70000 }, func(s *workload.Service) { s.Ports, s.AppProtocols = nil, nil }},
 		{"local", "PreferClose", func(s *corev1.Service) { s.Spec.InternalTrafficPolicy = &local }, func(s *workload.Service) {
 			s.LoadBalancer = &workload.LoadBalancer{Mode: workload.LBStrict, Preferences: []workload.Scope{workload.ScopeNode}}
 		}},
@@ -89,6 +89,7 @@ func TestServiceTranslation(t *testing.T) {
 			want := &workload.Service{
 				Name: "web", Namespace: "ns", Hostname: webHost, VIPs: networkAddrs("10.1.0.1"),
 				Ports: workloadtest.PortMap(80, 80), Canonical: true,
+				AppProtocols: map[uint16]workload.AppProtocol{80: workload.AppHTTP1},
 			}
 			tc.want(want)
 			if d := diff(want, w.service("ns/"+webHost)); d != "" {
@@ -276,5 +277,44 @@ func TestNodeLocality(t *testing.T) {
 	w.drop(node("b"))
 	if got := w.pod("one").Locality; got != (workload.Locality{}) {
 		t.Errorf("locality is %v without the node", got)
+	}
+}
+
+func TestAppProtocol(t *testing.T) {
+	for s, want := range map[string]workload.AppProtocol{
+		"": workload.AppUnknown, "http": workload.AppHTTP1, "HTTP-web": workload.AppHTTP1, "http2": workload.AppHTTP2, "grpc-x": workload.AppGRPC,
+		"grpc-web": workload.AppUnknown, "grpc-web-x": workload.AppUnknown, "https": workload.AppTLS, "tls-a-b": workload.AppTLS, "tcp": workload.AppTCP,
+		"kubernetes.io/h2c": workload.AppHTTP2, "kubernetes.io/ws": workload.AppHTTP1, "kubernetes.io/wss": workload.AppTLS, "mysql": workload.AppUnknown,
+	} {
+		if got := appProtocol(s); got != want {
+			t.Errorf("%q is %v, want %v", s, got, want)
+		}
+	}
+	given := "grpc"
+	got := trimService(service("web", nil, func(s *corev1.Service) { s.Spec.Ports[0].AppProtocol = &given }))
+	if got.ports[0].app != workload.AppGRPC {
+		t.Error("the field does not go before the name")
+	}
+}
+
+func TestIngressUsesWaypoint(t *testing.T) {
+	w := newWorld(t)
+	label := func(v string) map[string]string { return map[string]string{labelUseWaypoint: "wp", labelIngressUse: v} }
+	use := func() bool { return w.service("ns/" + webHost).IngressUseWaypoint }
+	w.set(service("web", nil, func(s *corev1.Service) { s.Labels = label("true") }))
+	if use() {
+		t.Error("without a waypoint")
+	}
+	w.set(gateway(t, "wp", ""))
+	if !use() {
+		t.Error("not with the waypoint")
+	}
+	w.set(namespace("ns", func(n *corev1.Namespace) { n.Labels = label("true") }), service("web", nil, func(s *corev1.Service) { s.Labels = label("perhaps") }))
+	if use() {
+		t.Error("the service's own label does not go before the namespace's")
+	}
+	w.set(service("web", nil))
+	if !use() {
+		t.Error("the namespace's label is not inherited")
 	}
 }

@@ -26,8 +26,8 @@ func TestServiceEntryServices(t *testing.T) {
 			ports: [{number: 443, name: https, protocol: TLS}, {number: 80, targetPort: 8080, name: http}],
 			subjectAltNames: ["spiffe://cluster.local/ns/x/sa/y", "not-an-identity"]}`,
 			[]*workload.Service{
-				{Name: "ext", Namespace: "ns", Hostname: "a.example.com", VIPs: networkAddrs("192.0.2.1", "2001:db8::1"), CIDRVIPs: []workload.NetworkPrefix{cidr("198.51.100.0/24")}, Ports: workloadtest.PortMap(443, 443, 80, 8080), Canonical: true, SubjectAltNames: ids("spiffe://cluster.local/ns/x/sa/y")},
-				{Name: "ext", Namespace: "ns", Hostname: "b.example.com", VIPs: networkAddrs("192.0.2.1", "2001:db8::1"), CIDRVIPs: []workload.NetworkPrefix{cidr("198.51.100.0/24")}, Ports: workloadtest.PortMap(443, 443, 80, 8080), Canonical: true, SubjectAltNames: ids("spiffe://cluster.local/ns/x/sa/y")},
+				{Name: "ext", Namespace: "ns", Hostname: "a.example.com", VIPs: networkAddrs("192.0.2.1", "2001:db8::1"), CIDRVIPs: []workload.NetworkPrefix{cidr("198.51.100.0/24")}, Ports: workloadtest.PortMap(443, 443, 80, 8080), AppProtocols: map[uint16]workload.AppProtocol{443: workload.AppTLS}, Canonical: true, SubjectAltNames: ids("spiffe://cluster.local/ns/x/sa/y")},
+				{Name: "ext", Namespace: "ns", Hostname: "b.example.com", VIPs: networkAddrs("192.0.2.1", "2001:db8::1"), CIDRVIPs: []workload.NetworkPrefix{cidr("198.51.100.0/24")}, Ports: workloadtest.PortMap(443, 443, 80, 8080), AppProtocols: map[uint16]workload.AppProtocol{443: workload.AppTLS}, Canonical: true, SubjectAltNames: ids("spiffe://cluster.local/ns/x/sa/y")},
 			}},
 		{"none", `{hosts: [a.example.com], addresses: [198.51.100.0/24], ports: [{number: 80, name: http}]}`,
 			[]*workload.Service{{Name: "ext", Namespace: "ns", Hostname: "a.example.com", CIDRVIPs: []workload.NetworkPrefix{cidr("198.51.100.0/24")}, Ports: workloadtest.PortMap(80, 80), Canonical: true, LoadBalancer: &workload.LoadBalancer{Mode: workload.LBPassthrough, HealthPolicy: workload.AllowAll}}}},

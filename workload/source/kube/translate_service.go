@@ -13,6 +13,7 @@ type serviceSurroundings struct {
 	namespace *namespaceObject
 	waypoint  *workload.GatewayAddress
 	weighted  []workload.WeightedWaypoint
+	bound     bool // to a waypoint that can be used
 	canonical bool
 	// lost are addresses that others have the better claim to.
 	lost []netip.Addr
@@ -32,8 +33,10 @@ func translateService(o *serviceObject, in serviceSurroundings, s *settings) *wo
 		Waypoint: in.waypoint, WeightedWaypoints: in.weighted,
 		LoadBalancer: loadBalancer(o, in.namespace), IPFamilies: o.families,
 		// Other namespaces' ServiceEntries with the name never win over it.
-		Canonical: true,
+		Canonical: true, AppProtocols: appProtocols(o.ports),
 	}
+	_, out.IngressUseWaypoint = ingressUse(o.labels, in.namespace)
+	out.IngressUseWaypoint = out.IngressUseWaypoint && in.bound
 	return out
 }
 
@@ -78,6 +81,20 @@ func portsOf(ports []servicePort) workload.PortMap {
 	return out
 }
 
+func appProtocols(ports []servicePort) map[uint16]workload.AppProtocol {
+	var out map[uint16]workload.AppProtocol
+	for i := range ports {
+		if ports[i].app == workload.AppUnknown {
+			continue
+		}
+		if out == nil {
+			out = make(map[uint16]workload.AppProtocol)
+		}
+		out[ports[i].port] = ports[i].app
+	}
+	return out
+}
+
 func networkAddresses(network string, addrs, without []netip.Addr) []workload.NetworkAddress {
 	var out []workload.NetworkAddress
 	for _, a := range addrs {
@@ -95,6 +112,9 @@ func translateHost(o *serviceEntryObject, host string, in serviceSurroundings, s
 		Name: o.name, Namespace: o.namespace, Hostname: host, Ports: portsOf(o.ports),
 		SubjectAltNames: o.names, Waypoint: in.waypoint, WeightedWaypoints: in.weighted, Canonical: in.canonical,
 	}
+	out.AppProtocols = appProtocols(o.ports)
+	_, out.IngressUseWaypoint = ingressUse(o.labels, in.namespace)
+	out.IngressUseWaypoint = out.IngressUseWaypoint && in.bound
 	if o.resolution == resolutionNone {
 		out.LoadBalancer = &workload.LoadBalancer{Mode: workload.LBPassthrough, HealthPolicy: workload.AllowAll}
 	} else {

@@ -206,7 +206,10 @@ func servicePorts(ports []corev1.ServicePort) []servicePort {
 		if p.Protocol != corev1.ProtocolTCP && p.Protocol != "" || !validPort(p.Port) {
 			continue
 		}
-		sp := servicePort{name: p.Name, port: uint16(p.Port), targetName: p.TargetPort.StrVal}
+		sp := servicePort{name: p.Name, port: uint16(p.Port), targetName: p.TargetPort.StrVal, app: appProtocol(p.Name)}
+		if p.AppProtocol != nil {
+			sp.app = appProtocol(*p.AppProtocol)
+		}
 		switch {
 		case sp.targetName != "":
 		case p.TargetPort.IntVal == 0:
@@ -219,6 +222,37 @@ func servicePorts(ports []corev1.ServicePort) []servicePort {
 		out = append(out, sp)
 	}
 	return out
+}
+
+// appProtocol reads a field appProtocol or the name of a port, of which the
+// part before the first hyphen counts (reference, section 4.5).
+func appProtocol(s string) workload.AppProtocol {
+	s = strings.ToLower(s)
+	switch s {
+	case "kubernetes.io/h2c":
+		return workload.AppHTTP2
+	case "kubernetes.io/ws":
+		return workload.AppHTTP1
+	case "kubernetes.io/wss":
+		return workload.AppTLS
+	}
+	if strings.HasPrefix(s, "grpc-web") {
+		return workload.AppUnknown // is neither of the two
+	}
+	s, _, _ = strings.Cut(s, "-")
+	switch s {
+	case "http":
+		return workload.AppHTTP1
+	case "http2":
+		return workload.AppHTTP2
+	case "grpc":
+		return workload.AppGRPC
+	case "https", "tls":
+		return workload.AppTLS
+	case "tcp":
+		return workload.AppTCP
+	}
+	return workload.AppUnknown
 }
 
 func serviceFamilies(families []corev1.IPFamily) workload.IPFamilies {

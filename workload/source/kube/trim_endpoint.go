@@ -206,7 +206,7 @@ func (o *serviceEntryObject) trimPorts(spec *networkingv1.ServiceEntry, note fun
 		if strings.EqualFold(p.GetProtocol(), "udp") {
 			continue
 		}
-		sp := servicePort{name: p.GetName(), port: uint16(p.GetNumber()), target: uint16(p.GetTargetPort())}
+		sp := servicePort{name: p.GetName(), port: uint16(p.GetNumber()), target: uint16(p.GetTargetPort()), app: appProtocol(p.GetProtocol())}
 		if p.GetTargetPort() == 0 {
 			sp.target = sp.port
 		}
