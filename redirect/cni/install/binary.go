@@ -107,20 +107,19 @@ func sameBinary(f io.Reader, target string) (bool, error) {
 
 func sameContent(a, b io.Reader) (bool, error) {
 	x, y := make([]byte, 64<<10), make([]byte, 64<<10)
+	ended := func(err error) bool { return err == io.EOF || err == io.ErrUnexpectedEOF }
 	for {
 		n, errX := io.ReadFull(a, x)
 		m, errY := io.ReadFull(b, y)
-		if !bytes.Equal(x[:n], y[:m]) {
-			return false, nil
-		}
-		endX, endY := errX == io.EOF || errX == io.ErrUnexpectedEOF, errY == io.EOF || errY == io.ErrUnexpectedEOF
 		switch {
-		case errX != nil && !endX:
+		case errX != nil && !ended(errX):
 			return false, errX
-		case errY != nil && !endY:
+		case errY != nil && !ended(errY):
 			return false, errY
-		case endX || endY:
-			return endX && endY, nil
+		case !bytes.Equal(x[:n], y[:m]):
+			return false, nil
+		case errX != nil: // and errY, as both were as long
+			return true, nil
 		}
 	}
 }

@@ -164,6 +164,9 @@ func TestAnotherProgramAtTheSameMoment(t *testing.T) {
 			})
 			n.ensure(i, "changed it at the same moment")
 			n.wantPlugins("ptp")
+			if entries, _ := os.ReadDir(n.cfg.NetDir); len(entries) != 1 {
+				t.Errorf("left: %s", n.snapshot())
+			}
 			n.ensure(i, "")
 			n.wantPlugins("ptp culvert-cni")
 		}

@@ -325,6 +325,21 @@ func TestUnrelatedList(t *testing.T) {
 	}
 }
 
+// TestListOfAnEarlierSingle: killed after the list was made, and another program wrote
+// the single plugin anew before anybody looked again.
+func TestListOfAnEarlierSingle(t *testing.T) {
+	n := newNode(t)
+	n.write(n.net("10-net.conf"), single)
+	i := n.installer()
+	n.ensure(i, "")
+	if err := os.Remove(n.net("10-net.conf.culvert-saved")); err != nil {
+		t.Fatal(err)
+	}
+	n.write(n.net("10-net.conf"), strings.ReplaceAll(single, "bridge", "ptp"))
+	n.ensure(i, "")
+	n.wantPlugins("ptp culvert-cni")
+}
+
 func TestRivals(t *testing.T) {
 	var r install.Rivals
 	now := time.Now()
