@@ -25,6 +25,9 @@ type hostSide struct {
 	ns    *netns.NS        // nil without rules
 	rules *hostrules.Rules // nil where the node cannot have them
 
+	turn    sync.Mutex // held while the rules are changed
+	removed bool       // for good
+
 	mu    sync.Mutex
 	addrs []netip.Addr // of the host
 	open  []string     // what the self-test found, in words
@@ -92,16 +95,31 @@ func (h *hostSide) run(ctx context.Context, agent *kubenode.Agent) error {
 		case <-ready:
 			ready = nil
 			// What an earlier agent has left of pods that are gone.
-			if err := agent.WithAddresses(h.rules.Apply); err != nil {
-				h.log.Warn("clearing old addresses of the host's rules failed", "error", err)
-			}
+			h.prune(agent)
 		case <-tick.C:
 			h.audit(agent)
 		}
 	}
 }
 
+// prune takes addresses out of the rules that are no enrolled pod's.
+func (h *hostSide) prune(agent *kubenode.Agent) {
+	h.turn.Lock()
+	defer h.turn.Unlock()
+	if h.removed {
+		return
+	}
+	if err := agent.WithAddresses(h.rules.Apply); err != nil {
+		h.log.Warn("clearing old addresses of the host's rules failed", "error", err)
+	}
+}
+
 func (h *hostSide) audit(agent *kubenode.Agent) {
+	h.turn.Lock()
+	defer h.turn.Unlock()
+	if h.removed {
+		return
+	}
 	found, left, err := h.rules.Repair()
 	if err != nil || len(found) > 0 {
 		h.log.Warn("rules for the kubelet's probes were damaged", "findings", texts(found), "left", texts(left), "error", err)
@@ -125,6 +143,11 @@ func (h *hostSide) audit(agent *kubenode.Agent) {
 func (h *hostSide) test(ctx context.Context) {
 	ctx, cancel := context.WithTimeout(ctx, 10*time.Second)
 	defer cancel()
+	h.turn.Lock()
+	defer h.turn.Unlock()
+	if h.removed {
+		return
+	}
 	findings, err := h.rules.SelfTest(ctx)
 	open := texts(findings)
 	if err != nil {
@@ -150,6 +173,9 @@ func (h *hostSide) remove() {
 	if h.rules == nil {
 		return
 	}
+	h.turn.Lock()
+	defer h.turn.Unlock()
+	h.removed = true
 	if err := h.rules.Delete(); err != nil {
 		h.log.Error("the host's rules could not be removed", "error", err)
 	}

@@ -160,7 +160,8 @@ func (n *node) buildKubernetes(parts []run.Component) ([]run.Component, error) {
 	parts = append(parts,
 		run.Component{Name: "hand-off", Run: func(ctx context.Context) error {
 			err := server.Run(ctx)
-			if c.left.Load() {
+			if c.left.Load() && !c.superseded() {
+				_ = os.Remove(c.socket)
 				_ = os.Remove(filepath.Dir(c.socket)) // unless there is something of others in it
 			}
 			return err
