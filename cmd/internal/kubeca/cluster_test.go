@@ -38,17 +38,18 @@ type cluster struct {
 	*fake.Clientset
 	t testing.TB
 
-	mu      sync.Mutex
-	version int
-	fail    map[string]error // by verb and resource, "update configmaps"
-	calls   map[string]int
+	mu        sync.Mutex
+	version   int
+	fail      map[string]error // by verb and resource, "update configmaps"
+	conflicts map[string]int   // conflicts to come
+	calls     map[string]int
 }
 
 func newCluster(t testing.TB) *cluster {
 	t.Helper()
 	c := &cluster{
 		Clientset: fake.NewClientset(), t: t,
-		fail: make(map[string]error), calls: make(map[string]int),
+		fail: make(map[string]error), calls: make(map[string]int), conflicts: make(map[string]int),
 	}
 	c.PrependReactor("*", "*", c.react)
 	return c
@@ -62,6 +63,10 @@ func (c *cluster) react(action k8stesting.Action) (bool, runtime.Object, error) 
 	err := c.fail[key]
 	c.version++
 	version := strconv.Itoa(c.version)
+	if c.conflicts[key] > 0 {
+		c.conflicts[key]--
+		err = apierrors.NewConflict(action.GetResource().GroupResource(), "disturbed", nil)
+	}
 	c.mu.Unlock()
 	if err != nil {
 		return true, nil, err
@@ -99,6 +104,13 @@ func (c *cluster) refuse(verbAndResource string, err error) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	c.fail[verbAndResource] = err
+}
+
+// disturb makes the next requests of a kind meet a conflict.
+func (c *cluster) disturb(verbAndResource string, times int) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.conflicts[verbAndResource] = times
 }
 
 func (c *cluster) count(verbAndResource string) int {

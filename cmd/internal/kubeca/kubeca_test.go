@@ -53,6 +53,29 @@ func TestReplicasMakeOneRoot(t *testing.T) {
 	}
 }
 
+// TestFirstRound has everything work out at the first look: there is no second
+// one in this test.
+func TestFirstRound(t *testing.T) {
+	c := newCluster(t)
+	var tasks []func(context.Context) error
+	var replicas []*kubeca.CA
+	for range 5 {
+		ca := newCA(t, c, func(cfg *kubeca.Config) { cfg.Interval = time.Hour })
+		replicas, tasks = append(replicas, ca), append(tasks, ca.Run)
+	}
+	run(t, tasks...)
+	for _, ca := range replicas {
+		ready(t, ca)
+	}
+	c.edit(kubeca.SecretName, func(s *corev1.Secret) { s.Annotations = map[string]string{kubeca.RotateAnnotation: "1"} })
+	c.disturb("update secrets", 2) // somebody else writes first, twice
+	run(t, replicas[0].Lead)
+	eventually(t, "new root", func() bool { return c.roots() == 2 })
+	if st := replicas[0].Status(); !st.Rotating || st.Trouble != nil {
+		t.Errorf("status %+v", st)
+	}
+}
+
 func TestBroughtIsPreferred(t *testing.T) {
 	c := newCluster(t)
 	root := identitytest.NewCA(t, "td")

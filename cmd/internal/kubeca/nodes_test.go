@@ -186,3 +186,18 @@ func TestNewNodeAuthorizerRefuses(t *testing.T) {
 		}
 	}
 }
+
+// confused says of each pod that it is on each node.
+type confused struct{ *pods }
+
+// PodsOnNode implements kubeca.Pods.
+func (c confused) PodsOnNode(string) []kubeca.Pod { return c.all }
+
+// TestAuthorizeTrustsNoIndex looks at the pods themselves.
+func TestAuthorizeTrustsNoIndex(t *testing.T) {
+	p := &pods{}
+	p.set(agentPod("agent", "uid-agent", "a"), appPod("web-1", "web", "b"))
+	if err := newAuthorizer(t, confused{p}, -1).Authorize(t.Context(), caller, web); err == nil {
+		t.Error("a pod of another node counts")
+	}
+}

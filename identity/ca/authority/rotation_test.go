@@ -163,6 +163,13 @@ func TestRotationBack(t *testing.T) {
 	r.expect(first, false, 2) // everybody has its root
 	r.advance(3 * day)
 	r.expect(first, false, 1)
+	// What it was to leave at the first time is forgotten.
+	third := r.root()
+	r.st = r.st.Introduce(third, false, r.now, r.cfg)
+	r.advance(2 * day)
+	r.expect(third, false, 2)
+	r.advance(3*day - time.Second)
+	r.expect(third, false, 2)
 }
 
 // TestBroughtIntermediate changes an intermediate below the same root, which
