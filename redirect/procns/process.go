@@ -66,17 +66,28 @@ func (p process) namespace() (*netns.NS, uint64, error) {
 	return ns, started, err
 }
 
-// startTime reads field 22 of /proc/PID/stat (proc_pid_stat(5)). The second field is
-// the name of the program in parentheses, and may have any byte in it.
+// startTime reads field 22 of /proc/PID/stat (proc_pid_stat(5)).
 func startTime(stat string) (uint64, error) {
-	const after = 22 - 3 // fields between the name's end and this one
-	fields := strings.Fields(stat[strings.LastIndexByte(stat, ')')+1:])
-	if len(fields) <= after {
-		return 0, fmt.Errorf("read start time of process: %.80q has too few fields", stat)
-	}
-	t, err := strconv.ParseUint(fields[after], 10, 64)
+	t, err := statField(stat, 22)
 	if err != nil {
 		return 0, fmt.Errorf("read start time of process: %w", err)
 	}
 	return t, nil
+}
+
+// isKernelThread reads field 9, the flags: a process cannot set this one.
+func isKernelThread(stat string) bool {
+	const pfKthread = 0x00200000 // PF_KTHREAD of include/linux/sched.h
+	flags, err := statField(stat, 9)
+	return err == nil && flags&pfKthread != 0
+}
+
+// statField returns a number of /proc/PID/stat, counted from 1, and at least 4. The
+// second field is the name of the program in parentheses, and may have any byte in it.
+func statField(stat string, n int) (uint64, error) {
+	fields := strings.Fields(stat[strings.LastIndexByte(stat, ')')+1:])
+	if len(fields) <= n-3 {
+		return 0, fmt.Errorf("%.80q has too few fields", stat)
+	}
+	return strconv.ParseUint(fields[n-3], 10, 64)
 }

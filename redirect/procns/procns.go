@@ -53,8 +53,7 @@ type Finder struct {
 }
 
 // New returns a Finder for a /proc directory, which in a container is where the
-// host's is mounted: "/host/proc". Its process 1 must be in the host's network
-// namespace.
+// host's is mounted: "/host/proc". Host says how the host's namespace is told there.
 func New(root string) *Finder { return &Finder{root: root} }
 
 // Find returns the namespaces of those wanted pods, by UID, that have one; the caller
@@ -76,6 +75,30 @@ func (f *Finder) Find(ctx context.Context, wanted map[string]Wanted) (map[string
 	return found, s.all()
 }
 
+// Host opens the host's network namespace, by a /proc directory as New takes it: that
+// of process 1 or, where nobody may look at that (some sandboxes protect their first
+// process), that of the first kernel thread, which is the machine's. The caller owns it.
+func Host(root string) (*netns.NS, error) {
+	host, err := netns.Open(root + "/1/ns/net")
+	if err == nil {
+		return host, nil
+	}
+	err = fmt.Errorf("find the host's network namespace: %w", explain(err))
+	p, openErr := openProcess(root, 2)
+	if openErr != nil {
+		return nil, err
+	}
+	defer p.close()
+	if stat, readErr := p.read("stat"); readErr != nil || !isKernelThread(stat) {
+		return nil, err
+	}
+	host, _, openErr = p.namespace()
+	if openErr != nil {
+		return nil, err
+	}
+	return host, nil
+}
+
 // candidate is a namespace that may be the one of a pod.
 type candidate struct {
 	ns      *netns.NS
@@ -91,9 +114,9 @@ type search struct {
 }
 
 func (s *search) run(ctx context.Context, root string) error {
-	host, err := netns.Open(root + "/1/ns/net")
+	host, err := Host(root)
 	if err != nil { // without it the host's namespace could be taken for a pod's
-		return fmt.Errorf("find the host's network namespace: %w", explain(err))
+		return err
 	}
 	s.host = host.ID()
 	defer func() { _ = host.Close() }()

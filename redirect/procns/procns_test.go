@@ -216,6 +216,36 @@ func TestNoHost(t *testing.T) {
 	}
 }
 
+// TestHostByKernelThread: where process 1 may not be looked at. A process of that
+// number that is no kernel thread proves nothing.
+func TestHostByKernelThread(t *testing.T) {
+	p := newProc(t)
+	a := pod(t, "10.1.0.7/24")
+	p.add(100, uidA, 50, a)
+	p.add(2, "", 1, p.host)
+	if err := os.RemoveAll(filepath.Join(p.root, "1")); err != nil {
+		t.Fatal(err)
+	}
+	if found, problems := p.find(map[string]procns.Wanted{uidA: want("10.1.0.7")}); len(found) != 0 || len(problems) != 1 {
+		t.Errorf("with a process 2: found %v, %v", found, problems)
+	}
+	stat := "2 (kthreadd) S 0 0 0 0 -1 2129984 0 0 0 0 0 0 0 0 20 0 1 0 1 0 0\n" // as in Linux 6.18
+	if err := os.WriteFile(filepath.Join(p.root, "2", "stat"), []byte(stat), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	if found, problems := p.find(map[string]procns.Wanted{uidA: want("10.1.0.7")}); len(found) != 1 || len(problems) != 0 {
+		t.Errorf("with a kernel thread: found %v, %v", found, problems)
+	}
+	host, err := procns.Host(p.root)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer host.Close()
+	if host.ID() != p.host.ID() {
+		t.Errorf("host is %s", host)
+	}
+}
+
 func TestContextEnds(t *testing.T) {
 	p := newProc(t)
 	p.add(100, uidA, 50, pod(t, "10.1.0.7/24"))
