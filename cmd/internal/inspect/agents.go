@@ -18,6 +18,7 @@ import (
 	"k8s.io/apimachinery/pkg/util/httpstream"
 	"k8s.io/client-go/tools/portforward"
 	"k8s.io/client-go/transport/spdy"
+	streaming "k8s.io/streaming/pkg/httpstream"
 
 	"github.com/culvert-mesh/culvert/cmd/internal/access"
 	"github.com/culvert-mesh/culvert/deploy"
@@ -29,6 +30,8 @@ const (
 	maxAnswer = 256 << 20
 	// askTimeout bounds one request to one agent.
 	askTimeout = 20 * time.Second
+	// causeTimeout bounds the wait for the reason of an answer that broke off.
+	causeTimeout = 2 * time.Second
 	// maxAsked is how many agents are asked at once.
 	maxAsked = 8
 )
@@ -81,7 +84,8 @@ func (f forwarder) dialer(namespace, pod string) (httpstream.Dialer, error) {
 		return nil, fmt.Errorf("prepare port-forward: %w", err)
 	}
 	return portforward.NewFallbackDialer(websocket, old, func(err error) bool {
-		return httpstream.IsUpgradeFailure(err) || httpstream.IsHTTPSProxyError(err)
+		// The WebSocket dialer fails with the errors of this module, not with their twins in apimachinery.
+		return streaming.IsUpgradeFailure(err) || streaming.IsHTTPSProxyError(err)
 	}), nil
 }
 
@@ -107,21 +111,46 @@ func ask(conn httpstream.Connection, path string) ([]byte, error) {
 		if len(text) > 0 {
 			err = errors.New(Clean(string(text)))
 			_ = conn.Close() // nothing will come on the other stream
+		} else if err != nil {
+			err = nil // the connection ended; the other stream's error says how
 		}
 		failed <- err
 	}()
-	body, err := roundTrip(data, path)
+	response, err := roundTrip(data, path)
 	if err == nil {
-		return body, nil
+		return response.content(path)
 	}
-	_ = conn.Close()
-	if cause := <-failed; cause != nil {
-		err = cause
+	// Why the other side has closed the stream may still be on its way.
+	timer := time.NewTimer(causeTimeout)
+	defer timer.Stop()
+	select {
+	case cause := <-failed:
+		return nil, cmp.Or(cause, err)
+	case <-timer.C:
+		_ = conn.Close()
+		return nil, cmp.Or(<-failed, err)
 	}
-	return nil, err
 }
 
-func roundTrip(stream io.ReadWriter, path string) ([]byte, error) {
+// reply is what an agent answered.
+type reply struct {
+	code   int
+	status string
+	body   []byte
+}
+
+// content returns the body of a good answer.
+func (r *reply) content(path string) ([]byte, error) {
+	switch r.code {
+	case http.StatusOK:
+		return r.body, nil
+	case http.StatusNotFound:
+		return nil, fmt.Errorf("the agent does not know %s: it is of an older version", path)
+	}
+	return nil, fmt.Errorf("the agent answers %s: %s", Clean(r.status), Clean(string(r.body[:min(len(r.body), maxText)])))
+}
+
+func roundTrip(stream io.ReadWriter, path string) (*reply, error) {
 	request, err := http.NewRequest(http.MethodGet, "http://localhost"+path, nil)
 	if err != nil {
 		return nil, err
@@ -141,12 +170,8 @@ func roundTrip(stream io.ReadWriter, path string) ([]byte, error) {
 		return nil, fmt.Errorf("read answer: %w", err)
 	case len(body) > maxAnswer:
 		return nil, fmt.Errorf("read answer: longer than %d bytes", maxAnswer)
-	case response.StatusCode == http.StatusNotFound:
-		return nil, fmt.Errorf("the agent does not know %s: it is of an older version", path)
-	case response.StatusCode != http.StatusOK:
-		return nil, fmt.Errorf("the agent answers %s: %s", response.Status, Clean(string(body[:min(len(body), maxText)])))
 	}
-	return body, nil
+	return &reply{response.StatusCode, response.Status, body}, nil
 }
 
 // agentPods returns the pods of agents, ordered by node.
