@@ -71,15 +71,11 @@ func (c *cluster) react(action k8stesting.Action) (bool, runtime.Object, error) 
 	if err != nil {
 		return true, nil, err
 	}
-	var object runtime.Object
-	switch a := action.(type) {
-	case k8stesting.UpdateAction:
-		object = a.GetObject()
-	case k8stesting.CreateAction:
-		object = a.GetObject()
-	default:
+	writing, ok := action.(k8stesting.CreateAction) // an update has the same methods
+	if !ok {
 		return false, nil, nil
 	}
+	object := writing.GetObject()
 	changed, err := meta.Accessor(object)
 	if err != nil || changed.GetName() == "" {
 		return false, nil, nil // a review, not an object
