@@ -83,6 +83,7 @@ func (st *state) attach(t targetRef, namespace string) (reason, message string) 
 	case t.namespace != namespace && r.kind != kindGatewayClass:
 		return reasonInvalid, "a target in another namespace is not allowed"
 	}
+	var labels pairs
 	switch r.kind {
 	case kindGateway:
 		if st.gateways.get(r.key) == nil {
@@ -100,16 +101,22 @@ func (st *state) attach(t targetRef, namespace string) (reason, message string) 
 		}
 		return reasonAccepted, "bound to " + t.name
 	case kindService:
-		if st.services.get(r.key) == nil {
+		o := st.services.get(r.key)
+		if o == nil {
 			return notFound()
 		}
+		labels = o.labels
 	case kindServiceEntry:
-		if st.serviceEntries.get(r.key) == nil {
+		o := st.serviceEntries.get(r.key)
+		if o == nil {
 			return notFound()
 		}
+		labels = o.labels
 	}
-	if w := st.bound[r]; w != "" {
-		return reasonAccepted, "bound to " + w
+	if ns := st.namespaces[namespace]; ns != nil {
+		if b, _ := st.bind(labels, "", ns); b.waypoint != nil {
+			return reasonAccepted, "bound to " + b.waypoint.key.String()
+		}
 	}
 	return reasonNotBound, fmt.Sprintf("%s %s/%s is not bound to a waypoint", t.kind, t.namespace, t.name)
 }

@@ -215,13 +215,11 @@ func (st *state) service(r ref, host string, canonical bool) (*workload.Service,
 		o := st.serviceEntries.get(r.key)
 		b, weighted := st.bind(o.labels, o.canaryWeight, in.namespace)
 		in.waypoint, in.weighted, in.lost, in.bound = b.address, weighted, st.claimed(o), b.waypoint != nil
-		st.noteBinding(r, &b)
 		return translateHost(o, host, in, &st.settings), publishedService{r, o.ports, o.selector}
 	}
 	o := st.services.get(r.key)
 	b, weighted := st.bind(o.labels, o.canaryWeight, in.namespace)
 	in.waypoint, in.weighted, in.bound = b.address, weighted, b.waypoint != nil
-	st.noteBinding(r, &b)
 	st.report(r, &o.header, boundConditions(&b, o.labels, in.namespace), o.conditions)
 	return translateService(o, in, &st.settings), publishedService{r, o.ports, o.selector}
 }
@@ -240,18 +238,6 @@ func (st *state) bind(labels pairs, weight string, ns *namespaceObject) (binding
 
 func (st *state) waypoint(k key) *waypoint { return st.waypointsByKey[k] }
 
-// noteBinding notes which waypoint a service has, for policies attached to it.
-func (st *state) noteBinding(r ref, b *binding) {
-	now := ""
-	if b.waypoint != nil {
-		now = b.waypoint.key.String()
-	}
-	if old, ok := st.bound[r]; !ok || old != now {
-		st.bound[r] = now
-		st.markAttached(r)
-	}
-}
-
 // publish notes what stands behind a service and marks the endpoints of what
 // did and what does, when they are others.
 func (st *state) publish(k workload.NamespacedHostname, next publishedService) {
@@ -260,6 +246,9 @@ func (st *state) publish(k workload.NamespacedHostname, next publishedService) {
 		delete(st.published, k)
 	} else {
 		st.published[k] = next
+	}
+	if old.kind == kindService && old.ref != next.ref {
+		st.settle(old.ref) // nothing is to be said of it any more
 	}
 	if old.ref == next.ref && old.selector == next.selector && slices.Equal(old.ports, next.ports) {
 		return

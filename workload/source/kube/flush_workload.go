@@ -118,6 +118,7 @@ func (st *state) sliceWorkloads(k key) []*workload.Workload {
 func (st *state) workloadEntry(r ref) []*workload.Workload {
 	o, ns := st.workloadEntries.get(r.key), st.namespaces[r.namespace]
 	if o == nil || ns == nil {
+		st.settle(r)
 		return nil
 	}
 	var in surroundings
@@ -150,6 +151,7 @@ func (st *state) entryWorkloads(r ref) []*workload.Workload {
 	o, ns := st.serviceEntries.get(r.key), st.namespaces[r.namespace]
 	if o == nil || ns == nil {
 		st.fault(r, "")
+		st.settle(r)
 		return nil
 	}
 	st.reportEntry(r, o, ns)

@@ -42,9 +42,8 @@ type state struct {
 	slicesOfPod      links[key]
 	attached         links[ref]        // target ─► policies with targetRefs
 	entriesOfAddress links[netip.Addr] // ServiceEntries that claim it
-	vips             map[netip.Addr]key
+	servicesOfVIP    links[netip.Addr]
 	podsOfAddress    claims
-	bound            map[ref]string // services and ServiceEntries ─► waypoint, for policies attached to them
 
 	emitted  map[ref][]string // UIDs of what has several workloads
 	policies map[ref]string   // keys of policies made of objects
@@ -72,7 +71,7 @@ func newState(s settings, log *slog.Logger) *state {
 		selecting: newSelectorIndex(), governing: newSelectorIndex(),
 		namingWaypoint: make(links[key]), slicesOfService: make(links[key]), slicesOfPod: make(links[key]),
 		attached: make(links[ref]), entriesOfAddress: make(links[netip.Addr]),
-		vips: make(map[netip.Addr]key), podsOfAddress: make(claims), bound: make(map[ref]string),
+		servicesOfVIP: make(links[netip.Addr]), podsOfAddress: make(claims),
 		emitted: make(map[ref][]string), policies: make(map[ref]string), faults: make(map[ref]string),
 		twice: make(map[netip.Addr]bool), dirty: make(map[ref]struct{}), dirtyHosts: make(map[string]struct{}),
 		pending: make(map[ref]bool), reports: make(map[ref]*Report),
@@ -265,7 +264,7 @@ func (st *state) markSelected(namespace string, selector pairs) {
 func (st *state) markNamespace(namespace string) {
 	st.markSelected(namespace, pairs{})
 	for o := range st.services.in(namespace) {
-		st.markHost(st.host(o.key))
+		st.markService(ref{kindService, o.key})
 	}
 	for o := range st.serviceEntries.in(namespace) {
 		st.markEntry(o)
@@ -275,9 +274,18 @@ func (st *state) markNamespace(namespace string) {
 	}
 }
 
-// markEntry marks a ServiceEntry with its hosts.
+// markService marks a Service and the policies attached to it.
+func (st *state) markService(r ref) {
+	st.markHost(st.host(r.key))
+	st.markAttached(r)
+}
+
+// markEntry marks a ServiceEntry with its hosts and the policies attached to
+// it.
 func (st *state) markEntry(o *serviceEntryObject) {
-	st.markKey(kindServiceEntry, o.key)
+	r := ref{kindServiceEntry, o.key}
+	st.mark(r)
+	st.markAttached(r)
 	for _, h := range o.hosts {
 		st.markHost(h)
 	}
@@ -334,8 +342,10 @@ func betterClaim(a, b *podObject) bool {
 		return a.ready
 	case a.created != b.created:
 		return a.created > b.created
-	default:
+	case a.uid != b.uid:
 		return a.uid < b.uid
+	default:
+		return older(&a.header, &b.header)
 	}
 }
 
@@ -344,7 +354,7 @@ func betterClaim(a, b *podObject) bool {
 func (st *state) claimed(o *serviceEntryObject) []netip.Addr {
 	var lost []netip.Addr
 	for _, a := range o.addresses() {
-		if _, ok := st.vips[a]; ok || len(st.podsOfAddress[a]) > 0 {
+		if len(st.servicesOfVIP[a])+len(st.podsOfAddress[a]) > 0 {
 			lost = append(lost, a)
 		}
 	}

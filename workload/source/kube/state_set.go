@@ -60,25 +60,15 @@ func (st *state) markEntriesOf(a netip.Addr) {
 }
 
 func (st *state) setService(r ref, old, next *serviceObject) {
-	for _, o := range []*serviceObject{old, next} {
-		if o == nil {
-			continue
-		}
-		for _, a := range o.vips {
-			if o == next {
-				st.vips[a] = r.key
-			} else if st.vips[a] == r.key {
-				delete(st.vips, a)
-			}
-			st.markEntriesOf(a)
-		}
+	before, after := old.addresses(), next.addresses()
+	st.servicesOfVIP.move(r, before, after)
+	for _, a := range append(before, after...) {
+		st.markEntriesOf(a)
 	}
 	var selector pairs
 	if next == nil {
 		st.services.drop(r.key)
 		st.fault(r, "")
-		st.settle(r)
-		delete(st.bound, r)
 	} else {
 		st.services.put(r.key, next)
 		st.fault(r, next.fault)
@@ -88,6 +78,13 @@ func (st *state) setService(r ref, old, next *serviceObject) {
 	st.setCandidate(st.host(r.key), r, next != nil && !next.external)
 	st.relabel(r, headOf(old), headOf(next))
 	st.markAttached(r)
+}
+
+func (o *serviceObject) addresses() []netip.Addr {
+	if o == nil {
+		return nil
+	}
+	return slices.Clone(o.vips)
 }
 
 func (st *state) setSlice(r ref, old, next *sliceObject) {
@@ -159,7 +156,6 @@ func (st *state) setServiceEntry(r ref, old, next *serviceEntryObject) {
 	if next == nil {
 		st.serviceEntries.drop(r.key)
 		st.settle(r)
-		delete(st.bound, r)
 	} else {
 		st.serviceEntries.put(r.key, next)
 		selector = next.selector
@@ -356,7 +352,7 @@ func (st *state) setWaypoint(k key) {
 		case kindNamespace:
 			st.markNamespace(r.name)
 		case kindService:
-			st.markHost(st.host(r.key))
+			st.markService(r)
 		case kindServiceEntry:
 			if o := st.serviceEntries.get(r.key); o != nil {
 				st.markEntry(o)
