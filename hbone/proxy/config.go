@@ -103,6 +103,9 @@ type Config struct {
 	// MaxHandshakes bounds the concurrent handshakes of one pod's inbound listener; 0 means 256. One address may have a
 	// quarter of them, and while somebody waits for one, each has a second.
 	MaxHandshakes int
+	// Penalty is how long a peer that has failed four times within seconds waits before its next handshake begins; it
+	// doubles with each further failure, five times at most. 0 means 50 ms, less that nobody waits.
+	Penalty time.Duration
 	// Descriptors is how many descriptors the process may have; 0 asks the kernel. The last of them are kept for pods and
 	// peers that have few.
 	Descriptors int
@@ -147,6 +150,7 @@ func (c Config) withDefaults() (Config, error) {
 	set(&c.HandshakeTimeout, 10*time.Second)
 	set(&c.WorkloadTimeout, 5*time.Second)
 	set(&c.Suspension, 5*time.Second)
+	set(&c.Penalty, leastPenalty)
 	return c, errors.Join(errs...)
 }
 

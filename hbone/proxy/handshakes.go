@@ -25,6 +25,7 @@ const (
 var (
 	errAddressCrowd = errors.New("too many handshakes with this address are under way")
 	errGaveWay      = errors.New("handshake took too long while others waited")
+	errPenalty      = &tunnel.HandshakeError{Err: errors.New("peer has failed too often and comes back too soon")}
 )
 
 // handshakes are those of one pod's inbound listener.

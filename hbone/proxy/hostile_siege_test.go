@@ -83,7 +83,10 @@ func besiege(t *testing.T, one, two func(*proxy.Config)) *siege {
 	t.Cleanup(func() { debug.SetGCPercent(gc) })
 	r := newRig(t)
 	s := &siege{rig: r, seen: newWatcher(), bound: memoryBound, stop: make(chan struct{})}
-	oneLoop := func(c *proxy.Config) { c.Loops = []*loop.Loop{runLoop(t)} }
+	oneLoop := func(c *proxy.Config) {
+		c.Loops = []*loop.Loop{runLoop(t)}
+		c.Penalty = -1 // so that each defence is seen by itself, and attacks follow each other
+	}
 	s.one = r.node(func(c *proxy.Config) {
 		oneLoop(c)
 		if one != nil {

@@ -2,7 +2,9 @@ package proxy
 
 import (
 	"context"
+	"errors"
 	"net/netip"
+	"time"
 
 	"github.com/culvert-mesh/culvert/hbone/loop"
 	"github.com/culvert-mesh/culvert/hbone/tunnel"
@@ -23,28 +25,63 @@ type peer struct {
 }
 
 // serveInbound begins the handshake with an accepted peer. When too many are under way it waits, and the kernel keeps the
-// next peers in its queue.
+// next peers in its queue. A peer that has failed too often waits by itself.
 func (p *Pod) serveInbound(fd int, client netip.AddrPort) {
 	local := loop.LocalAddr(fd)
-	var hs *handshake
-	err := ErrCrowded
-	if !p.crowds(fd, client.Addr()) {
-		hs, err = p.handshakes.begin(p.ctx, client.Addr())
+	if p.crowds(fd, client.Addr()) {
+		p.turnAway(fd, client, local, ErrCrowded)
+		return
 	}
+	switch penalty, ok := p.proxy.penalties.wait(client.Addr()); {
+	case !ok:
+		p.turnAway(fd, client, local, errPenalty)
+	case penalty > 0:
+		p.spawn(func() { p.serveLater(fd, client, local, penalty) })
+	default:
+		hs, err := p.handshakes.begin(p.ctx, client.Addr())
+		p.shake(hs, err, fd, client, local)
+	}
+}
+
+// serveLater begins the handshake with a peer that has to wait, if there is a place for it then.
+func (p *Pod) serveLater(fd int, client, local netip.AddrPort, penalty time.Duration) {
+	rested := p.rest(penalty)
+	p.proxy.penalties.waited(client.Addr())
+	if !rested {
+		p.turnAway(fd, client, local, ErrDrain)
+		return
+	}
+	hs, _, err := p.handshakes.try(p.ctx, client.Addr())
+	if hs == nil && err == nil {
+		err = ErrCrowded
+	}
+	p.shake(hs, err, fd, client, local)
+}
+
+// shake does the handshake, or turns the peer away with err.
+func (p *Pod) shake(hs *handshake, err error, fd int, client, local netip.AddrPort) {
 	if err != nil {
-		loop.AbortFD(fd)
-		p.refuse(client, local, err)
+		p.turnAway(fd, client, local, err)
 		return
 	}
 	p.work.Add(1)
 	p.spawn(func() {
 		err := p.acceptTunnel(hs.ctx, fd)
+		ended := hs.ctx.Err() != nil
 		p.handshakes.end(hs)
 		if err != nil {
+			if _, failed := errors.AsType[*tunnel.HandshakeError](err); failed && !ended && !timedOut(err) {
+				p.proxy.penalties.strike(client.Addr())
+			}
 			p.refuse(client, local, err)
 			p.work.Done()
 		}
 	})
+}
+
+func (p *Pod) turnAway(fd int, client, local netip.AddrPort, err error) {
+	loop.AbortFD(fd)
+	p.refuse(client, local, err)
 }
 
 // refuse reports a peer that got no tunnel.
@@ -113,6 +150,9 @@ func (p *Pod) register(pr *peer) {
 func (pr *peer) closed(t *tunnel.Tunnel, err error) {
 	p := pr.pod
 	if atFault(err) {
+		if !errors.Is(err, tunnel.ErrDead) {
+			p.proxy.penalties.strike(t.Remote.Addr())
+		}
 		p.report(Inbound, Peer{Addr: t.Remote, ID: pr.trust.peer}, Peer{Addr: t.Local}, err)
 	}
 	p.mu.Lock()

@@ -14,13 +14,14 @@ var ErrStopped = errors.New("proxy is stopped")
 
 // Proxy is the data plane of a node. Make it with New; Run keeps live connections true to policy and revocation lists.
 type Proxy struct {
-	cfg      Config
-	lastFlow atomic.Uint64
-	turns    atomic.Uint32
-	loads    loads
-	shortage shortage
-	shares   shares
-	named    sync.Map // podName → *Pod, the newest of that name
+	cfg       Config
+	lastFlow  atomic.Uint64
+	turns     atomic.Uint32
+	loads     loads
+	shortage  shortage
+	shares    shares
+	penalties penalties
+	named     sync.Map // podName → *Pod, the newest of that name
 
 	mu      sync.Mutex
 	pods    map[*Pod]struct{}
@@ -35,6 +36,7 @@ func New(cfg Config) (*Proxy, error) {
 	}
 	p := &Proxy{cfg: cfg, pods: make(map[*Pod]struct{})}
 	p.shares.init(cfg.Descriptors)
+	p.penalties.least = cfg.Penalty
 	return p, nil
 }
 
