@@ -17,7 +17,7 @@ TESTFLAGS ?=
 
 export PATH := $(PATH):/usr/sbin:/sbin
 
-.PHONY: help build test hostile netlab fuzz bench bench-scale bench-fair soak lint generate verify image demo interop deps clean
+.PHONY: help build test hostile netlab fuzz bench bench-scale bench-fair bench-hostile soak lint generate verify image demo interop deps clean
 .PHONY: cluster cluster-down e2e
 
 help: ## this list
@@ -90,6 +90,10 @@ bench-scale: deps build ## a pair of agents where it is full: held connections, 
 bench-fair: deps build ## only what unequal neighbours do to each other: a stalled stream, bulk, requests, floods
 	CGO_ENABLED=0 go build -trimpath -o bin/culvert-bench ./e2e/bench
 	bin/culvert-bench scale --parts=fair,flood --rounds=$(ROUNDS) --json= $(SCALEFLAGS)
+
+bench-hostile: deps build ## what a hostile peer does to the slowest answers of a neighbour, one way to attack after the other
+	CGO_ENABLED=0 go build -trimpath -o bin/culvert-bench ./e2e/bench
+	bin/culvert-bench scale --parts=hostile --duration=2s --rounds=$(ROUNDS) --json= $(SCALEFLAGS)
 
 soak: build ## four agents under load, kills, flaps, rotations and changes for SOAKTIME (default 10m); every byte is counted
 	CGO_ENABLED=0 go build -trimpath -o bin/culvert-soak ./e2e/soak

@@ -84,7 +84,7 @@ func Edges() []Edge {
 		{From: "docs"},
 		{From: "e2e/arch"},
 		{From: "e2e/netlab", To: []string{"identity/ca/issuer"}},
-		{From: "e2e/bench", To: []string{"e2e/netlab"}},
+		{From: "e2e/bench", To: []string{"e2e/netlab", "identity", "identity/svid", "identity/ca/issuer"}},
 		{From: "e2e/soak", To: []string{"e2e/netlab"}},
 		{From: "e2e/cluster", To: []string{"e2e/cluster/**", "identity", "identity/ca", "redirect/netns", "redirect/wiretap"}},
 		{From: "e2e/cluster/cmd/*", To: []string{"e2e/cluster/kube", "e2e/cluster/machine"}},

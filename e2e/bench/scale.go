@@ -44,6 +44,7 @@ func scaleParts() []scalePart {
 		{"exhaust", exhaustPart},
 		{"fair", fairPart},
 		{"flood", floodPart},
+		{"hostile", hostilePart},
 	}
 }
 

@@ -26,6 +26,8 @@ func runTool(name string, args []string) error {
 		return holdServer(args)
 	case "hold-client":
 		return holdClient(args, os.Stdin, os.Stdout)
+	case "attack":
+		return attackTool(args)
 	case "limited":
 		return limited(args)
 	case "greet":

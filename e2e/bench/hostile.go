@@ -1,0 +1,73 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"net/netip"
+	"os"
+	"os/exec"
+	"time"
+)
+
+// goalHostile is how much longer the slowest answers of a neighbour may take beside a hostile peer.
+const goalHostile = 1.2
+
+// hostilePart lets a peer attack the listener of a busy server, in one way after the other, and compares the slowest
+// answers of a connection beside it with those of the same connection alone, in turn. The attacker runs at the lowest
+// priority: what counts is what the attack makes the agent do, not that the attacker needs a processor as well.
+func hostilePart(ctx context.Context, s *scale) (err error) {
+	m, err := startMany(ctx, s, 1, 1)
+	if err != nil {
+		return err
+	}
+	defer func() { err = errors.Join(err, m.close()) }()
+	attacker, err := m.lab.AddPlainPod("node-a", "default", "mallory")
+	if err != nil {
+		return err
+	}
+	self, err := os.Executable()
+	if err != nil {
+		return err
+	}
+	target := netip.AddrPortFrom(m.servers[0].Addr(), 15008)
+	for _, a := range attacks() {
+		var alone, beside, ratio []float64
+		for range s.rounds {
+			p, err := m.slowest(ctx, s)
+			if err != nil {
+				return err
+			}
+			alone = append(alone, milliseconds(p))
+			process, err := attacker.Start(exec.Command(self, "tool", "attack", "-ca-cert="+m.lab.CACert(), "-ca-key="+m.lab.CAKey(), a.name, target.String()))
+			if err != nil {
+				return err
+			}
+			p, err = m.slowest(ctx, s)
+			ended := process.Usage() != nil
+			_ = process.Signal(os.Kill) // it may have ended by itself
+			<-process.Done()
+			if err != nil {
+				return fmt.Errorf("%s: %w", a.name, err)
+			}
+			if ended {
+				s.broken("%s: the attack has ended too early", a.name)
+			}
+			beside = append(beside, milliseconds(p))
+			ratio = append(ratio, beside[len(beside)-1]/alone[len(alone)-1])
+		}
+		s.tell(a.name+"_p99_alone", "ms", *median(alone))
+		s.tell(a.name+"_p99", "ms", *median(beside))
+		s.atMost(a.name+"_ratio", "of alone", *median(ratio), goalHostile)
+	}
+	return nil
+}
+
+// slowest is the p99 of the neighbour's answers.
+func (m *manyPods) slowest(ctx context.Context, s *scale) (time.Duration, error) {
+	beats, err := pulses(ctx, m.clients[0].Pod, netip.AddrPortFrom(m.servers[0].Addr(), appHold.port), pulseConns, s.duration)
+	if err != nil {
+		return 0, err
+	}
+	return beats[len(beats)*99/100], nil
+}
