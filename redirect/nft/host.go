@@ -78,7 +78,8 @@ func DesiredBridge(o HostOptions) (*Table, error) {
 		c.add(bridgedInSet(family, setName(podSet, family)), dscp(family, ProbeDSCP), counter(), setDSCP(family, 0))
 	}
 	for _, kind := range []uint16{unix.ETH_P_8021Q, unix.ETH_P_8021AD} {
-		c.add(etherType(kind), untaggedTag(), counter(), drop())
+		// In this order: nft 1.0.6 aborts when it lists a rule that looks into the network header behind a VLAN's type.
+		c.add(untaggedTag(), etherType(kind), counter(), drop())
 	}
 	t := &Table{Family: FamilyBridge, Name: HostTableName, Sets: sets, Chains: []Chain{c}}
 	if err := t.encode(); err != nil {
