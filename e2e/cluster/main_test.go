@@ -17,6 +17,7 @@ import (
 
 	"github.com/culvert-mesh/culvert/e2e/cluster/archive"
 	"github.com/culvert-mesh/culvert/e2e/cluster/kube"
+	"github.com/culvert-mesh/culvert/e2e/cluster/machine"
 )
 
 // patience is how long anything may take that must happen: machines in tests are slow and busy.
@@ -40,6 +41,7 @@ type environment struct {
 var shared *environment
 
 func TestMain(m *testing.M) {
+	machine.Reexec() // tests switch nodes off and on
 	var s settings
 	flag.StringVar(&s.kubeconfig, "kubeconfig", "", "kubeconfig file of the cluster to test in")
 	flag.StringVar(&s.dir, "cluster", "", "directory of a cluster that `make cluster` started")

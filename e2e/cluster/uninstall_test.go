@@ -2,8 +2,12 @@ package cluster
 
 import (
 	"context"
+	"crypto/sha256"
 	"fmt"
+	"io/fs"
 	"maps"
+	"os"
+	"path/filepath"
 	"regexp"
 	"slices"
 	"strings"
@@ -89,7 +93,7 @@ var changing = regexp.MustCompile(`KUBE-|kube-proxy|cali|veth|nf_conntrack_count
 func (p picture) namespaceFacts(t *testing.T, what, netns string) {
 	t.Helper()
 	lines := map[string][]string{
-		"nft":      {"nft", "--stateless", "list", "tables"},
+		"nft":      {"nft", "list", "tables"},
 		"rule":     {"ip", "rule"},
 		"rule6":    {"ip", "-6", "rule"},
 		"route":    {"ip", "route", "show", "table", "all"},
@@ -113,28 +117,56 @@ func (p picture) namespaceFacts(t *testing.T, what, netns string) {
 	}
 }
 
-// nodeFacts are files and mounts of a node: whatever it has written lies in its own layer.
+// nodeFacts are files and mounts of a node: whatever it has ever written lies in its own layer. What the kubelet and the
+// runtime write for every pod is left out, and so is the directory that the kubelet made for the agent, which is empty.
 func (p picture) nodeFacts(t *testing.T, name string) {
 	t.Helper()
 	m := shared.nodes.Node(name)
-	const files = `find /etc/cni /opt/cni /var/lib/cni /run/culvert /var/run/culvert /etc/kubernetes /usr /root -xdev \( -type f -o -type s -o -type d -o -type l \) -newer /etc/containerd/config.toml 2>/dev/null
-find /etc/cni /opt/cni -type f -exec md5sum {} + 2>/dev/null
-find /run -xdev -name '*culvert*' -o -xdev -name '*istio*' 2>/dev/null
-grep -E 'culvert|istio' /proc/1/mounts`
-	out, err := m.Command(t.Context(), "sh", "-c", files+" || true").Output()
+	upper := filepath.Join(m.Dir(), "upper")
+	err := filepath.WalkDir(upper, func(file string, e fs.DirEntry, err error) error {
+		if err != nil {
+			return nil // it is gone already
+		}
+		inside := strings.TrimPrefix(file, upper)
+		for _, busy := range []string{"/var/log/pods", "/var/log/containers", "/var/lib/cni", "/root/.kube"} {
+			if inside == busy {
+				return fs.SkipDir
+			}
+		}
+		p["node "+name+" file "+inside] = describe(file, e)
+		return nil
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	const rest = `find /run -xdev \( -name '*culvert*' -o -name '*istio*' \) ! \( -path /run/culvert -empty \); grep -E 'culvert-node|culvert-cni|/run/culvert|istio' /proc/1/mounts; true`
+	out, err := m.Command(t.Context(), "sh", "-c", rest).Output()
 	if err != nil {
 		t.Fatal(err)
 	}
 	for line := range strings.Lines(string(out)) {
-		p["node "+name+" file "+strings.TrimSpace(line)] = "there"
+		p["node "+name+" has "+strings.TrimSpace(line)] = "there"
 	}
+}
+
+// describe is what a file is: its mode and what it holds.
+func describe(file string, e fs.DirEntry) string {
+	info, err := e.Info()
+	if err != nil || !info.Mode().IsRegular() {
+		return e.Type().String()
+	}
+	content, err := os.ReadFile(file)
+	if err != nil {
+		return err.Error()
+	}
+	return fmt.Sprintf("%v %x", info.Mode(), sha256.Sum256(content))
 }
 
 // clusterFacts are the objects that an installation makes outside of its namespace, and what it writes on others'. Custom
 // resource definitions stay, as documented.
 func (p picture) clusterFacts(t *testing.T) {
 	t.Helper()
-	const kinds = "clusterroles,clusterrolebindings,validatingwebhookconfigurations,mutatingwebhookconfigurations,apiservices,priorityclasses,csidrivers,runtimeclasses,validatingadmissionpolicies,validatingadmissionpolicybindings"
+	const kinds = "clusterroles,clusterrolebindings,validatingwebhookconfigurations,mutatingwebhookconfigurations,priorityclasses,csidrivers,runtimeclasses,validatingadmissionpolicies,validatingadmissionpolicybindings"
 	for _, args := range [][]string{
 		{"get", kinds, "-o", "name"},
 		{"get", "configmaps,secrets,serviceaccounts,roles,rolebindings,leases,services,endpointslices", "-A", "-o", `jsonpath={range .items[*]}{.kind}/{.metadata.namespace}/{.metadata.name}{"\n"}{end}`},

@@ -90,8 +90,9 @@ func TestSameNode(t *testing.T) {
 		}
 	}
 	client.reach("http://server/")
-	// A pod that talks to its own service comes back to itself.
-	server.reach("http://server/")
+	// A pod that talks to its own service comes back to itself. (The short name is its own host name.)
+	own := "http://server." + ns.name + ".svc.cluster.local/"
+	server.reach(own)
 	stranger := outsider(t, n1)
 	stranger.refused("http://" + server.ip + ":8080/")
 
@@ -105,5 +106,5 @@ spec:
   rules: [{from: [{source: {principals: ["cluster.local/ns/%s/sa/client"]}}]}]
 `, ns.name))
 	client.refused("http://" + server.ip + ":8080/")
-	server.reach("http://server/")
+	server.reach(own)
 }

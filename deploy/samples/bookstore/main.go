@@ -28,7 +28,8 @@ func run() error {
 		details: cmp.Or(os.Getenv("DETAILS_URL"), "http://details:9080"),
 		reviews: cmp.Or(os.Getenv("REVIEWS_URL"), "http://reviews:9080"),
 		ratings: cmp.Or(os.Getenv("RATINGS_URL"), "http://ratings:9080"),
-		client:  &http.Client{Timeout: 10 * time.Second},
+		// A connection for each request, as bookinfo does: also a mesh that balances connections shows all versions.
+		client: &http.Client{Timeout: 10 * time.Second, Transport: &http.Transport{DisableKeepAlives: true}},
 	}
 	mux := http.NewServeMux()
 	switch service := os.Getenv("SERVICE"); service {
