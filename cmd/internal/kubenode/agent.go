@@ -111,7 +111,7 @@ func (a *Agent) follow() error {
 func (a *Agent) trouble(what string) cache.WatchErrorHandlerWithContext {
 	return func(ctx context.Context, _ *cache.Reflector, err error) {
 		if ctx.Err() == nil {
-			a.cfg.Logger.Warn("following "+what+" failed", "error", err)
+			a.cfg.Logger.Warn("following the API server's objects failed", "resource", what, "error", err)
 		}
 	}
 }

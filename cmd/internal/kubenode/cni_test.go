@@ -112,6 +112,7 @@ func TestSandboxMadeAnew(t *testing.T) {
 	add(old)
 	add(old) // the runtime tries again
 	add(fresh)
+	r.says("team/a", "enabled")
 	if err := r.plugin().CNIDel(t.Context(), starting("team/a", "u1"), dup(t, old)); err != nil {
 		t.Error(err)
 	}

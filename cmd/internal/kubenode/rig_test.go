@@ -60,11 +60,10 @@ func newRig(t *testing.T) *rig {
 // run starts the agent; change may be nil.
 func (r *rig) run(change func(*kubenode.Config)) {
 	r.t.Helper()
-	var level slog.Handler = slog.DiscardHandler
+	log := slog.New(slog.DiscardHandler)
 	if testing.Verbose() {
-		level = slog.NewTextHandler(r.t.Output(), &slog.HandlerOptions{Level: slog.LevelDebug})
+		log = slog.New(slog.NewTextHandler(r.t.Output(), &slog.HandlerOptions{Level: slog.LevelDebug}))
 	}
-	log := slog.New(level)
 	var agent *kubenode.Agent
 	set, err := podset.New(podset.Config{
 		Runner: r, AuditInterval: 200 * time.Millisecond, SocketAudit: -1, RetryInterval: 50 * time.Millisecond, DrainTimeout: time.Second, Logger: log,
