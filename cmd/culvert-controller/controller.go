@@ -19,6 +19,7 @@ import (
 	"github.com/culvert-mesh/culvert/workload/policy"
 	"github.com/culvert-mesh/culvert/workload/publish"
 	"github.com/culvert-mesh/culvert/workload/source/kube"
+	"github.com/culvert-mesh/culvert/workload/status"
 )
 
 // What readiness waits for.
@@ -165,7 +166,15 @@ func (c *controller) until(there <-chan struct{}, name string) run.Component {
 // buildElection makes what only one replica does.
 func (c *controller) buildElection() ([]run.Component, error) {
 	s := c.settings
-	tasks := []run.Component{{Name: "lead the certificate authority", Run: c.authority.Lead}}
+	statuses := status.Config{Config: c.clients.rest, Source: c.source, Logger: c.scope("status")}
+	if c.clients.source != nil {
+		statuses.Client = c.clients.source.Dynamic
+	}
+	writer, err := status.New(statuses)
+	if err != nil {
+		return nil, err
+	}
+	tasks := []run.Component{{Name: "lead the certificate authority", Run: c.authority.Lead}, {Name: "status", Run: writer.Run}}
 	if s.removeTaints {
 		c.taints = &taints{client: c.clients.core, namespace: s.namespace, log: c.scope("taints")}
 		tasks = append(tasks, run.Component{Name: "taints", Run: c.taints.Run})
