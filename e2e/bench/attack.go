@@ -204,6 +204,8 @@ func (a attack) once(addr netip.AddrPort, config *tls.Config) {
 			}
 		}
 	}()
+	pause := time.NewTicker(attackPause)
+	defer pause.Stop()
 	for n := uint32(0); ; n++ {
 		if a.burst != nil {
 			if _, err := c.Write(a.burst(n)); err != nil {
@@ -213,7 +215,7 @@ func (a attack) once(addr netip.AddrPort, config *tls.Config) {
 		select {
 		case <-gone:
 			return
-		case <-time.After(attackPause):
+		case <-pause.C:
 		}
 	}
 	_ = c.Close()
