@@ -86,7 +86,7 @@ func Edges() []Edge {
 		{From: "e2e/netlab", To: []string{"identity/ca/issuer"}},
 		{From: "e2e/bench", To: []string{"e2e/netlab", "identity", "identity/svid", "identity/ca/issuer"}},
 		{From: "e2e/soak", To: []string{"e2e/netlab"}},
-		{From: "e2e/cluster", To: []string{"e2e/cluster/**", "identity", "identity/ca", "redirect/netns", "redirect/wiretap"}},
+		{From: "e2e/cluster", To: []string{"e2e/cluster/**", "identity", "identity/ca", "identity/identitytest", "redirect/netns", "redirect/wiretap"}},
 		{From: "e2e/cluster/cmd/*", To: []string{"e2e/cluster/kube", "e2e/cluster/machine"}},
 		{From: "e2e/cluster/kube", To: []string{"e2e/cluster/machine", "e2e/cluster/archive"}},
 		{From: "e2e/cluster/*"},
@@ -124,7 +124,7 @@ func systemFences() []Fence {
 			Allowed: []string{
 				"workload/source/xds", "workload/source/kube", "workload/publish", "workload/status",
 				"identity/ca", "identity/ca/issuer", "identity/ca/server", "identity/spire", "redirect/zds", "waypoint/gatewayapi", "deploy/**",
-				"identity/identitytest", "workload/workloadtest", "workload/source/xds/*test", "e2e/**",
+				"identity/identitytest", "workload/workloadtest", "workload/source/xds/*test", "cmd/culvert-controller", "e2e/**",
 			},
 		},
 		{
