@@ -29,6 +29,7 @@ import (
 	"github.com/culvert-mesh/culvert/workload"
 	"github.com/culvert-mesh/culvert/workload/policy"
 	"github.com/culvert-mesh/culvert/workload/publish"
+	"github.com/culvert-mesh/culvert/workload/workloadtest"
 )
 
 func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
@@ -50,10 +51,11 @@ type fixture struct {
 	stop     func() // ends Run, and waits
 }
 
-// start runs a server until the test ends; change adjusts its Config.
-func start(t testing.TB, change func(*publish.Config)) *fixture {
+// start runs a server that has these objects until the test ends; change adjusts
+// its Config.
+func start(t testing.TB, change func(*publish.Config), objects ...any) *fixture {
 	t.Helper()
-	f := &fixture{store: workload.New(), policies: policy.New(), observed: newObserved(), log: new(lockedBuffer)}
+	f := &fixture{store: workloadtest.Store(objects...), policies: policy.New(), observed: newObserved(), log: new(lockedBuffer)}
 	ready := make(chan struct{})
 	close(ready)
 	cfg := publish.Config{

@@ -48,8 +48,7 @@ func wantNames(t *testing.T, r *discovery.DeltaDiscoveryResponse, resources []st
 
 // TestWildcard: everything in one response, then what changes.
 func TestWildcard(t *testing.T) {
-	f := start(t, nil)
-	f.store.Apply(workloadtest.Events(pod("a", "10.0.0.1"), workloadtest.Service("ns/svc.ns", []string{"10.1.0.1"})))
+	f := start(t, nil, pod("a", "10.0.0.1"), workloadtest.Service("ns/svc.ns", []string{"10.1.0.1"}))
 	for _, first := range []*discovery.DeltaDiscoveryRequest{
 		subscribe(publish.AddressType, nil),
 		{TypeUrl: publish.AddressType, ResourceNamesSubscribe: []string{"*"}},
@@ -82,8 +81,7 @@ func TestEmptyStateIsAnswered(t *testing.T) {
 // no more is removed, and a version that is empty or another is sent. Versions come
 // from the content alone, so that another server agrees.
 func TestReconnect(t *testing.T) {
-	f := start(t, nil)
-	f.store.Apply(workloadtest.Events(pod("a", "10.0.0.1"), pod("b", "10.0.0.2"), pod("c", "10.0.0.3", workloadtest.In("ns/x.ns", 80, 1, 81, 2, 82, 3))))
+	f := start(t, nil, pod("a", "10.0.0.1"), pod("b", "10.0.0.2"), pod("c", "10.0.0.3", workloadtest.In("ns/x.ns", 80, 1, 81, 2, 82, 3)))
 	c := f.dial(t, "Bearer good")
 	c.send(subscribe(publish.AddressType, nil))
 	known := make(map[string]string)
@@ -91,8 +89,7 @@ func TestReconnect(t *testing.T) {
 		known[r.GetName()] = r.GetVersion()
 	}
 
-	other := start(t, nil)
-	other.store.Apply(workloadtest.Events(pod("c", "10.0.0.3", workloadtest.In("ns/x.ns", 80, 1, 81, 2, 82, 3)), pod("a", "10.0.0.99")))
+	other := start(t, nil, pod("c", "10.0.0.3", workloadtest.In("ns/x.ns", 80, 1, 81, 2, 82, 3)), pod("a", "10.0.0.99"))
 	c = other.dial(t, "Bearer good")
 	c.send(subscribe(publish.AddressType, known))
 	wantNames(t, c.answer(publish.AddressType), []string{uidA}, uidB)
@@ -143,11 +140,33 @@ func TestPoliciesFirst(t *testing.T) {
 	wantNames(t, c.answer(publish.AddressType), []string{uidA})
 }
 
+// TestPoliciesLast: a policy that goes is with the client until no workload that it
+// has names it.
+func TestPoliciesLast(t *testing.T) {
+	ready := make(chan struct{})
+	f := start(t, func(c *publish.Config) { c.Debounce, c.Ready = 300*time.Millisecond, ready })
+	named := pod("a", "10.0.0.1", func(w *workload.Workload) { w.AuthorizationPolicies = []string{"ns/p"} })
+	f.policies.Apply([]*policy.Policy{{Namespace: "ns", Name: "p", Scope: policy.WorkloadSelector}}, nil)
+	f.store.Apply(workloadtest.Events(named))
+	close(ready)
+	c := f.dial(t, "Bearer good")
+	c.send(subscribe(publish.AuthorizationType, map[string]string{"ns/old": "1"}))
+	wantNames(t, c.answer(publish.AuthorizationType), []string{"ns/p"})
+	wantNames(t, c.answer(publish.AuthorizationType), []string{}, "ns/old")
+	c.send(subscribe(publish.AddressType, nil))
+	wantNames(t, c.answer(publish.AddressType), []string{uidA})
+
+	f.store.Apply(workloadtest.Events(pod("a", "10.0.0.1")))
+	f.policies.Apply([]*policy.Policy{{Namespace: "ns", Name: "q"}}, []string{"ns/p"})
+	wantNames(t, c.answer(publish.AuthorizationType), []string{"ns/q"})
+	wantNames(t, c.answer(publish.AddressType), []string{uidA})
+	wantNames(t, c.answer(publish.AuthorizationType), []string{}, "ns/p")
+}
+
 // TestRejectedIsNotSentAgain: a rejection is logged and counted, and the resource
 // comes again when it changes.
 func TestRejectedIsNotSentAgain(t *testing.T) {
-	f := start(t, nil)
-	f.store.Apply(workloadtest.Events(pod("a", "10.0.0.1")))
+	f := start(t, nil, pod("a", "10.0.0.1"))
 	c := f.dial(t, "Bearer good")
 	c.send(subscribe(publish.AddressType, nil))
 	r := c.receive()
@@ -195,11 +214,10 @@ func TestExpiredNonceIsIgnored(t *testing.T) {
 // TestOnDemand: a client of names gets what it asks for by any of the names, with
 // the workloads of services, and from then on their changes.
 func TestOnDemand(t *testing.T) {
-	f := start(t, nil)
-	f.store.Apply(workloadtest.Events(
+	f := start(t, nil,
 		pod("a", "10.0.0.1", workloadtest.In("ns/svc.ns")), pod("b", "10.0.0.2", workloadtest.In("ns/svc.ns"), workloadtest.Unhealthy), pod("c", "10.0.0.3"),
 		workloadtest.Service("ns/svc.ns", []string{"10.1.0.1", "net1/10.2.0.0/16"}),
-	))
+	)
 	c := f.dial(t, "Bearer good")
 	c.send(onDemand())
 	wantNames(t, c.answer(publish.AddressType), []string{})
@@ -241,8 +259,7 @@ func TestOnDemand(t *testing.T) {
 // TestOnDemandServiceComesLater: a service that did not exist when it was asked for
 // brings its workloads when it comes.
 func TestOnDemandServiceComesLater(t *testing.T) {
-	f := start(t, nil)
-	f.store.Apply(workloadtest.Events(pod("a", "10.0.0.1", workloadtest.In("ns/svc.ns"))))
+	f := start(t, nil, pod("a", "10.0.0.1", workloadtest.In("ns/svc.ns")))
 	c := f.dial(t, "Bearer good")
 	c.send(ask("ns/svc.ns", "/10.1.0.1"))
 	wantNames(t, c.answer(publish.AddressType), []string{}, "/10.1.0.1", "ns/svc.ns")
@@ -253,8 +270,7 @@ func TestOnDemandServiceComesLater(t *testing.T) {
 // TestOnDemandOwnNode: the workloads of the client's node come unasked. Which node
 // that is, is not for the client to say.
 func TestOnDemandOwnNode(t *testing.T) {
-	f := start(t, nil)
-	f.store.Apply(workloadtest.Events(pod("a", "10.0.0.1", onNode("node-a")), pod("b", "10.0.0.2", onNode("node-b"))))
+	f := start(t, nil, pod("a", "10.0.0.1", onNode("node-a")), pod("b", "10.0.0.2", onNode("node-b")))
 	c := f.dial(t, "Bearer good")
 	c.send(onDemand())
 	wantNames(t, c.answer(publish.AddressType), []string{uidA})
@@ -264,8 +280,7 @@ func TestOnDemandOwnNode(t *testing.T) {
 
 // TestChangesOfKind: from names to everything and back.
 func TestChangesOfKind(t *testing.T) {
-	f := start(t, nil)
-	f.store.Apply(workloadtest.Events(pod("a", "10.0.0.1"), pod("b", "10.0.0.2")))
+	f := start(t, nil, pod("a", "10.0.0.1"), pod("b", "10.0.0.2"))
 	c := f.dial(t, "Bearer good")
 	c.send(onDemand())
 	c.answer(publish.AddressType)
@@ -281,8 +296,7 @@ func TestChangesOfKind(t *testing.T) {
 
 // TestOnDemandReconnect: a client of names that comes back tells what it has.
 func TestOnDemandReconnect(t *testing.T) {
-	f := start(t, nil)
-	f.store.Apply(workloadtest.Events(pod("a", "10.0.0.1"), pod("b", "10.0.0.2"), pod("c", "10.0.0.3")))
+	f := start(t, nil, pod("a", "10.0.0.1"), pod("b", "10.0.0.2"), pod("c", "10.0.0.3"))
 	c := f.dial(t, "Bearer good")
 	c.send(ask(uidA))
 	version := c.answer(publish.AddressType).GetResources()[0].GetVersion()

@@ -15,7 +15,8 @@ import (
 //
 // A response is made only when the one before was answered, of whichever type:
 // whatever changed in the meantime is then in it, and policies are with the client
-// before the workloads that name them. A session belongs to one goroutine.
+// before the workloads that name them and until after. A session belongs to one
+// goroutine.
 type session struct {
 	peer  Peer
 	types []*subscription // in the order in which they are sent
@@ -80,17 +81,24 @@ func (s *session) next(st *state) *response {
 		return nil
 	}
 	for _, sub := range s.types {
-		if !sub.begun {
-			continue
-		}
 		if r := sub.respond(st, s.peer.Node); r != nil {
-			s.nonce++
-			r.typeURL, r.nonce, r.version = sub.typeURL, strconv.FormatUint(s.nonce, 10), strconv.FormatUint(st.version, 10)
-			s.open = r
-			return r
+			return s.number(sub, r, st)
+		}
+	}
+	for _, sub := range s.types {
+		if r := sub.late(st); r != nil {
+			return s.number(sub, r, st)
 		}
 	}
 	return nil
+}
+
+// number makes r the response that is open.
+func (s *session) number(sub *subscription, r *response, st *state) *response {
+	s.nonce++
+	r.typeURL, r.nonce, r.version = sub.typeURL, strconv.FormatUint(s.nonce, 10), strconv.FormatUint(st.version, 10)
+	s.open = r
+	return r
 }
 
 func (s *session) subscription(typeURL string) *subscription {

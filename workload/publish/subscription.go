@@ -29,6 +29,10 @@ type subscription struct {
 	at      catalogue
 	version uint64 // of that state; 0 before the first response
 
+	// gone are policies of which the client is told last, when no workload that it
+	// has names them any more.
+	gone []string
+
 	// What is owed to the client: everything, with the versions that it has, or an
 	// answer about names.
 	everything bool
@@ -134,6 +138,8 @@ func (s *subscription) checkNames() error {
 func (s *subscription) respond(st *state, node string) *response {
 	var r *response
 	switch {
+	case !s.begun:
+		return nil
 	case s.everything:
 		r = s.whole(st)
 	case s.answer:
@@ -174,7 +180,35 @@ func (s *subscription) whole(st *state) *response {
 	slices.Sort(r.removed)
 	s.everything, s.answer, s.known, s.owed = false, false, nil, nil
 	s.current(st)
+	return s.postpone(r)
+}
+
+// postpone takes removals of policies out of a response, for late. A client to
+// which they came first would miss policies that its workloads still name, and
+// refuse connections for that.
+func (s *subscription) postpone(r *response) *response {
+	if s.typeURL == AuthorizationType {
+		s.gone = append(s.gone, r.removed...)
+		r.removed = nil
+	}
 	return r
+}
+
+// late returns the removals that were put off, when there is nothing else to say.
+func (s *subscription) late(st *state) *response {
+	if len(s.gone) == 0 {
+		return nil
+	}
+	r := &response{}
+	for _, name := range s.gone {
+		if st.of(s.typeURL).At(name) == nil { // it may have come back
+			r.removed = append(r.removed, name)
+		}
+	}
+	s.gone = nil
+	slices.Sort(r.removed)
+	r.removed = slices.Compact(r.removed)
+	return r.orNil()
 }
 
 // changes tells a wildcard client what differs.
@@ -188,7 +222,7 @@ func (s *subscription) changes(st *state) *response {
 		}
 	}
 	s.current(st)
-	return r.orNil()
+	return s.postpone(r).orNil()
 }
 
 // orNil returns nil for a response that says nothing.
