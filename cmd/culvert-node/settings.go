@@ -216,7 +216,7 @@ func (s *settings) check(set *conf.Set) {
 	set.Check("pods", func() error {
 		switch {
 		case s.mode == modeNode && s.pods == "" && s.handoff == "" && !s.kubernetes.on:
-			return errors.New("give --pods or --handoff-socket in node mode, or --kubernetes")
+			return errors.New("give --pods, --handoff-socket or --kubernetes in node mode")
 		case s.mode == modeDedicated && (s.pods != "" || s.handoff != ""):
 			return errors.New("--pods and --handoff-socket are only for --mode=node")
 		}
