@@ -13,6 +13,7 @@ import (
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/runtime"
+	clienttesting "k8s.io/client-go/testing"
 
 	"github.com/culvert-mesh/culvert/cmd/internal/installer"
 )
@@ -186,5 +187,27 @@ func TestApplyFails(t *testing.T) {
 	}
 	if _, err := r.helm.Releases.Last("culvert"); err == nil {
 		t.Error("the release is still there")
+	}
+}
+
+// An API server that is away for a moment ends nothing.
+func TestInstallOutlastsTrouble(t *testing.T) {
+	r := newRig(t, workloads(2, 3)...)
+	failures := 3
+	r.kube.PrependReactor("get", "deployments", func(clienttesting.Action) (bool, runtime.Object, error) {
+		if failures--; failures >= 0 {
+			return true, nil, errors.New("connection refused")
+		}
+		return false, nil, nil
+	})
+	if err := r.Install(t.Context(), options()); err != nil {
+		t.Fatal(err)
+	}
+	r = newRig(t, workloads(2, 3)...)
+	r.kube.PrependReactor("get", "deployments", func(clienttesting.Action) (bool, runtime.Object, error) {
+		return true, nil, errors.New("connection refused")
+	})
+	if err := r.Install(t.Context(), soon()); err == nil || !strings.Contains(err.Error(), "not ready in time: read Deployment: connection refused") {
+		t.Errorf("got %v", err)
 	}
 }

@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"encoding/json"
 	"io"
+	"strings"
 	"testing"
 	"time"
 
@@ -160,23 +161,35 @@ type writerFunc func([]byte) (int, error)
 
 func (f writerFunc) Write(p []byte) (int, error) { return f(p) }
 
-// agentsLeaveAfter makes the agents' pods go only when they have been asked for so often.
-func (r *rig) agentsLeaveAfter(lists int) {
+// podsLeaveAfter makes the pods of agents and of controllers go only when they have been asked for so often, and checks
+// the order: agents, chart, what the controllers made.
+func (r *rig) podsLeaveAfter(lists int) {
 	deleted := false
+	left := map[string]int{"app=culvert-node": lists, "app=culvert-controller": lists}
 	r.kube.PrependReactor("delete", "daemonsets", func(clienttesting.Action) (bool, runtime.Object, error) {
 		deleted = true
 		return false, nil, nil
 	})
-	r.kube.PrependReactor("list", "pods", func(clienttesting.Action) (bool, runtime.Object, error) {
+	r.kube.PrependReactor("delete", "secrets", func(clienttesting.Action) (bool, runtime.Object, error) {
+		if left["app=culvert-controller"] > 0 {
+			r.t.Error("the authority went while controllers were running: they would make it again")
+		}
+		return false, nil, nil
+	})
+	r.kube.PrependReactor("list", "pods", func(a clienttesting.Action) (bool, runtime.Object, error) {
+		selector := a.(clienttesting.ListAction).GetListRestrictions().Labels.String()
 		if !deleted {
 			r.t.Error("waits for pods of agents that were not deleted")
 		}
-		if _, err := r.helm.Releases.Last("culvert"); err != nil {
-			r.t.Error("the chart went before the agents")
+		_, err := r.helm.Releases.Last("culvert")
+		if chart := err == nil; chart != (selector == "app=culvert-node") {
+			r.t.Errorf("waits for %s while the chart is there: %v", selector, chart)
 		}
 		list := &corev1.PodList{}
-		if lists--; lists > 0 {
-			list.Items = append(list.Items, *agentPod("culvert-node-x", "n1"))
+		if left[selector]--; left[selector] > 0 {
+			pod := agentPod("some-pod", "n1")
+			pod.Labels["app"] = strings.TrimPrefix(selector, "app=") // the fake client filters what it gets
+			list.Items = append(list.Items, *pod)
 		}
 		return true, list, nil
 	})

@@ -39,6 +39,10 @@ func (i *Installer) Uninstall(ctx context.Context, o UninstallOptions) error {
 	if err := i.remove(ctx, o.Timeout); err != nil {
 		return err
 	}
+	// A controller that still runs would make its objects again.
+	if err := i.waitGone(ctx, deploy.Deployment, o.Timeout); err != nil {
+		return err
+	}
 	if err := i.removeMade(ctx, o.KeepCA); err != nil {
 		return err
 	}
@@ -60,7 +64,7 @@ func (i *Installer) remove(ctx context.Context, timeout time.Duration) error {
 	if err != nil && !apierrors.IsNotFound(err) {
 		return fmt.Errorf("delete agents: %w", i.Access.Explain(err))
 	}
-	stuck := i.waitGone(ctx, timeout)
+	stuck := i.waitGone(ctx, deploy.DaemonSet, timeout)
 	if errors.Is(stuck, context.Canceled) {
 		return stuck
 	}

@@ -117,7 +117,7 @@ func TestUninstall(t *testing.T) {
 			if err := r.Install(t.Context(), options()); err != nil {
 				t.Fatal(err)
 			}
-			r.agentsLeaveAfter(3)
+			r.podsLeaveAfter(3)
 			if err := r.Uninstall(t.Context(), tt.o); err != nil {
 				t.Fatal(err)
 			}

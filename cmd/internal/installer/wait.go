@@ -22,12 +22,19 @@ func (i *Installer) wait(ctx context.Context, timeout time.Duration) error {
 	bounded, cancel := context.WithTimeoutCause(ctx, timeout, errTimeUp)
 	defer cancel()
 	said := map[string]string{}
+	var trouble error
 	err := i.poll(bounded, func() (bool, error) {
 		ready := true
+		trouble = nil
 		for _, p := range []func(context.Context) (progress, error){i.controller, i.agents} {
-			now, err := p(bounded)
-			if err != nil {
+			// Requests have their own bound: the one of the wait would end them with odd errors.
+			now, err := p(ctx)
+			switch {
+			case apierrors.IsForbidden(err), apierrors.IsUnauthorized(err), apierrors.IsNotFound(err):
 				return false, err
+			case err != nil:
+				trouble = err // an API server that restarts comes back
+				return false, nil
 			}
 			if line := now.String(); said[now.name] != line {
 				said[now.name] = line
@@ -38,7 +45,7 @@ func (i *Installer) wait(ctx context.Context, timeout time.Duration) error {
 		if ready {
 			return true, nil
 		}
-		return false, i.hopeless(bounded)
+		return false, i.hopeless(ctx)
 	})
 	if err == nil {
 		return nil
@@ -46,11 +53,13 @@ func (i *Installer) wait(ctx context.Context, timeout time.Duration) error {
 	if ctx.Err() != nil {
 		return fmt.Errorf("wait for Culvert: %w", context.Cause(ctx))
 	}
-	reasons := i.reasons(ctx)
-	if errors.Is(err, errTimeUp) || errors.Is(err, context.DeadlineExceeded) {
+	if trouble != nil {
+		return fmt.Errorf("wait for Culvert: %w: %w", err, i.Access.Explain(trouble))
+	}
+	if errors.Is(err, errTimeUp) {
 		err = fmt.Errorf("%w (%v)", errTimeUp, timeout)
 	}
-	return fmt.Errorf("wait for Culvert: %w%s", i.Access.Explain(err), reasons)
+	return fmt.Errorf("wait for Culvert: %w%s", i.Access.Explain(err), i.reasons(ctx))
 }
 
 // progress is how far a workload is.
@@ -109,15 +118,16 @@ func daemonSetProgress(d *appsv1.DaemonSet) progress {
 	return p
 }
 
-// waitGone returns when no agent's pod is left. The error names the nodes that still have one.
-func (i *Installer) waitGone(ctx context.Context, timeout time.Duration) error {
-	ctx, cancel := context.WithTimeoutCause(ctx, timeout, errTimeUp)
+// waitGone returns when no pod of that label "app" is left, saying how many are while it waits. The error names the nodes
+// that still have one.
+func (i *Installer) waitGone(ctx context.Context, app string, timeout time.Duration) error {
+	bounded, cancel := context.WithTimeoutCause(ctx, timeout, errTimeUp)
 	defer cancel()
 	left := -1
 	var nodes []string
-	err := i.poll(ctx, func() (bool, error) {
-		pods, err := i.Access.Kube.CoreV1().Pods(i.Namespace).List(ctx, metav1.ListOptions{LabelSelector: "app=" + deploy.DaemonSet})
-		if err != nil && !apierrors.IsNotFound(err) {
+	err := i.poll(bounded, func() (bool, error) {
+		pods, err := i.Access.Kube.CoreV1().Pods(i.Namespace).List(ctx, metav1.ListOptions{LabelSelector: "app=" + app})
+		if err != nil {
 			return false, err
 		}
 		nodes = nodes[:0]
@@ -126,12 +136,12 @@ func (i *Installer) waitGone(ctx context.Context, timeout time.Duration) error {
 		}
 		if len(nodes) != left {
 			left = len(nodes)
-			i.say("  %s: %d nodes left to clean", deploy.DaemonSet, left)
+			i.say("  %s: %d pods left", app, left)
 		}
 		return left == 0, nil
 	})
-	if errors.Is(err, errTimeUp) || errors.Is(err, context.DeadlineExceeded) {
-		return fmt.Errorf("agents did not stop within %v on nodes %v", timeout, nodes)
+	if errors.Is(err, errTimeUp) {
+		return fmt.Errorf("pods of %s did not stop within %v on nodes %v", app, timeout, nodes)
 	}
 	return i.Access.Explain(err)
 }
