@@ -50,8 +50,7 @@ func (p proc) write(name, text string) {
 	}
 }
 
-// add makes a process. The test's own namespace stands for that of a pod, ns for the
-// host's.
+// add makes a process.
 func (p proc) add(pid int, f fake, ns *netns.NS) {
 	p.t.Helper()
 	dir := fmt.Sprint(pid)
@@ -63,11 +62,12 @@ func (p proc) add(pid int, f fake, ns *netns.NS) {
 	if err := os.MkdirAll(filepath.Join(p.root, dir, "ns"), 0o755); err != nil {
 		p.t.Fatal(err)
 	}
-	target := "/proc/self/ns/net"
-	if f.host {
-		if err := ns.Control(func(fd int) error { target = fmt.Sprintf("/proc/self/fd/%d", fd); return nil }); err != nil {
-			p.t.Fatal(err)
-		}
+	if !f.host {
+		ns = netnstest.New(p.t)
+	}
+	var target string
+	if err := ns.Control(func(fd int) error { target = fmt.Sprintf("/proc/self/fd/%d", fd); return nil }); err != nil {
+		p.t.Fatal(err)
 	}
 	if err := os.Symlink(target, filepath.Join(p.root, dir, "ns", "net")); err != nil {
 		p.t.Fatal(err)

@@ -215,6 +215,7 @@ func (t *Table) readElements(s *Set) error {
 		s.Elements = append(s.Elements, parseElements(f.bytes(unix.NFTA_SET_ELEM_LIST_ELEMENTS))...)
 	})
 	s.sort()
+	s.Elements = slices.Compact(s.Elements) // of a set that is not ours, and grows just now, some come twice
 	return err
 }
 

@@ -80,12 +80,18 @@ func (s Set) text(b *strings.Builder) {
 	b.WriteString("\t}\n")
 }
 
+// spareElements is room in a set for what people add to it by hand.
+const spareElements = 64
+
 // maxChunk is how many elements one message holds; a netlink attribute ends at 64 KiB.
 const maxChunk = 256
 
 // queue adds the set to a transaction. id is its number in it.
 func (s Set) queue(c *nftables.Conn, table *nftables.Table, id int) error {
-	set := &nftables.Set{Table: table, Name: s.Name, ID: uint32(id), KeyType: nftables.TypeIPAddr}
+	// A set of known size does not grow. The kernel's dump of one that does, which goes on
+	// after the transaction, repeats elements or passes some by.
+	size := uint32(len(s.Elements) + spareElements)
+	set := &nftables.Set{Table: table, Name: s.Name, ID: uint32(id), KeyType: nftables.TypeIPAddr, Size: size}
 	if s.Type == nftables.TypeIP6Addr.Name {
 		set.KeyType = nftables.TypeIP6Addr
 	}
