@@ -83,7 +83,7 @@ func everything() map[string]any {
 // variants are all values that the invariants are checked with.
 func variants(t *testing.T) map[string]map[string]any {
 	t.Helper()
-	all := map[string]map[string]any{"defaults": nil, "everything": everything(), "no-taint": {"taint": map[string]any{"remove": false}}}
+	all := map[string]map[string]any{"defaults": nil, "everything": everything(), "no-taint": {"taint": map[string]any{"remove": false}}, "spire": {"spire": map[string]any{"adminSocket": "/run/spire/private/admin.sock"}}}
 	for _, name := range deploy.Profiles() {
 		values, err := deploy.Profile(name)
 		if err != nil {

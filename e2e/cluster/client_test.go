@@ -9,6 +9,7 @@ import (
 	"io"
 	"os"
 	"os/exec"
+	"path/filepath"
 	"strings"
 	"sync"
 	"testing"
@@ -26,8 +27,17 @@ func kubectlCommand(ctx context.Context, args ...string) *exec.Cmd {
 		program = "kubectl"
 	}
 	cmd := exec.CommandContext(ctx, program, args...)
-	cmd.Env = append(os.Environ(), "KUBECONFIG="+shared.kubeconfig)
+	cmd.Env = shared.clientEnv()
 	return cmd
+}
+
+// clientEnv is the environment of programs that talk to the cluster.
+func (e *environment) clientEnv() []string {
+	env := append(os.Environ(), "KUBECONFIG="+e.kubeconfig)
+	if e.dir != "" { // what they cache goes with the cluster
+		env = append(env, "KUBECACHEDIR="+filepath.Join(e.dir, "kubectl"))
+	}
+	return env
 }
 
 func kubectl(ctx context.Context, stdin io.Reader, args ...string) (string, error) {

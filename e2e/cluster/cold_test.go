@@ -1,6 +1,7 @@
 package cluster
 
 import (
+	"context"
 	"fmt"
 	"testing"
 
@@ -106,7 +107,7 @@ func taint(t *testing.T, node string, on bool) {
 		}
 		patch = `{"spec":{"taints":[{"key":"culvert.io/agent-not-ready","effect":"NoSchedule"}]}}`
 		t.Cleanup(func() {
-			_, err := kubectl(t.Context(), nil, "taint", "node", node, "culvert.io/agent-not-ready-")
+			_, err := kubectl(context.WithoutCancel(t.Context()), nil, "taint", "node", node, "culvert.io/agent-not-ready-")
 			_ = err // the controller has removed it, as it should
 		})
 	}

@@ -18,7 +18,7 @@ func count(text, part string) int { return strings.Count(text, part) }
 func TestDryRunIsAccepted(t *testing.T) {
 	m := mesh(t) // it has made the namespace and the definitions
 	cmd := exec.CommandContext(t.Context(), shared.program("culvert"), "install", "--dry-run", "--set=image.tag="+meshTag)
-	cmd.Env = append(cmd.Environ(), "KUBECONFIG="+m.env.kubeconfig)
+	cmd.Env = m.env.clientEnv()
 	text, err := cmd.Output()
 	if err != nil {
 		t.Fatalf("%v: %s", err, text)

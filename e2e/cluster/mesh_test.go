@@ -6,7 +6,6 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
-	"os"
 	"os/exec"
 	"slices"
 	"strings"
@@ -87,7 +86,7 @@ func (m *installation) remove(ctx context.Context) error {
 // culvert runs the user's command and returns all that it printed.
 func (m *installation) culvert(ctx context.Context, args ...string) (string, error) {
 	cmd := exec.CommandContext(ctx, m.env.program("culvert"), args...)
-	cmd.Env = append(os.Environ(), "KUBECONFIG="+m.env.kubeconfig)
+	cmd.Env = m.env.clientEnv()
 	out, err := cmd.CombinedOutput()
 	return strings.TrimSpace(string(out)), err
 }

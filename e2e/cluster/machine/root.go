@@ -67,7 +67,7 @@ func mounts(s Spec) []mount {
 		{source: "tmpfs", target: "/run", kind: "tmpfs", flags: syscall.MS_NOSUID | syscall.MS_NODEV, data: "mode=755"},
 		{source: "tmpfs", target: "/tmp", kind: "tmpfs", flags: syscall.MS_NOSUID | syscall.MS_NODEV, data: "mode=1777"},
 	}
-	for _, dir := range s.Binds {
+	for _, dir := range append([]string{s.Dir}, s.Binds...) {
 		list = append(list, mount{source: dir, target: dir, flags: syscall.MS_BIND})
 	}
 	for _, target := range slices.Sorted(mapKeys(s.Volumes)) {

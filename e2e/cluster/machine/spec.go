@@ -16,7 +16,7 @@ type Spec struct {
 	// Dir is the absolute directory for everything that the machine writes. Its file system must be able to carry an
 	// overlay's upper layer (ext4, xfs, btrfs and tmpfs can, an overlay cannot). Required.
 	Dir string `json:"dir"`
-	// Binds are directories of this machine that the new one sees at the same path, writable and not layered.
+	// Binds are directories of this machine that the new one sees at the same path, writable and not layered, as it does Dir.
 	Binds []string `json:"binds"`
 	// Volumes are directories below Dir that appear elsewhere: path inside the machine to name below Dir.
 	Volumes map[string]string `json:"volumes"`
