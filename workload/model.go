@@ -4,6 +4,7 @@ import (
 	"maps"
 	"net/netip"
 	"slices"
+	"time"
 
 	"github.com/culvert-mesh/culvert/identity"
 )
@@ -180,7 +181,12 @@ type Service struct {
 	WeightedWaypoints []WeightedWaypoint
 	// LoadBalancer is nil for the standard: any healthy endpoint.
 	LoadBalancer *LoadBalancer
-	IPFamilies   IPFamilies
+	// SessionAffinity, when positive, keeps each client address at one endpoint
+	// while that one is healthy. It says for how long after the client's last
+	// connection; route derives the endpoint from the address instead of
+	// remembering it, and so keeps it for longer. Zero is no affinity.
+	SessionAffinity time.Duration
+	IPFamilies      IPFamilies
 	// Canonical marks the service that wins among equals of one host name.
 	Canonical  bool
 	Visibility Visibility
@@ -228,7 +234,7 @@ func (s *Service) Equal(o *Service) bool {
 		s.IngressUseWaypoint == o.IngressUseWaypoint && slices.Equal(s.SubjectAltNames, o.SubjectAltNames) &&
 		equalPointer(s.Waypoint, o.Waypoint) &&
 		slices.Equal(s.WeightedWaypoints, o.WeightedWaypoints) &&
-		s.LoadBalancer.equal(o.LoadBalancer) && s.IPFamilies == o.IPFamilies &&
+		s.LoadBalancer.equal(o.LoadBalancer) && s.SessionAffinity == o.SessionAffinity && s.IPFamilies == o.IPFamilies &&
 		s.Canonical == o.Canonical && s.Visibility == o.Visibility
 }
 

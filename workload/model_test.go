@@ -61,6 +61,8 @@ func setOther(rng *rand.Rand, v reflect.Value) {
 		v.SetString("other")
 	case reflect.Bool:
 		v.SetBool(!v.Bool())
+	case reflect.Int64:
+		v.SetInt(v.Int() + 1)
 	case reflect.Uint8, reflect.Uint16, reflect.Uint32:
 		v.SetUint(v.Uint() + 1)
 	case reflect.Pointer:

@@ -21,9 +21,10 @@ const (
 // candidate is an endpoint that may be chosen.
 type candidate struct {
 	workload *workload.Workload
-	port     uint16
-	rank     int
 	weight   int
+	affinity float64 // to the client, for a service that asks for it
+	rank     int32
+	port     uint16
 }
 
 // serviceHops iterates over the endpoints of the service in the order in which
@@ -32,7 +33,8 @@ type candidate struct {
 //
 // Better locality goes first. Within a rank each place goes to the less loaded
 // of two, drawn at random in proportion to their capacity; load counts
-// relative to capacity.
+// relative to capacity. For a service with session affinity it goes to the one
+// that the client's address has the greatest affinity to.
 func (p *planner) serviceHops(svc *workload.Service, port uint16, mode resolution, target netip.Addr) iter.Seq[hop] {
 	if _, declared := svc.Ports[port]; !declared && mode == modeStandard {
 		return none
@@ -53,7 +55,7 @@ func (p *planner) serviceHops(svc *workload.Service, port uint16, mode resolutio
 			}
 			for len(group) > 0 {
 				var c candidate
-				c, group = p.draw(group, sum)
+				c, group = p.draw(svc, group, sum)
 				sum -= c.weight
 				h := hop{workload: c.workload, port: c.port, service: svc, addr: pickAddress(c.workload, target, svc.IPFamilies)}
 				if !yield(h) {
@@ -77,7 +79,11 @@ func (p *planner) candidates(svc *workload.Service, port uint16, mode resolution
 		if !ok {
 			continue
 		}
-		out = append(out, candidate{workload: w, port: to, rank: rank, weight: int(w.Capacity)})
+		c := candidate{workload: w, port: to, rank: int32(rank), weight: int(w.Capacity)}
+		if svc.SessionAffinity > 0 {
+			c.affinity = affinity(p.SourceIP, w)
+		}
+		out = append(out, c)
 	}
 	return out
 }
@@ -156,20 +162,31 @@ func shares(scope workload.Scope, a, b *workload.Workload) bool {
 
 // draw takes one candidate out of the group, which it reorders. sum is the
 // weight of the group.
-func (p *planner) draw(group []candidate, sum int) (candidate, []candidate) {
+func (p *planner) draw(svc *workload.Service, group []candidate, sum int) (candidate, []candidate) {
+	i := 0
+	if svc.SessionAffinity > 0 {
+		i = mostAffine(group)
+	} else {
+		i = p.lessLoaded(group, sum)
+	}
+	c := group[i]
+	last := len(group) - 1
+	group[i] = group[last]
+	return c, group[:last]
+}
+
+// lessLoaded returns the index of the less loaded of two, drawn at random.
+func (p *planner) lessLoaded(group []candidate, sum int) int {
 	first := p.pick(group, -1, sum)
 	if p.Load != nil && len(group) > 1 {
 		second := p.pick(group, first, sum-group[first].weight)
 		a, b := &group[first], &group[second]
 		// a.load/a.weight > b.load/b.weight, without division.
 		if p.Load(a.workload.UID)*b.weight > p.Load(b.workload.UID)*a.weight {
-			first = second
+			return second
 		}
 	}
-	c := group[first]
-	last := len(group) - 1
-	group[first] = group[last]
-	return c, group[:last]
+	return first
 }
 
 // pick draws an index in proportion to weight, other than the one excluded;
