@@ -223,6 +223,9 @@ func (g generator) service(i int) *workload.Service {
 		Name: g.pick("", "svc"), Namespace: "ns", Hostname: fmt.Sprintf("svc%d.ns", i), Ports: g.ports(), Waypoint: g.gateway(),
 		IPFamilies: workload.IPFamilies(g.IntN(4)), Canonical: g.IntN(2) == 0, Visibility: workload.Visibility(g.IntN(2)),
 	}
+	if g.IntN(2) == 0 {
+		s.SessionAffinity = time.Duration(1 + g.Int64N(int64(24*time.Hour)))
+	}
 	for range g.IntN(3) {
 		s.VIPs = append(s.VIPs, workload.NewNetworkAddress(g.pick("", "net1"), g.addr()))
 	}

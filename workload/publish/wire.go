@@ -6,7 +6,10 @@ import (
 	"net/netip"
 	"slices"
 	"strings"
+	"time"
 
+	"google.golang.org/protobuf/types/known/anypb"
+	"google.golang.org/protobuf/types/known/durationpb"
 	"google.golang.org/protobuf/types/known/wrapperspb"
 	"istio.io/istio/pkg/workloadapi"
 
@@ -124,6 +127,9 @@ func wireService(s *workload.Service) *workloadapi.Address {
 	if s.Visibility == workload.VisibilityNamespace {
 		out.Visibility = workloadapi.Service_NAMESPACE
 	}
+	if s.SessionAffinity > 0 {
+		out.Extensions = append(out.Extensions, wireAffinity(s.SessionAffinity))
+	}
 	switch s.IPFamilies {
 	case workload.FamiliesIPv4:
 		out.IpFamilies = workloadapi.IPFamilies_IPV4_ONLY
@@ -133,6 +139,18 @@ func wireService(s *workload.Service) *workloadapi.Address {
 		out.IpFamilies = workloadapi.IPFamilies_DUAL
 	}
 	return &workloadapi.Address{Type: &workloadapi.Address_Service{Service: out}}
+}
+
+// sessionAffinity is the name of Culvert's extension that tells a service's
+// session affinity, a google.protobuf.Duration. Others' clients pass over it.
+const sessionAffinity = "culvert.io/session-affinity"
+
+func wireAffinity(d time.Duration) *workloadapi.Extension {
+	config, err := anypb.New(durationpb.New(d))
+	if err != nil {
+		return nil // not reached: a Duration has nothing that cannot be encoded
+	}
+	return &workloadapi.Extension{Name: sessionAffinity, Config: config}
 }
 
 func wireLoadBalancer(lb *workload.LoadBalancer) *workloadapi.LoadBalancing {

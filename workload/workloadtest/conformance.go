@@ -123,6 +123,7 @@ func full() State {
 		Mode:         workload.LBFailover,
 		HealthPolicy: workload.AllowAll,
 	}
+	svc.SessionAffinity = 90 * time.Minute
 	svc.IPFamilies = workload.FamiliesIPv4
 	plain := Service("ns/other.ns", nil, Balance(workload.LBPassthrough))
 	return State{

@@ -187,6 +187,8 @@ func TestFaults(t *testing.T) {
 		{"bad-cidr", svc + "cidrVips: [{network: '', cidr: 10.0.0.0}]}", "f.yaml:2: cidrVips cidr: netip.ParsePrefix"},
 		{"bad-scope", svc + "loadBalancer: {routingPreferences: [Rack], mode: Strict}}", `f.yaml:2: routingPreferences: "Rack" is none of Region, Zone, Subzone, Node, Cluster, Network`},
 		{"balancer-without-mode", svc + "loadBalancer: {}}", "f.yaml:2: loadBalancer: mode is missing"},
+		{"bad-affinity", svc + "sessionAffinity: 60}", `f.yaml:2: sessionAffinity: time: missing unit in duration "60"`},
+		{"no-affinity", svc + "sessionAffinity: 0s}", "f.yaml:2: sessionAffinity: want a time above 0, have 0s"},
 		{"port-twice", "services:\n- {name: s, namespace: n, hostname: h, vips: [], ports: {80: 1, 80: 2}}", "f.yaml:2: service ports: port 80 is there twice"},
 		{"policy-without-dry-run", "policies:\n- {name: p, namespace: n, scope: Global, action: Deny, rules: []}", "f.yaml:2: policy: dryRun is missing"},
 		{"policy-twice", pol + "[]}\n- {name: p, namespace: n, scope: Global, action: Deny, dryRun: false, rules: []}", `f.yaml:3: policy "n/p" is in line 2 already`},

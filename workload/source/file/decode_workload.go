@@ -2,6 +2,7 @@ package file
 
 import (
 	"net/netip"
+	"time"
 
 	"go.yaml.in/yaml/v3"
 
@@ -175,7 +176,8 @@ func (d *decoder) service(n *yaml.Node) {
 		"weightedWaypoints": func(n *yaml.Node) {
 			d.each(n, "weightedWaypoints", func(n *yaml.Node) { s.WeightedWaypoints = append(s.WeightedWaypoints, d.weighted(n)) })
 		},
-		"loadBalancer": func(n *yaml.Node) { s.LoadBalancer = d.balancer(n) },
+		"loadBalancer":    func(n *yaml.Node) { s.LoadBalancer = d.balancer(n) },
+		"sessionAffinity": func(n *yaml.Node) { s.SessionAffinity = d.affinity(n) },
 		"ipFamilies": func(n *yaml.Node) {
 			if !d.isNull(n) {
 				s.IPFamilies = enum(d, n, what+" ipFamilies", workload.FamiliesIPv4, workload.FamiliesDual)
@@ -268,6 +270,15 @@ func (d *decoder) weighted(n *yaml.Node) workload.WeightedWaypoint {
 	})
 	d.required(n, "weightedWaypoints", seen, "destination", "weight")
 	return w
+}
+
+// affinity reads Culvert's addition to the format, for example "3h0m0s".
+func (d *decoder) affinity(n *yaml.Node) time.Duration {
+	v, ok := parsed(d, n, "sessionAffinity", time.ParseDuration)
+	if ok && v <= 0 {
+		d.fault(n, "sessionAffinity: want a time above 0, have %s", v)
+	}
+	return v
 }
 
 func (d *decoder) balancer(n *yaml.Node) *workload.LoadBalancer {

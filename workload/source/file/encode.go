@@ -3,6 +3,7 @@ package file
 import (
 	"fmt"
 	"net/netip"
+	"time"
 
 	"go.yaml.in/yaml/v3"
 
@@ -92,6 +93,7 @@ type yamlService struct {
 	Waypoint     *yamlGateway     `yaml:"waypoint,omitempty"`
 	Weighted     []yamlWeighted   `yaml:"weightedWaypoints,omitempty"`
 	LoadBalancer *yamlBalancer    `yaml:"loadBalancer,omitempty"`
+	Affinity     time.Duration    `yaml:"sessionAffinity,omitempty"`
 	IPFamilies   string           `yaml:"ipFamilies,omitempty"`
 	Canonical    bool             `yaml:"canonical"`
 	Visibility   string           `yaml:"visibility"`
@@ -175,7 +177,7 @@ func encodeService(s *workload.Service) yamlService {
 		Name: s.Name, Namespace: s.Namespace, Hostname: s.Hostname,
 		VIPs: texts(s.VIPs, workload.NetworkAddress.String), Ports: orEmpty(s.Ports),
 		SANs: texts(s.SubjectAltNames, identity.ID.String), Waypoint: encodeGateway(s.Waypoint),
-		IPFamilies: s.IPFamilies.String(), Canonical: s.Canonical, Visibility: s.Visibility.String(),
+		Affinity: s.SessionAffinity, IPFamilies: s.IPFamilies.String(), Canonical: s.Canonical, Visibility: s.Visibility.String(),
 	}
 	for _, p := range s.CIDRVIPs {
 		y.CIDRVIPs = append(y.CIDRVIPs, yamlCIDR{Network: p.Network, CIDR: p.Prefix.String()})

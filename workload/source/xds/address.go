@@ -72,6 +72,9 @@ func (c *Client) address(res *discovery.Resource) (workload.Event, string, error
 		for _, san := range bad {
 			c.cfg.Logger.Warn("subject alternative name of a service ignored", "service", svc.Key(), "name", san)
 		}
+		if svc.SessionAffinity, err = toAffinity(a.Service.GetExtensions()); err != nil {
+			c.cfg.Logger.Warn("session affinity of a service ignored", "service", svc.Key(), "error", err)
+		}
 		return workload.UpsertService(svc), svc.Key().String(), nil
 	default:
 		return workload.Event{}, "", errors.New("address is neither workload nor service")

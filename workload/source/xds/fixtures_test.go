@@ -5,6 +5,8 @@ import (
 	"testing"
 
 	discovery "github.com/envoyproxy/go-control-plane/envoy/service/discovery/v3"
+	"google.golang.org/protobuf/types/known/anypb"
+	"google.golang.org/protobuf/types/known/durationpb"
 	"google.golang.org/protobuf/types/known/emptypb"
 	"google.golang.org/protobuf/types/known/wrapperspb"
 	"istio.io/istio/pkg/workloadapi"
@@ -128,6 +130,13 @@ func wireService(s *workload.Service) *workloadapi.Service {
 		Name: s.Name, Namespace: s.Namespace, Hostname: s.Hostname, Ports: wirePorts(s.Ports),
 		Waypoint: wireGateway(s.Waypoint), IpFamilies: workloadapi.IPFamilies(s.IPFamilies), Canonical: s.Canonical,
 		Visibility: workloadapi.Service_Visibility(s.Visibility),
+	}
+	if s.SessionAffinity > 0 {
+		config, err := anypb.New(durationpb.New(s.SessionAffinity))
+		if err != nil {
+			panic(err)
+		}
+		out.Extensions = []*workloadapi.Extension{{Name: "culvert.io/session-affinity", Config: config}}
 	}
 	for _, vip := range s.VIPs {
 		out.Addresses = append(out.Addresses, &workloadapi.NetworkAddress{Network: vip.Network, Address: vip.Addr.AsSlice()})

@@ -5,7 +5,9 @@ import (
 	"fmt"
 	"net/netip"
 	"slices"
+	"time"
 
+	"google.golang.org/protobuf/types/known/durationpb"
 	"istio.io/istio/pkg/workloadapi"
 
 	"github.com/culvert-mesh/culvert/identity"
@@ -183,6 +185,32 @@ func waypoints(out *workload.Service, s *workloadapi.Service) (err error) {
 		})
 	}
 	return nil
+}
+
+// sessionAffinity is the name of Culvert's extension that tells a service's
+// session affinity, a google.protobuf.Duration.
+const sessionAffinity = "culvert.io/session-affinity"
+
+// toAffinity returns the session affinity among the extensions, or 0. Extensions
+// of others are passed over; of two with the name the first counts.
+func toAffinity(extensions []*workloadapi.Extension) (time.Duration, error) {
+	for _, e := range extensions {
+		if e.GetName() != sessionAffinity {
+			continue
+		}
+		var d durationpb.Duration
+		if err := e.GetConfig().UnmarshalTo(&d); err != nil {
+			return 0, fmt.Errorf("decode: %w", err)
+		}
+		if err := d.CheckValid(); err != nil {
+			return 0, err
+		}
+		if d.AsDuration() <= 0 {
+			return 0, fmt.Errorf("time %s is not positive", d.AsDuration())
+		}
+		return d.AsDuration(), nil
+	}
+	return 0, nil
 }
 
 func toLoadBalancer(lb *workloadapi.LoadBalancing) (*workload.LoadBalancer, error) {
