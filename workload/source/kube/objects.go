@@ -2,6 +2,7 @@ package kube
 
 import (
 	"net/netip"
+	"time"
 
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 
@@ -129,6 +130,7 @@ type serviceObject struct {
 	external        bool // ExternalName
 	localOnly       bool
 	publishNotReady bool
+	affinity        time.Duration // of a client's address; 0 is none
 	conditions      []Condition
 	fault           string
 }

@@ -2,6 +2,7 @@ package kube
 
 import (
 	"testing"
+	"time"
 
 	corev1 "k8s.io/api/core/v1"
 	discoveryv1 "k8s.io/api/discovery/v1"
@@ -38,6 +39,12 @@ func TestServiceTranslation(t *testing.T) {
 	near := func(scopes []workload.Scope) func(*workload.Service) {
 		return func(s *workload.Service) {
 			s.LoadBalancer = &workload.LoadBalancer{Mode: workload.LBFailover, Preferences: scopes}
+		}
+	}
+	sticky := func(seconds *int32) func(*corev1.Service) {
+		return func(s *corev1.Service) {
+			s.Spec.SessionAffinity = corev1.ServiceAffinityClientIP
+			s.Spec.SessionAffinityConfig = &corev1.SessionAffinityConfig{ClientIP: &corev1.ClientIPConfig{TimeoutSeconds: seconds}}
 		}
 	}
 	same := func(*workload.Service) {}
@@ -80,7 +87,13 @@ func TestServiceTranslation(t *testing.T) {
 			near(nearZone)(s)
 			s.LoadBalancer.HealthPolicy = workload.AllowAll
 		}},
-		{"session-affinity-is-no-part", "", func(s *corev1.Service) { s.Spec.SessionAffinity = corev1.ServiceAffinityClientIP }, same},
+		{"session-affinity", "", sticky(nil), func(s *workload.Service) { s.SessionAffinity = 3 * time.Hour }},
+		{"session-affinity-time", "", sticky(new(int32(60))), func(s *workload.Service) { s.SessionAffinity = time.Minute }},
+		{"session-affinity-no-time", "", sticky(new(int32(-1))), func(s *workload.Service) { s.SessionAffinity = 3 * time.Hour }},
+		{"session-affinity-none", "", func(s *corev1.Service) {
+			sticky(new(int32(60)))(s)
+			s.Spec.SessionAffinity = corev1.ServiceAffinityNone
+		}, same},
 	} {
 		t.Run(tc.name, func(t *testing.T) {
 			w := newWorld(t)

@@ -31,7 +31,7 @@ func translateService(o *serviceObject, in serviceSurroundings, s *settings) *wo
 		Name: o.name, Namespace: o.namespace, Hostname: s.host(o.key),
 		VIPs: networkAddresses(s.network, o.vips, nil), Ports: portsOf(o.ports),
 		Waypoint: in.waypoint, WeightedWaypoints: in.weighted,
-		LoadBalancer: loadBalancer(o, in.namespace), IPFamilies: o.families,
+		LoadBalancer: loadBalancer(o, in.namespace), SessionAffinity: o.affinity, IPFamilies: o.families,
 		// Other namespaces' ServiceEntries with the name never win over it.
 		Canonical: true, AppProtocols: appProtocols(o.ports),
 	}

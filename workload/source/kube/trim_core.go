@@ -7,6 +7,7 @@ import (
 	"slices"
 	"strconv"
 	"strings"
+	"time"
 
 	corev1 "k8s.io/api/core/v1"
 	discoveryv1 "k8s.io/api/discovery/v1"
@@ -167,6 +168,7 @@ func trimService(s *corev1.Service) *serviceObject {
 		external:        s.Spec.Type == corev1.ServiceTypeExternalName,
 		localOnly:       s.Spec.InternalTrafficPolicy != nil && *s.Spec.InternalTrafficPolicy == corev1.ServiceInternalTrafficPolicyLocal,
 		publishNotReady: s.Spec.PublishNotReadyAddresses,
+		affinity:        sessionAffinity(&s.Spec),
 		families:        serviceFamilies(s.Spec.IPFamilies),
 		conditions:      coreConditions(s.Status.Conditions),
 	}
@@ -196,6 +198,19 @@ func trimService(s *corev1.Service) *serviceObject {
 	}
 	o.ports = servicePorts(s.Spec.Ports)
 	return o
+}
+
+// sessionAffinity returns for how long a client's address keeps its endpoint, or
+// 0 when the service does not ask for it.
+func sessionAffinity(s *corev1.ServiceSpec) time.Duration {
+	if s.SessionAffinity != corev1.ServiceAffinityClientIP {
+		return 0
+	}
+	seconds := corev1.DefaultClientIPServiceAffinitySeconds
+	if c := s.SessionAffinityConfig; c != nil && c.ClientIP != nil && c.ClientIP.TimeoutSeconds != nil && *c.ClientIP.TimeoutSeconds > 0 {
+		seconds = *c.ClientIP.TimeoutSeconds
+	}
+	return time.Duration(seconds) * time.Second
 }
 
 // servicePorts keeps TCP ports; nothing else is captured.
