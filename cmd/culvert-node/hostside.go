@@ -13,6 +13,7 @@ import (
 	"github.com/culvert-mesh/culvert/redirect"
 	"github.com/culvert-mesh/culvert/redirect/hostrules"
 	"github.com/culvert-mesh/culvert/redirect/netns"
+	"github.com/culvert-mesh/culvert/redirect/procns"
 )
 
 // hostAudit is how often the host's rules and addresses are looked at.
@@ -36,7 +37,7 @@ type hostSide struct {
 func newHostSide(procRoot string, log *slog.Logger) *hostSide {
 	h := &hostSide{log: log}
 	err := func() (err error) {
-		if h.ns, err = netns.Open(procRoot + "/1/ns/net"); err != nil {
+		if h.ns, err = procns.Host(procRoot); err != nil {
 			return err
 		}
 		if h.addrs, err = hostrules.NodeAddresses(h.ns); err != nil {
