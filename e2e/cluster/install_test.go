@@ -8,8 +8,9 @@ import (
 )
 
 var (
-	errIssued = errors.New("a certificate was issued")
-	errRoots  = errors.New("the bundle does not have both roots")
+	errIssued  = errors.New("a certificate was issued")
+	errRoots   = errors.New("the bundle does not have both roots")
+	errOldRoot = errors.New("the old root is in the bundle")
 )
 
 func count(text, part string) int { return strings.Count(text, part) }

@@ -54,7 +54,8 @@ func TestMain(m *testing.M) {
 func testMain(m *testing.M, s settings) int {
 	ctx, stop := signal.NotifyContext(context.Background(), syscall.SIGTERM, os.Interrupt)
 	defer stop()
-	context.AfterFunc(ctx, func() { os.Exit(130) }) // the next run removes what this one leaves
+	ended := context.AfterFunc(ctx, func() { os.Exit(130) }) // the next run removes what this one leaves
+	defer ended()
 	e, err := prepare(ctx, s)
 	if err != nil {
 		fmt.Fprintf(os.Stderr, "e2e: %v\n", err)
