@@ -9,6 +9,7 @@ import (
 	"errors"
 	"flag"
 	"fmt"
+	"io"
 	"net"
 	"net/netip"
 	"os"
@@ -116,8 +117,8 @@ func bombBlock() []byte {
 	return b.Bytes()
 }
 
-// attackTool attacks until it is killed.
-func attackTool(args []string) error {
+// attackTool attacks until it is killed. It says so when it begins.
+func attackTool(args []string, out io.Writer) error {
 	f := flag.NewFlagSet("attack", flag.ContinueOnError)
 	cert, key := f.String("ca-cert", "", "authority that certificates come from"), f.String("ca-key", "", "its key")
 	if err := f.Parse(args); err != nil {
@@ -139,6 +140,7 @@ func attackTool(args []string) error {
 	}
 	for _, a := range attacks() {
 		if a.name == f.Arg(0) {
+			fmt.Fprintln(out, a.name)
 			a.run(addr, config)
 			return nil
 		}

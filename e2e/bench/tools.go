@@ -27,7 +27,7 @@ func runTool(name string, args []string) error {
 	case "hold-client":
 		return holdClient(args, os.Stdin, os.Stdout)
 	case "attack":
-		return attackTool(args)
+		return attackTool(args, os.Stdout)
 	case "limited":
 		return limited(args)
 	case "greet":
