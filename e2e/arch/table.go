@@ -22,7 +22,7 @@ func Edges() []Edge {
 		{From: "workload/route", To: []string{"workload", "identity"}},
 		{From: "workload/dns", To: []string{"workload"}},
 		{From: "workload/dns/server", To: []string{"workload/dns", "workload"}},
-		{From: "workload/netpol", To: []string{"workload", "identity"}},
+		{From: "workload/netpol", To: []string{"workload/internal/hamt"}},
 		{From: "workload/status", To: []string{"workload", "workload/policy", "workload/source/kube"}},
 		{From: "workload/telemetry", To: []string{"workload", "identity"}},
 		{From: "workload/source/*", To: []string{"workload", "workload/policy", "identity"}},
