@@ -113,10 +113,7 @@ func New(cfg Config) (*Source, error) {
 	s := &Source{
 		cfg: cfg, clients: cfg.Clients, synced: make(chan struct{}),
 		reports: make(map[ref]Report), reported: make(chan struct{}),
-		state: newState(settings{
-			cluster: cfg.ClusterID, trustDomain: cfg.TrustDomain, domain: cfg.Domain, network: cfg.Network,
-			root: cfg.RootNamespace, lenientL7: cfg.LenientL7,
-		}, cfg.Logger),
+		state: newState(cfg.settings(), cfg.Logger),
 	}
 	if s.clients == nil {
 		clients, err := newClients(cfg.Config)
@@ -152,6 +149,14 @@ func (c Config) withDefaults() Config {
 		c.Logger = slog.New(slog.DiscardHandler)
 	}
 	return c
+}
+
+// settings are what translations need of a Config with its defaults filled in.
+func (c Config) settings() settings {
+	return settings{
+		cluster: c.ClusterID, trustDomain: c.TrustDomain, domain: c.Domain, network: c.Network,
+		root: c.RootNamespace, lenientL7: c.LenientL7,
+	}
 }
 
 // Synced returns a channel that is closed when everything that was in the

@@ -163,22 +163,28 @@ func (s *Source) coreSpecs() []spec {
 func (s *Source) customSpec(c customResource) spec {
 	lw := listWatch(s.clients.Dynamic.Resource(c.resource), s.clients.Dynamic, func(*metav1.ListOptions) {})
 	out := spec{kind: c.kind, lw: lw, expected: &unstructured.Unstructured{}}
-	switch c.kind {
-	case kindServiceEntry:
-		out.trim = trimAs(trimServiceEntry)
-	case kindWorkloadEntry:
-		out.trim = trimAs(trimWorkloadEntry)
-	case kindPeerAuthentication:
-		out.trim = trimAs(trimPeerAuthentication)
-	case kindAuthorizationPolicy:
-		settings := s.state.settings
-		out.trim = trimAs(func(u *unstructured.Unstructured) *authorizationObject { return translateAuthorization(u, &settings) })
-	case kindGateway:
-		out.trim = trimAs(trimGateway)
-	case kindGatewayClass:
-		out.trim = trimAs(trimGatewayClass)
-	}
+	out.trim = s.state.trimCustom(c.kind)
 	return out
+}
+
+// trimCustom returns the trimmer of a custom resource. It reads only what never
+// changes of the state.
+func (st *state) trimCustom(k kind) func(any) (object, error) {
+	switch k {
+	case kindServiceEntry:
+		return trimAs(trimServiceEntry)
+	case kindWorkloadEntry:
+		return trimAs(trimWorkloadEntry)
+	case kindPeerAuthentication:
+		return trimAs(trimPeerAuthentication)
+	case kindGateway:
+		return trimAs(trimGateway)
+	case kindGatewayClass:
+		return trimAs(trimGatewayClass)
+	default:
+		settings := st.settings
+		return trimAs(func(u *unstructured.Unstructured) *authorizationObject { return translateAuthorization(u, &settings) })
+	}
 }
 
 // definitionObject is the definition of a custom resource: its name.
