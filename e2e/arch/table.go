@@ -3,7 +3,10 @@ package arch
 // Edges is the one direction of imports: `identity` is the floor, `workload` and `hbone` stand on it side by side,
 // `hbone/proxy` and `waypoint` are the only places that join tunnel and workload, `redirect` knows neither, and `cmd`
 // joins everything. Packages that do not exist yet are listed with the place that they will have.
-func Edges() []Edge {
+func Edges() []Edge { return append(planeEdges(), joinEdges()...) }
+
+// planeEdges are of the packages that know one thing each.
+func planeEdges() []Edge {
 	return []Edge{
 		{From: "identity"},
 		{From: "identity/svid", To: []string{"identity"}},
@@ -19,7 +22,8 @@ func Edges() []Edge {
 		{From: "workload", To: []string{"identity"}},
 		{From: "workload/internal/*"},
 		{From: "workload/policy", To: []string{"workload", "workload/internal/hamt", "identity"}},
-		{From: "workload/route", To: []string{"workload", "identity"}},
+		{From: "workload/egress"},
+		{From: "workload/route", To: []string{"workload", "workload/egress", "identity"}},
 		{From: "workload/dns", To: []string{"workload"}},
 		{From: "workload/dns/server", To: []string{"workload/dns", "workload"}},
 		{From: "workload/netpol", To: []string{"workload/internal/hamt"}},
@@ -39,7 +43,7 @@ func Edges() []Edge {
 		{From: "hbone/proxy", To: []string{
 			"hbone/pool", "hbone/relay", "hbone/tunnel", "hbone/loop", "hbone/h2", "hbone/record",
 			"identity", "identity/svid", "identity/mtls",
-			"workload", "workload/policy", "workload/netpol", "workload/route",
+			"workload", "workload/policy", "workload/netpol", "workload/egress", "workload/route",
 		}},
 		{From: "hbone/handover", To: []string{"hbone/proxy", "hbone/pool", "hbone/relay", "hbone/tunnel", "hbone/loop"}},
 		{From: "hbone/hbonetest", To: []string{"hbone/**", "identity/**"}},
@@ -68,10 +72,19 @@ func Edges() []Edge {
 		}},
 		{From: "waypoint/gatewayapi", To: []string{"waypoint/httproute", "workload"}},
 		{From: "waypoint/controller", To: []string{"waypoint/gatewayapi"}},
+	}
+}
 
+// joinEdges are of what joins them: programs, deployment, documentation, and tests of the whole.
+func joinEdges() []Edge {
+	return []Edge{
 		{From: "cmd/internal/*"},
+		{From: "cmd/internal/objects", To: []string{"cmd/internal/access"}},
+		{From: "cmd/internal/authz", To: []string{
+			"cmd/internal/enrol", "identity", "workload", "workload/policy", "workload/source/kube",
+		}},
 		{From: "cmd/internal/kubeca", To: []string{"identity", "identity/svid", "identity/ca/authority", "identity/ca/server"}},
-		{From: "cmd/internal/kubenode", To: []string{"cmd/internal/enrol", "redirect/**"}},
+		{From: "cmd/internal/kubenode", To: []string{"cmd/internal/enrol", "workload/egress", "redirect/**"}},
 		{From: "cmd/internal/installer", To: []string{"cmd/internal/access", "deploy"}},
 		{From: "cmd/internal/inspect", To: []string{"cmd/internal/access", "cmd/internal/enrol", "deploy", "redirect/netns"}},
 		{From: "cmd/culvert", To: []string{"deploy", "e2e/netlab"}}, // the demonstration is the lab, told to a person
@@ -107,7 +120,8 @@ func systemFences() []Fence {
 			Allowed: []string{
 				"workload/source/kube", "workload/status", "waypoint/gatewayapi", "waypoint/controller",
 				"cmd/culvert", "cmd/culvert-node", "cmd/culvert-controller", "cmd/culvert-waypoint",
-				"cmd/internal/kubeca", "cmd/internal/kubenode", "cmd/internal/access", "cmd/internal/installer", "cmd/internal/inspect", "deploy/**", "e2e/**",
+				"cmd/internal/kubeca", "cmd/internal/kubenode", "cmd/internal/access", "cmd/internal/installer", "cmd/internal/inspect",
+				"cmd/internal/objects", "cmd/internal/authz", "deploy/**", "e2e/**",
 			},
 		},
 		{
