@@ -129,7 +129,7 @@ func serveGRPC(ctx context.Context, g *grpc.Server, l net.Listener) error {
 		return err
 	case <-ctx.Done():
 		g.Stop()
-		<-failed
+		_ = <-failed // what it says of having been stopped
 		return nil
 	}
 }

@@ -68,7 +68,7 @@ func readProgram(path string) (program, error) {
 	if err != nil {
 		return program{}, err
 	}
-	defer file.Close()
+	defer func() { _ = file.Close() }()
 	for _, segment := range file.Progs {
 		if segment.Type == elf.PT_INTERP {
 			return program{}, errors.New("is not static: there is no loader in the image (build with CGO_ENABLED=0)")

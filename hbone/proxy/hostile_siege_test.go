@@ -332,18 +332,10 @@ func (c *calm) finish(t testing.TB) {
 // watcher is an Observer that keeps what ended badly, and not more of it than it is asked for.
 type watcher struct {
 	mu     sync.Mutex
-	count  map[netip.AddrPort]int
 	failed []*proxy.Flow
 }
 
-func newWatcher() *watcher { return &watcher{count: make(map[netip.AddrPort]int)} }
-
-// closed returns how many flows of a peer have ended.
-func (w *watcher) closed(from netip.AddrPort) int {
-	w.mu.Lock()
-	defer w.mu.Unlock()
-	return w.count[from]
-}
+func newWatcher() *watcher { return &watcher{} }
 
 // Opened implements proxy.Observer.
 func (w *watcher) Opened(*proxy.Flow) {}
@@ -352,7 +344,6 @@ func (w *watcher) Opened(*proxy.Flow) {}
 func (w *watcher) Closed(f *proxy.Flow) {
 	w.mu.Lock()
 	defer w.mu.Unlock()
-	w.count[f.Source.Addr]++
 	if f.Err != nil && len(w.failed) < 2000 {
 		w.failed = append(w.failed, f)
 	}

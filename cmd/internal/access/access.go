@@ -82,7 +82,7 @@ func (a *Access) Version(ctx context.Context, least string) (*version.Version, e
 		return nil, fmt.Errorf("read version %q: %w", least, err)
 	}
 	if have.LessThan(want) {
-		return have, fmt.Errorf("Kubernetes %s is too old: %s or later is needed", info.GitVersion, least)
+		return have, fmt.Errorf("server runs Kubernetes %s, which is too old: %s or later is needed", info.GitVersion, least)
 	}
 	return have, nil
 }

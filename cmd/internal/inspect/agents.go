@@ -15,10 +15,9 @@ import (
 
 	corev1 "k8s.io/api/core/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
-	"k8s.io/apimachinery/pkg/util/httpstream"
 	"k8s.io/client-go/tools/portforward"
 	"k8s.io/client-go/transport/spdy"
-	streaming "k8s.io/streaming/pkg/httpstream"
+	"k8s.io/streaming/pkg/httpstream"
 
 	"github.com/culvert-mesh/culvert/cmd/internal/access"
 	"github.com/culvert-mesh/culvert/deploy"
@@ -58,7 +57,7 @@ func (f forwarder) Get(ctx context.Context, namespace, pod, path string) ([]byte
 	if err != nil {
 		return nil, fmt.Errorf("reach pod %s: %w", pod, f.access.Explain(err))
 	}
-	defer conn.Close()
+	defer func() { _ = conn.Close() }()
 	stop := context.AfterFunc(ctx, func() { _ = conn.Close() })
 	defer stop()
 	body, err := ask(conn, path)
@@ -78,14 +77,13 @@ func (f forwarder) dialer(namespace, pod string) (httpstream.Dialer, error) {
 	if err != nil {
 		return nil, fmt.Errorf("prepare port-forward: %w", err)
 	}
-	old := spdy.NewDialer(upgrader, &http.Client{Transport: transport}, http.MethodPost, url)
-	websocket, err := portforward.NewSPDYOverWebsocketDialer(url, f.access.Config)
+	old := spdy.NewDialerForStreaming(upgrader, &http.Client{Transport: transport}, http.MethodPost, url)
+	websocket, err := portforward.NewSPDYOverWebsocketDialerForStreaming(url, f.access.Config)
 	if err != nil {
 		return nil, fmt.Errorf("prepare port-forward: %w", err)
 	}
-	return portforward.NewFallbackDialer(websocket, old, func(err error) bool {
-		// The WebSocket dialer fails with the errors of this module, not with their twins in apimachinery.
-		return streaming.IsUpgradeFailure(err) || streaming.IsHTTPSProxyError(err)
+	return portforward.NewFallbackDialerForStreaming(websocket, old, func(err error) bool {
+		return httpstream.IsUpgradeFailure(err) || httpstream.IsHTTPSProxyError(err)
 	}), nil
 }
 

@@ -114,7 +114,7 @@ func TestCluster(t *testing.T) {
 			"ok node n1: CNI plugin is in place", "ok node n1: of its processes only the kubelet passes", "ok pods: 1 are in the mesh", "ok Deployment culvert-controller: 2 replicas",
 		}},
 		{name: "absent", objects: []runtime.Object{node("n1", "6.1.0")}, want: []string{"note Culvert: is not installed in namespace mesh"}},
-		{name: "old-kubernetes", version: "v1.28.1", objects: good, failed: true, want: []string{"error cluster: Kubernetes v1.28.1 is too old"}},
+		{name: "old-kubernetes", version: "v1.28.1", objects: good, failed: true, want: []string{"error cluster: server runs Kubernetes v1.28.1, which is too old"}},
 		{name: "old-kernel", objects: append(slices.Clone(good), node("n2", "4.19.0"), agent("a2", "n2", true)), failed: true, want: []string{"error node n2: kernel 4.19.0 is too old: NAT in inet tables needs Linux 5.2"}},
 		{name: "no-agent", objects: append(slices.Clone(good), node("n2", "6.1.0")), failed: true, want: []string{"error node n2: has no agent"}},
 		{name: "agent-not-ready", objects: append(slices.Clone(good), node("n2", "6.1.0", "culvert.io/agent-not-ready"), agent("a2", "n2", false)), failed: true, want: []string{"error node n2: agent a2 is not ready", "note node n2: has taint culvert.io/agent-not-ready until"}},

@@ -107,7 +107,7 @@ func changedByOthers(crd *unstructured.Unstructured) bool {
 		if entry.Manager == fieldManager || entry.Subresource != "" || entry.FieldsV1 == nil {
 			continue
 		}
-		if strings.Contains(string(entry.FieldsV1.Raw), `"f:spec"`) {
+		if strings.Contains(entry.FieldsV1.GetRawString(), `"f:spec"`) {
 			return true
 		}
 	}

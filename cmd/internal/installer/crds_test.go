@@ -27,7 +27,7 @@ func definition(annotations map[string]string, served []string, owner string) *u
 	}
 	_ = unstructured.SetNestedSlice(crd.Object, versions, "spec", "versions")
 	if owner != "" {
-		crd.SetManagedFields([]metav1.ManagedFieldsEntry{{Manager: owner, FieldsV1: &metav1.FieldsV1{Raw: []byte(`{"f:spec":{}}`)}}})
+		crd.SetManagedFields([]metav1.ManagedFieldsEntry{{Manager: owner, FieldsV1: metav1.NewFieldsV1(`{"f:spec":{}}`)}})
 	}
 	return crd
 }

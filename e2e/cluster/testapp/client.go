@@ -203,8 +203,11 @@ func holdOne(ctx context.Context, addr string, pause time.Duration, opened func(
 	if err := tcp.CloseWrite(); err != nil {
 		return err
 	}
-	if n, err := conn.Read(make([]byte, 1)); n != 0 || err != io.EOF {
-		return fmt.Errorf("after the end: %d bytes, %v", n, err)
+	switch n, err := conn.Read(make([]byte, 1)); {
+	case n != 0:
+		return fmt.Errorf("%d bytes after the end", n)
+	case err != io.EOF:
+		return fmt.Errorf("wait for the end: %w", err)
 	}
 	return nil
 }

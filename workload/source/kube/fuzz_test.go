@@ -42,7 +42,9 @@ func FuzzAnnotations(f *testing.F) {
 	}
 	f.Fuzz(func(t *testing.T, s, ns string) {
 		parseBinding(s)
-		parseDistribution(s)
+		if d := parseDistribution(s); d == distributionUnset && s != "" {
+			t.Fatalf("distribution %q was taken as none", s)
+		}
 		parseLocality(s)
 		if n := useWaypoint(makePairs(map[string]string{labelUseWaypoint: s, labelUseWaypointNS: ns}), "ns"); n.ok && (n.none || n.key.name == "" || n.key.namespace == "") {
 			t.Fatalf("names %+v", n)

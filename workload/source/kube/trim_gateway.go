@@ -30,7 +30,7 @@ func trimGateway(u *unstructured.Unstructured) *gatewayObject {
 	}
 	for i := range g.Spec.Listeners {
 		l := &g.Spec.Listeners[i]
-		out := listener{protocol: string(l.Protocol), port: int32(l.Port), from: string(gatewayv1.NamespacesFromSame)}
+		out := listener{protocol: string(l.Protocol), port: l.Port, from: string(gatewayv1.NamespacesFromSame)}
 		if r := l.AllowedRoutes; r != nil && r.Namespaces != nil {
 			if r.Namespaces.From != nil {
 				out.from = string(*r.Namespaces.From)
