@@ -27,10 +27,12 @@ func planeEdges() []Edge {
 		{From: "workload/dns", To: []string{"workload"}},
 		{From: "workload/dns/server", To: []string{"workload/dns", "workload"}},
 		{From: "workload/netpol", To: []string{"workload/internal/hamt"}},
+		{From: "workload/netpol/netpolpb"},
+		{From: "workload/netpol/wire", To: []string{"workload/netpol", "workload/netpol/netpolpb"}},
 		{From: "workload/status", To: []string{"workload", "workload/policy", "workload/source/kube"}},
 		{From: "workload/telemetry", To: []string{"workload", "identity"}},
-		{From: "workload/source/*", To: []string{"workload", "workload/policy", "identity"}},
-		{From: "workload/publish", To: []string{"workload", "workload/internal/hamt", "workload/policy", "workload/netpol", "identity"}},
+		{From: "workload/source/*", To: []string{"workload", "workload/policy", "workload/netpol", "workload/netpol/wire", "identity"}},
+		{From: "workload/publish", To: []string{"workload", "workload/internal/hamt", "workload/policy", "workload/netpol", "workload/netpol/wire", "identity"}},
 		{From: "workload/workloadtest", To: []string{"workload/**", "identity"}},
 
 		{From: "hbone", To: []string{"identity", "hbone/tunnel", "hbone/loop", "hbone/h2"}},
@@ -136,7 +138,7 @@ func systemFences() []Fence {
 			Name: "protobuf and Istio's wire types", Tests: true,
 			Prefixes: []string{"google.golang.org/protobuf", "istio.io"},
 			Allowed: []string{
-				"workload/source/xds", "workload/source/kube", "workload/publish", "workload/status",
+				"workload/source/xds", "workload/source/kube", "workload/publish", "workload/status", "workload/netpol/netpolpb", "workload/netpol/wire",
 				"identity/ca", "identity/ca/issuer", "identity/ca/server", "identity/spire", "redirect/zds", "waypoint/gatewayapi", "deploy/**",
 				"identity/identitytest", "workload/workloadtest", "workload/source/xds/*test", "cmd/culvert-controller", "e2e/**",
 			},
@@ -154,7 +156,7 @@ func systemFences() []Fence {
 		{
 			Name:     "unsafe",
 			Prefixes: []string{"unsafe"},
-			Allowed:  []string{"redirect/**", "hbone/loop"},
+			Allowed:  []string{"redirect/**", "hbone/loop", "workload/netpol/netpolpb"}, // the last is generated
 		},
 		{
 			Name:     "the outside world (sans-IO packages own no socket, file or clock)",
