@@ -1,6 +1,7 @@
 package topology
 
 import (
+	"crypto/rand"
 	"fmt"
 	"net"
 	"net/netip"
@@ -117,7 +118,9 @@ func addAddrs(link netlink.Link, addrs []netip.Prefix) error {
 func addBridge(name string, addrs []netip.Prefix) error {
 	attrs := netlink.NewLinkAttrs()
 	attrs.Name = name
-	// Forwarding starts at once, without spanning tree delays, and the address table does not follow a port's MAC.
+	// A bridge without an address of its own takes the lowest of its ports', so it would change when a pod comes, and the
+	// others could not reach their gateway until they ask for its address again, half a minute later.
+	attrs.HardwareAddr = hardwareAddr()
 	bridge := &netlink.Bridge{LinkAttrs: attrs}
 	if err := netlink.LinkAdd(bridge); err != nil {
 		return fmt.Errorf("add bridge %s: %w", name, err)
@@ -129,6 +132,14 @@ func addBridge(name string, addrs []netip.Prefix) error {
 		return fmt.Errorf("set bridge %s up: %w", name, err)
 	}
 	return nil
+}
+
+// hardwareAddr makes a MAC address: locally administered, of one station.
+func hardwareAddr() net.HardwareAddr {
+	a := make(net.HardwareAddr, 6)
+	_, _ = rand.Read(a) // never fails
+	a[0] = a[0]&^1 | 2
+	return a
 }
 
 // addRoute adds a route inside the current namespace.

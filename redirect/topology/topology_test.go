@@ -425,3 +425,35 @@ func TestInUserNamespace(t *testing.T) {
 		t.Errorf("%d tests passed inside, want 4:\n%s", got, out)
 	}
 }
+
+// Pods keep their gateway's address for half a minute: it must not change when another pod comes.
+func TestPodsComeWithoutNotice(t *testing.T) {
+	n := build(t, topology.Config{Nodes: []string{"n"}}).Node("n")
+	first := addPod(t, n, "first")
+	exchange(t, n, n.PodRange().Addr().Next(), first, first.Addr())
+	before := bridgeAddr(t, n)
+	for i := range 8 { // one of them has a lower address than those before, all but surely
+		addPod(t, n, fmt.Sprintf("pod-%d", i))
+	}
+	if after := bridgeAddr(t, n); after != before {
+		t.Errorf("the bridge's address was %s and is %s", before, after)
+	}
+	exchange(t, n, n.PodRange().Addr().Next(), first, first.Addr())
+}
+
+func bridgeAddr(t *testing.T, n *topology.Node) (mac string) {
+	t.Helper()
+	err := n.Do(func() error {
+		links, err := net.Interfaces()
+		for _, l := range links {
+			if strings.HasPrefix(l.Name, "br") {
+				mac = l.HardwareAddr.String()
+			}
+		}
+		return err
+	})
+	if err != nil || mac == "" {
+		t.Fatalf("the bridge's address: %q, %v", mac, err)
+	}
+	return mac
+}
