@@ -46,10 +46,10 @@ type Query struct {
 // Decision is the answer to a Query.
 type Decision struct {
 	Allowed bool
-	// Unknown says that the subject, the peer, or the namespace of one of them
-	// is not in the Set (yet). An unknown subject is never allowed; an unknown
-	// peer is judged like one that is unproven. A new connection may wait for
-	// them; a live one should not be ended by it.
+	// Unknown says that it is refused because the subject, the peer, or the
+	// namespace of one of them is not in the Set (yet). An unknown subject is
+	// never allowed; an unknown peer is judged like one that is unproven. A new
+	// connection may wait for them; a live one should not be ended by it.
 	Unknown bool
 	// Policy is the policy that decided, as Key.String writes it: "netpol
 	// namespace/name", "cluster-netpol name"; empty when none did.
