@@ -1,6 +1,7 @@
 // Package publish serves what a workload.Store and a policy.Set hold to node
 // agents, as istiod does: delta xDS (ADS) with the types istio.workload.Address
-// and istio.security.Authorization.
+// and istio.security.Authorization; and what a netpol.Set holds with a type of
+// Culvert's own.
 //
 // It converts the Store's objects to the wire, once for all clients, and gives
 // each client what it lacks: everything, or with on-demand subscriptions what it
@@ -30,6 +31,8 @@ import (
 	"google.golang.org/grpc"
 
 	"github.com/culvert-mesh/culvert/workload"
+	"github.com/culvert-mesh/culvert/workload/netpol"
+	"github.com/culvert-mesh/culvert/workload/netpol/wire"
 	"github.com/culvert-mesh/culvert/workload/policy"
 )
 
@@ -37,6 +40,7 @@ import (
 const (
 	AddressType       = "type.googleapis.com/istio.workload.Address"
 	AuthorizationType = "type.googleapis.com/istio.security.Authorization"
+	NetworkPolicyType = wire.TypeURL
 )
 
 // Peer is an authenticated client.
@@ -95,8 +99,10 @@ type Config struct {
 	// Store and Policies are published. Required.
 	Store    *workload.Store
 	Policies *policy.Set
-	// Ready is closed when Store and Policies hold the whole state for the first
-	// time; before that nothing is sent. Required.
+	// NetworkPolicies are published too; nil: their type is not served.
+	NetworkPolicies *netpol.Set
+	// Ready is closed when all of these hold the whole state for the first time;
+	// before that nothing is sent. Required.
 	Ready <-chan struct{}
 	// Authenticate says who the bearer of the token is, or refuses. It is called
 	// at the start of a stream, with the time it may take in ctx, and again and

@@ -15,8 +15,8 @@ import (
 //
 // A response is made only when the one before was answered, of whichever type:
 // whatever changed in the meantime is then in it, and policies are with the client
-// before the workloads that name them and until after. A session belongs to one
-// goroutine.
+// before the workloads that name them and until after; a pod's labels are there
+// before its workload is. A session belongs to one goroutine.
 type session struct {
 	peer  Peer
 	types []*subscription // in the order in which they are sent
@@ -25,10 +25,24 @@ type session struct {
 	open  *response // not answered yet; nil when there is none
 }
 
-func newSession(peer Peer) *session {
-	return &session{peer: peer, types: []*subscription{
-		{typeURL: AuthorizationType}, {typeURL: AddressType},
-	}}
+// newSession returns a session that serves these types, in the order in which
+// they are sent.
+func newSession(peer Peer, types ...string) *session {
+	s := &session{peer: peer}
+	for _, t := range types {
+		s.types = append(s.types, &subscription{typeURL: t})
+	}
+	return s
+}
+
+// types returns the types that the server serves, in the order in which they are
+// sent.
+func (s *Server) types() []string {
+	all := []string{NetworkPolicyType, AuthorizationType, AddressType}
+	if s.cfg.NetworkPolicies == nil {
+		return all[1:]
+	}
+	return all
 }
 
 // outcome is what a request was, besides what it asks for.

@@ -23,7 +23,7 @@ func history(t testing.TB) []*state {
 	var states []*state
 	var last *state
 	add := func() {
-		last = last.next(store.Snapshot(), policies.Snapshot(), time.Now(), slog.New(slog.DiscardHandler))
+		last = last.next(snapshots{workloads: store.Snapshot(), policies: policies.Snapshot()}, time.Now(), slog.New(slog.DiscardHandler))
 		states = append(states, last)
 	}
 	add()
@@ -91,7 +91,7 @@ func FuzzSession(f *testing.F) {
 	seed(&discovery.DeltaDiscoveryRequest{TypeUrl: AddressType, InitialResourceVersions: map[string]string{"ns/svc.ns": "1", "gone": "2"}})
 	f.Fuzz(func(t *testing.T, b []byte) {
 		states := history(t)
-		s := newSession(Peer{Node: "node-a"})
+		s := newSession(Peer{Node: "node-a"}, AuthorizationType, AddressType)
 		held := map[string]replica{AddressType: {}, AuthorizationType: {}}
 		for i := 0; len(b) > 0; i++ {
 			m, n := protowire.ConsumeBytes(b)
@@ -164,7 +164,7 @@ func TestSessionSkipsStates(t *testing.T) {
 	states := history(t)
 	rng := rand.New(rand.NewPCG(1, 1))
 	for range 200 {
-		s := newSession(Peer{})
+		s := newSession(Peer{}, AuthorizationType, AddressType)
 		held := map[string]replica{AddressType: {}, AuthorizationType: {}}
 		for i, st := range states {
 			if i == 0 || rng.IntN(2) == 0 {
@@ -193,16 +193,16 @@ func TestNameOfBoth(t *testing.T) {
 	w := workloadtest.Pod("ns/a", nil, func(w *workload.Workload) { w.UID = "ns/svc.ns" })
 	store.Apply(workloadtest.Events(w, workloadtest.Service("ns/svc.ns", nil)))
 	var st *state
-	st = st.next(store.Snapshot(), policies.Snapshot(), time.Now(), log)
+	st = st.next(snapshots{workloads: store.Snapshot(), policies: policies.Snapshot()}, time.Now(), log)
 	if r := st.addresses.At("ns/svc.ns"); r == nil || r.workload == nil {
 		t.Errorf("published is %+v, want the workload", r)
 	}
 	store.Apply([]workload.Event{workload.Removal("ns/svc.ns")})
-	st = st.next(store.Snapshot(), policies.Snapshot(), time.Now(), log)
+	st = st.next(snapshots{workloads: store.Snapshot(), policies: policies.Snapshot()}, time.Now(), log)
 	if r := st.addresses.At("ns/svc.ns"); r == nil || r.service == nil {
 		t.Errorf("published is %+v, want the service", r)
 	}
-	if same := st.next(store.Snapshot(), policies.Snapshot(), time.Now(), log); same != st {
+	if same := st.next(snapshots{workloads: store.Snapshot(), policies: policies.Snapshot()}, time.Now(), log); same != st {
 		t.Error("a state in which nothing differs is a new one")
 	}
 }
@@ -216,8 +216,8 @@ func BenchmarkChange(b *testing.B) {
 	}
 	store.Apply(batch)
 	var st *state
-	st = st.next(store.Snapshot(), policies.Snapshot(), time.Now(), log)
-	s := newSession(Peer{})
+	st = st.next(snapshots{workloads: store.Snapshot(), policies: policies.Snapshot()}, time.Now(), log)
+	s := newSession(Peer{}, AuthorizationType, AddressType)
 	if _, err := s.take(&discovery.DeltaDiscoveryRequest{TypeUrl: AddressType}); err != nil {
 		b.Fatal(err)
 	}
@@ -227,7 +227,7 @@ func BenchmarkChange(b *testing.B) {
 	for b.Loop() {
 		i++
 		store.Apply([]workload.Event{workload.Upsert(workloadtest.Pod("ns/pod", nil, func(w *workload.Workload) { w.Capacity = uint32(i) }))})
-		st = st.next(store.Snapshot(), policies.Snapshot(), time.Now(), log)
+		st = st.next(snapshots{workloads: store.Snapshot(), policies: policies.Snapshot()}, time.Now(), log)
 		s.open = nil
 		if r := s.next(st); r == nil || len(r.resources) != 1 {
 			b.Fatal("not one resource")
@@ -244,10 +244,10 @@ func BenchmarkWhole(b *testing.B) {
 	}
 	store.Apply(batch)
 	var st *state
-	st = st.next(store.Snapshot(), policies.Snapshot(), time.Now(), slog.New(slog.DiscardHandler))
+	st = st.next(snapshots{workloads: store.Snapshot(), policies: policies.Snapshot()}, time.Now(), slog.New(slog.DiscardHandler))
 	b.ReportAllocs()
 	for b.Loop() {
-		s := newSession(Peer{})
+		s := newSession(Peer{}, AuthorizationType, AddressType)
 		if _, err := s.take(&discovery.DeltaDiscoveryRequest{TypeUrl: AddressType}); err != nil {
 			b.Fatal(err)
 		}

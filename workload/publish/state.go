@@ -9,6 +9,8 @@ import (
 
 	"github.com/culvert-mesh/culvert/workload"
 	"github.com/culvert-mesh/culvert/workload/internal/hamt"
+	"github.com/culvert-mesh/culvert/workload/netpol"
+	"github.com/culvert-mesh/culvert/workload/netpol/wire"
 	"github.com/culvert-mesh/culvert/workload/policy"
 )
 
@@ -18,35 +20,46 @@ type catalogue = hamt.Map[string, *resource]
 
 // state is one version of everything that is published. It never changes.
 type state struct {
-	version   uint64
-	seen      time.Time // when the first of its changes was seen
-	changed   chan struct{}
-	workloads *workload.Snapshot
-	policies  *policy.Snapshot
+	version uint64
+	seen    time.Time // when the first of its changes was seen
+	changed chan struct{}
+	snapshots
 
-	addresses, authorizations catalogue
+	addresses, authorizations, networkPolicies catalogue
 }
 
 // of returns the catalogue of a type.
 func (st *state) of(typeURL string) catalogue {
-	if typeURL == AuthorizationType {
+	switch typeURL {
+	case AuthorizationType:
 		return st.authorizations
+	case NetworkPolicyType:
+		return st.networkPolicies
+	default:
+		return st.addresses
 	}
-	return st.addresses
+}
+
+// snapshots are what a state is made of.
+type snapshots struct {
+	workloads *workload.Snapshot
+	policies  *policy.Snapshot
+	networks  *netpol.Snapshot // or nil
 }
 
 // next makes the state that follows from newer snapshots, or returns st when no
 // resource differs. st may be nil.
-func (st *state) next(workloads *workload.Snapshot, policies *policy.Snapshot, seen time.Time, log *slog.Logger) *state {
-	n := &state{version: 1, seen: seen, changed: make(chan struct{}), workloads: workloads, policies: policies}
+func (st *state) next(from snapshots, seen time.Time, log *slog.Logger) *state {
+	n := &state{version: 1, seen: seen, changed: make(chan struct{}), snapshots: from}
 	if st == nil {
 		st = new(state)
 	} else {
 		n.version = st.version + 1
 	}
 	b := builder{log: log}
-	n.addresses = b.addresses(st, workloads)
-	n.authorizations = b.authorizations(st, policies)
+	n.addresses = b.addresses(st, from.workloads)
+	n.authorizations = b.authorizations(st, from.policies)
+	n.networkPolicies = b.networkPolicies(st, from.networks)
 	if !b.dirty && st.version > 0 {
 		return st
 	}
@@ -129,6 +142,34 @@ func (b *builder) authorizations(st *state, snap *policy.Snapshot) catalogue {
 	return c
 }
 
+// networkPolicies brings what network policies are made of up to date. A client
+// gets all of a change in one response: labels that no policy uses any more go
+// together with the last policy that did.
+func (b *builder) networkPolicies(st *state, snap *netpol.Snapshot) catalogue {
+	c := st.networkPolicies
+	if snap == nil {
+		return c
+	}
+	upserts, removals := snap.Changes(st.networks)
+	for _, o := range upserts {
+		name := wire.Name(o.Key())
+		r, err := newResource(name, NetworkPolicyType, wire.ToMessage(o))
+		if p, ok := o.(*netpol.Policy); err != nil && ok {
+			b.log.Error("network policy cannot be published as it is and denies instead", "policy", cut(strconv.Quote(name)), "error", err)
+			r, err = newResource(name, NetworkPolicyType, wire.ToMessage(wire.Spoilt(p, "it cannot be told")))
+		}
+		if err != nil {
+			c = b.unfit(c, name, err)
+			continue
+		}
+		c = b.put(c, r)
+	}
+	for _, k := range removals {
+		c = b.drop(c, wire.Name(k))
+	}
+	return c
+}
+
 // put adds a resource unless the one that is there says the same.
 func (b *builder) put(c catalogue, r *resource) catalogue {
 	if old := c.At(r.name); old != nil && old.version == r.version {
@@ -160,15 +201,21 @@ func (s *Server) Run(ctx context.Context) error {
 	for {
 		// Workloads first: a policy that a workload names was there before it, so it
 		// is not missing from a later look at the policies.
-		workloads := s.cfg.Store.Snapshot()
-		policies := s.cfg.Policies.Snapshot()
-		if next := st.next(workloads, policies, seen, s.cfg.Logger); next != st {
+		from := snapshots{workloads: s.cfg.Store.Snapshot()}
+		from.policies = s.cfg.Policies.Snapshot()
+		var networks <-chan struct{} // nil blocks for ever
+		if s.cfg.NetworkPolicies != nil {
+			from.networks = s.cfg.NetworkPolicies.Snapshot()
+			networks = from.networks.Changed()
+		}
+		if next := st.next(from, seen, s.cfg.Logger); next != st {
 			s.publish(st, next)
 			st = next
 		}
 		select {
-		case <-workloads.Changed():
-		case <-policies.Changed():
+		case <-from.workloads.Changed():
+		case <-from.policies.Changed():
+		case <-networks:
 		case <-ctx.Done():
 			return nil
 		}
@@ -197,6 +244,10 @@ func (s *Server) debounce(ctx context.Context) error {
 	defer quiet.Stop()
 	for {
 		workloads, policies := s.cfg.Store.Changed(), s.cfg.Policies.Changed()
+		var networks <-chan struct{}
+		if s.cfg.NetworkPolicies != nil {
+			networks = s.cfg.NetworkPolicies.Changed()
+		}
 		select {
 		case <-quiet.C:
 			return nil
@@ -204,6 +255,7 @@ func (s *Server) debounce(ctx context.Context) error {
 			return nil
 		case <-workloads:
 		case <-policies:
+		case <-networks:
 		case <-ctx.Done():
 			return errors.New("stopping")
 		}

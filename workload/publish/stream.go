@@ -55,7 +55,7 @@ func (s *Server) DeltaAggregatedResources(g serverStream) error {
 		return err
 	}
 	st := &stream{
-		server: s, grpc: g, peer: peer, token: token, session: newSession(peer), replaced: make(chan struct{}),
+		server: s, grpc: g, peer: peer, token: token, session: newSession(peer, s.types()...), replaced: make(chan struct{}),
 		log: s.cfg.Logger.With("peer", peer.String(), "node", peer.Node),
 	}
 	if err := s.admit(st); err != nil {

@@ -94,21 +94,21 @@ func policyFrom(m *netpolpb.Policy) *netpol.Policy {
 		IngressRules: each(m.GetIngressRules(), ruleFrom), EgressRules: each(m.GetEgressRules(), ruleFrom),
 	}
 	if err := known(m); err != nil {
-		return spoilt(p, err.Error())
+		return Spoilt(p, err.Error())
 	}
 	switch {
 	case m.GetPods() == nil:
-		return spoilt(p, "it does not say which pods it governs")
+		return Spoilt(p, "it does not say which pods it governs")
 	case p.Tier == netpol.Namespaced && !p.Ingress && !p.Egress:
-		return spoilt(p, "it does not say which directions it governs")
+		return Spoilt(p, "it does not say which directions it governs")
 	}
 	subject, err := selectorFrom(m.GetPods())
 	if err != nil {
-		return spoilt(p, "subject: "+err.Error())
+		return Spoilt(p, "subject: "+err.Error())
 	}
 	p.Pods = *subject
 	if p.Namespaces, err = selectorFrom(m.GetNamespaces()); err != nil {
-		return spoilt(p, "subject: "+err.Error())
+		return Spoilt(p, "subject: "+err.Error())
 	}
 	return p
 }

@@ -93,12 +93,13 @@ func standIn(k netpol.Key, cause error) netpol.Object {
 	if k.Kind != netpol.KindPolicy {
 		return nil
 	}
-	return spoilt(&netpol.Policy{Namespace: k.Namespace, Name: k.Name}, cause.Error())
+	return Spoilt(&netpol.Policy{Namespace: k.Namespace, Name: k.Name}, cause.Error())
 }
 
-// spoilt makes the policy one that allows nothing to all that it may have been
-// meant for: pods of its namespace, or all.
-func spoilt(p *netpol.Policy, why string) *netpol.Policy {
+// Spoilt returns a policy in the place of p, of which something cannot be told or
+// read: it allows nothing to all that p may have been meant for, which is the pods
+// of its namespace, or all.
+func Spoilt(p *netpol.Policy, why string) *netpol.Policy {
 	out := &netpol.Policy{
 		Tier: p.Tier, Namespace: p.Namespace, Name: p.Name, Priority: p.Priority, Ingress: true, Egress: true, Invalid: why,
 	}

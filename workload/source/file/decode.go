@@ -100,6 +100,9 @@ func (d *decoder) root(n *yaml.Node) {
 		"workloads": func(n *yaml.Node) { d.each(n, "workloads", d.workload) },
 		"services":  func(n *yaml.Node) { d.each(n, "services", d.service) },
 		"policies":  func(n *yaml.Node) { d.each(n, "policies", d.policy) },
+		"networkPolicies": func(n *yaml.Node) {
+			d.each(n, "networkPolicies", d.networkPolicy)
+		},
 	})
 	d.joinEndpoints()
 }

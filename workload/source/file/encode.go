@@ -25,6 +25,13 @@ func Encode(s State) ([]byte, error) {
 	for _, p := range s.Policies {
 		doc.Policies = append(doc.Policies, encodePolicy(p))
 	}
+	for _, o := range s.NetworkPolicies {
+		object, err := encodeNetworkPolicy(o)
+		if err != nil {
+			return nil, fmt.Errorf("encode %s: %w", o.Key(), err)
+		}
+		doc.NetworkPolicies = append(doc.NetworkPolicies, object)
+	}
 	out, err := yaml.Marshal(doc)
 	if err != nil {
 		return nil, fmt.Errorf("encode workloads: %w", err)
@@ -36,6 +43,8 @@ type document struct {
 	Workloads []yamlWorkload `yaml:"workloads,omitempty"`
 	Services  []yamlService  `yaml:"services,omitempty"`
 	Policies  []yamlPolicy   `yaml:"policies,omitempty"`
+
+	NetworkPolicies []map[string]any `yaml:"networkPolicies,omitempty"`
 }
 
 type yamlWorkload struct {

@@ -10,6 +10,7 @@ import (
 	"time"
 
 	"github.com/culvert-mesh/culvert/workload"
+	"github.com/culvert-mesh/culvert/workload/netpol"
 	"github.com/culvert-mesh/culvert/workload/policy"
 )
 
@@ -24,6 +25,10 @@ type Config struct {
 	// Store and Policies are kept equal to the file. Required.
 	Store    *workload.Store
 	Policies *policy.Set
+	// NetworkPolicies is kept equal to the file too and is ready from the first
+	// Load on; nil: what the file says of network policies is not used, which is
+	// logged.
+	NetworkPolicies *netpol.Set
 	// Logger gets one line for each change and each fault; nil discards.
 	Logger *slog.Logger
 	// Interval is how often the file is looked at; 0 means DefaultInterval.
@@ -90,6 +95,7 @@ func (s *Source) loadLocked(info os.FileInfo) error {
 	for _, w := range state.Warnings {
 		s.cfg.Logger.Warn("part of the workload file is ignored", "place", w.Error())
 	}
+	s.applyNetworkPolicies(state.NetworkPolicies)
 	// New policies come before the workloads that they govern, old ones go
 	// after them.
 	s.cfg.Policies.Apply(state.Policies, nil)
@@ -102,6 +108,20 @@ func (s *Source) loadLocked(info os.FileInfo) error {
 		close(s.synced)
 	}
 	return nil
+}
+
+// applyNetworkPolicies goes before the workloads: what is known of a pod is known
+// before it is served.
+func (s *Source) applyNetworkPolicies(objects []netpol.Object) {
+	set := s.cfg.NetworkPolicies
+	if set == nil {
+		if len(objects) > 0 {
+			s.cfg.Logger.Warn("network policies of the workload file are not evaluated", "file", s.cfg.Path, "objects", len(objects))
+		}
+		return
+	}
+	set.Replace(objects)
+	set.SetReady(true)
 }
 
 // Synced returns a channel that is closed when the file was applied for the

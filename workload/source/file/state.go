@@ -7,6 +7,7 @@ import (
 	"os"
 
 	"github.com/culvert-mesh/culvert/workload"
+	"github.com/culvert-mesh/culvert/workload/netpol"
 	"github.com/culvert-mesh/culvert/workload/policy"
 )
 
@@ -18,6 +19,8 @@ type State struct {
 	Workloads []*workload.Workload
 	Services  []*workload.Service
 	Policies  []*policy.Policy
+	// NetworkPolicies are the policies of Kubernetes and what they select by.
+	NetworkPolicies []netpol.Object
 	// Warnings are parts that were left out, which makes nothing more
 	// permissive: the file is used all the same.
 	Warnings []Fault

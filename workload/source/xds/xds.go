@@ -1,9 +1,10 @@
 // Package xds is the source of workloads, services and policies that speaks
 // delta xDS (ADS) to istiod or to Culvert's own controller.
 //
-// It subscribes to all addresses and authorization policies, converts each to the
-// types of packages workload and policy, writes them into a Store and a Set, and
-// tells the server what it took. While the server is away the last state goes on
+// It subscribes to all addresses and authorization policies and, if it is told to,
+// to what network policies are made of, which only Culvert's controller has. It
+// converts each to the types of packages workload, policy and netpol, writes them
+// into a Store and Sets, and tells the server what it took. While the server is away the last state goes on
 // serving; after a reconnect the server is told which versions are held, so that
 // it sends only differences.
 //
@@ -22,11 +23,15 @@ import (
 	"time"
 
 	"github.com/culvert-mesh/culvert/workload"
+	"github.com/culvert-mesh/culvert/workload/netpol"
+	"github.com/culvert-mesh/culvert/workload/netpol/wire"
 	"github.com/culvert-mesh/culvert/workload/policy"
 )
 
-// The types subscribed to, in the order of their subscription.
+// The types subscribed to. Network policies go first, the others in the order in
+// which ztunnel has them.
 const (
+	NetworkPolicyType = wire.TypeURL
 	AddressType       = "type.googleapis.com/istio.workload.Address"
 	AuthorizationType = "type.googleapis.com/istio.security.Authorization"
 )
@@ -77,6 +82,10 @@ type Config struct {
 	// Store and Policies receive the state. Required.
 	Store    *workload.Store
 	Policies *policy.Set
+	// NetworkPolicies receives what network policies are made of, and is told to
+	// be ready when all of it was received once. Nil: they are not asked for. A
+	// server that does not know them, such as istiod, leaves the Client not ready.
+	NetworkPolicies *netpol.Set
 
 	// Observer is optional.
 	Observer Observer
@@ -139,6 +148,7 @@ type subscription struct {
 	url   string
 	apply func(response) []rejection
 	acked bool
+	taken func() // called when acked is set; nil does nothing
 	// versions holds what the server sent and we took, by resource name.
 	versions map[string]string
 	// keys holds the key of resources whose name is not their key.
@@ -161,6 +171,12 @@ func New(cfg Config) (*Client, error) {
 	authorizations := newSubscription(AuthorizationType)
 	authorizations.apply = func(r response) []rejection { return c.applyPolicies(authorizations, r) }
 	c.types = []*subscription{addresses, authorizations}
+	if cfg.NetworkPolicies != nil {
+		networks := newSubscription(NetworkPolicyType)
+		networks.apply = func(r response) []rejection { return c.applyNetworkPolicies(networks, r) }
+		networks.taken = func() { cfg.NetworkPolicies.SetReady(true) }
+		c.types = append([]*subscription{networks}, c.types...)
+	}
 	return c, nil
 }
 
@@ -188,6 +204,9 @@ func (c *Client) acknowledged(s *subscription) {
 		return
 	}
 	s.acked = true
+	if s.taken != nil {
+		s.taken()
+	}
 	for _, t := range c.types {
 		if !t.acked {
 			return
