@@ -89,6 +89,8 @@ func joinEdges() []Edge {
 		{From: "cmd/internal/kubenode", To: []string{"cmd/internal/enrol", "workload/egress", "redirect/**"}},
 		{From: "cmd/internal/installer", To: []string{"cmd/internal/access", "deploy"}},
 		{From: "cmd/internal/inspect", To: []string{"cmd/internal/access", "cmd/internal/enrol", "deploy", "redirect/netns"}},
+		{From: "cmd/internal/netpolcheck", To: []string{"cmd/internal/enrol"}},
+		{From: "cmd/internal/companion", To: []string{"cmd/internal/netpolcheck", "cmd/internal/enrol"}},
 		{From: "cmd/culvert", To: []string{"deploy", "e2e/netlab"}}, // the demonstration is the lab, told to a person
 		{From: "cmd/*", To: []string{"cmd/internal/*", "identity/**", "workload/**", "hbone/**", "redirect/**", "waypoint/**"}},
 
@@ -123,7 +125,7 @@ func systemFences() []Fence {
 				"workload/source/kube", "workload/status", "waypoint/gatewayapi", "waypoint/controller",
 				"cmd/culvert", "cmd/culvert-node", "cmd/culvert-controller", "cmd/culvert-waypoint",
 				"cmd/internal/kubeca", "cmd/internal/kubenode", "cmd/internal/access", "cmd/internal/installer", "cmd/internal/inspect",
-				"cmd/internal/objects", "cmd/internal/authz", "deploy/**", "e2e/**",
+				"cmd/internal/objects", "cmd/internal/authz", "cmd/internal/netpolcheck", "cmd/internal/companion", "deploy/**", "e2e/**",
 			},
 		},
 		{
@@ -194,7 +196,7 @@ func libraryFences() []Fence {
 		{
 			Name:     "YAML",
 			Prefixes: []string{"go.yaml.in/yaml", "sigs.k8s.io/yaml"},
-			Allowed:  []string{"workload/source/file", "cmd/*", "cmd/internal/conf", "cmd/internal/installer", "deploy/**", "e2e/**"},
+			Allowed:  []string{"workload/source/file", "cmd/*", "cmd/internal/conf", "cmd/internal/installer", "cmd/internal/yamltext", "deploy/**", "e2e/**"},
 		},
 		{
 			Name: "the command line", Tests: true,

@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"strings"
 
+	appsv1 "k8s.io/api/apps/v1"
 	corev1 "k8s.io/api/core/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 
@@ -51,22 +52,52 @@ func (c *cluster) checkPods(ctx context.Context) error {
 }
 
 // settings are those of the agents, as far as their flags say them.
-func (c *cluster) settings() enrol.Settings {
-	s := enrol.Settings{OwnNamespace: c.namespace, OwnApps: []string{deploy.DaemonSet, deploy.Deployment}}
-	for _, set := range c.sets {
-		if set.Namespace != c.namespace || set.Name != deploy.DaemonSet || len(set.Spec.Template.Spec.Containers) == 0 {
+func (c *cluster) settings() enrol.Settings { return AgentFlags(c.sets, c.namespace).Enrolment }
+
+// Flags are what the agents' flags say that matters to others.
+type Flags struct {
+	// Enrolment says which pods are in the mesh.
+	Enrolment enrol.Settings
+	// DNS says that DNS is captured.
+	DNS bool
+}
+
+// AgentFlags reads the flags of the DaemonSet of the agents among sets; Culvert is in the namespace. What is not there, or
+// cannot be read, is the default.
+func AgentFlags(sets []appsv1.DaemonSet, namespace string) Flags {
+	f := Flags{DNS: true, Enrolment: enrol.Settings{OwnNamespace: namespace, OwnApps: []string{deploy.DaemonSet, deploy.Deployment}}}
+	for _, set := range sets {
+		if set.Namespace != namespace || set.Name != deploy.DaemonSet || len(set.Spec.Template.Spec.Containers) == 0 {
 			continue
 		}
 		for _, arg := range set.Spec.Template.Spec.Containers[0].Args {
-			if list, ok := strings.CutPrefix(arg, "--exclude-namespaces="); ok && list != "" {
-				s.Exclude = strings.Split(list, ",")
-			}
-			if arg == "--forbid-carve-outs" || arg == "--forbid-carve-outs=true" {
-				s.ForbidCarveOuts = true
-			}
+			f.read(arg)
 		}
 	}
-	return s
+	return f
+}
+
+func (f *Flags) read(arg string) {
+	name, value, given := strings.Cut(arg, "=")
+	yes := !given || value == "true"
+	switch {
+	case name == "--exclude-namespaces" && value != "":
+		f.Enrolment.Exclude = strings.Split(value, ",")
+	case name == "--forbid-carve-outs":
+		f.Enrolment.ForbidCarveOuts = yes
+	case name == "--dns":
+		f.DNS = yes
+	case name == "--enrol-selectors" && value != "":
+		var all []enrol.Selector
+		for part := range strings.SplitSeq(value, "|") {
+			s, err := enrol.ParseSelector(part)
+			if err != nil {
+				return
+			}
+			all = append(all, s)
+		}
+		f.Enrolment.Selectors = all
+	}
 }
 
 // tally counts pods.
