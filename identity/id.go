@@ -107,6 +107,16 @@ func (id ID) Principal() string {
 	return id.td.name + "/ns/" + id.namespace + "/sa/" + id.serviceAccount
 }
 
+// AppendPrincipal appends what Principal returns.
+func (id ID) AppendPrincipal(b []byte) []byte {
+	if id.IsZero() {
+		return b
+	}
+	b = append(append(b, id.td.name...), "/ns/"...)
+	b = append(append(b, id.namespace...), "/sa/"...)
+	return append(b, id.serviceAccount...)
+}
+
 // URL returns the URI form for certificates. It is nil for the zero value.
 func (id ID) URL() *url.URL {
 	if id.IsZero() {

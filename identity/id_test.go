@@ -62,7 +62,7 @@ func TestParse(t *testing.T) {
 			if got != tt.want {
 				t.Errorf("got %q, want %q", got, tt.want)
 			}
-			if id.String() != tt.in || id.URL().String() != tt.in || "spiffe://"+id.Principal() != tt.in {
+			if id.String() != tt.in || id.URL().String() != tt.in || "spiffe://"+id.Principal() != tt.in || string(id.AppendPrincipal([]byte("x"))) != "x"+id.Principal() {
 				t.Errorf("string %q, URL %q, principal %q", id, id.URL(), id.Principal())
 			}
 			if id != identity.MustParse(tt.in) {
@@ -97,7 +97,7 @@ func TestNewRefuses(t *testing.T) {
 
 func TestZeroIsNothing(t *testing.T) {
 	var id identity.ID
-	if !id.IsZero() || id.String() != "" || id.Principal() != "" || id.URL() != nil {
+	if !id.IsZero() || id.String() != "" || id.Principal() != "" || len(id.AppendPrincipal(nil)) > 0 || id.URL() != nil {
 		t.Errorf("zero ID shows as %q, %q, %v", id.String(), id.Principal(), id.URL())
 	}
 	var td identity.TrustDomain

@@ -1,24 +1,20 @@
 package policy
 
-import (
-	"net/netip"
+import "strings"
 
-	"github.com/culvert-mesh/culvert/identity"
-)
-
-// compiled is a policy in the form that is evaluated.
+// compiled is a policy as a Set holds it.
 type compiled struct {
 	policy *Policy
 	key    string
-	action Action // Deny for an invalid policy, whatever it says
-	fault  error  // not nil for an invalid policy
-	rules  []rule // only those that can match
+	action Action // Deny for an invalid policy that would decide
+	fault  error  // not nil for an invalid policy, which matches everything
+	reason string // of a refusal by the policy
+	weight int    // about how many conjunctions it has
 }
 
 // rule matches when all of its clauses do; without any it always matches.
 type rule struct {
 	clauses []clause
-	anchors []anchor
 }
 
 // clause matches when one of its matches does. It is never empty: clauses that
@@ -28,50 +24,48 @@ type clause []match
 // match holds one test for each field that says something; all must pass.
 type match []test
 
-// facts are a Connection, prepared for comparing.
-type facts struct {
-	known          bool // the source has an identity
-	principal      string
-	namespace      string
-	serviceAccount ServiceAccount
-	source         netip.Addr
-	destination    netip.Addr
-	port           uint16
-}
-
-func factsOf(c Connection) facts {
-	f := facts{
-		source:      c.SourceIP.Unmap().WithZone(""),
-		destination: c.Destination.Addr().Unmap().WithZone(""),
-		port:        c.Destination.Port(),
-	}
-	if c.Source != (identity.ID{}) {
-		f.known = true
-		f.principal = c.Source.Principal()
-		f.namespace = c.Source.Namespace()
-		f.serviceAccount = ServiceAccount{Namespace: c.Source.Namespace(), Name: c.Source.ServiceAccount()}
-	}
-	return f
-}
-
 func compile(p *Policy) *compiled {
-	c := &compiled{policy: p, key: p.Key(), action: p.Action, fault: p.Validate()}
+	c := &compiled{policy: p, key: p.Key(), action: p.Action, fault: p.Validate(), weight: 1}
+	c.reason = reasonDenied + c.key
 	if c.fault != nil {
-		c.action = Deny
-		c.rules = []rule{{anchors: []anchor{{kind: anchorAlways}}}}
+		c.reason += " (invalid: " + strings.ReplaceAll(c.fault.Error(), "\n", "; ") + ")"
+		if c.action != Audit {
+			c.action = Deny
+		}
 		return c
 	}
 	for _, r := range p.Rules {
-		if compiled, ok := compileRule(r); ok {
-			c.rules = append(c.rules, compiled)
+		for _, clause := range r {
+			c.weight += len(clause)
 		}
 	}
 	return c
 }
 
+// effect is what it means for a connection when a policy matches.
+type effect uint8
+
+const (
+	effectDeny effect = iota
+	effectAllow
+	effectNote // dry-run and audit policies never decide
+	numEffects
+)
+
+func (c *compiled) effect() effect {
+	switch {
+	case c.policy.DryRun || c.action == Audit:
+		return effectNote
+	case c.action == Deny:
+		return effectDeny
+	default:
+		return effectAllow
+	}
+}
+
 // compileRule reports false for a rule that can never match.
-func compileRule(clauses [][]Match) (rule, bool) {
-	var r rule
+func compileRule(clauses [][]Match) (*rule, bool) {
+	r := new(rule)
 	for _, matches := range clauses {
 		if len(matches) == 0 {
 			continue
@@ -83,11 +77,10 @@ func compileRule(clauses [][]Match) (rule, bool) {
 			}
 		}
 		if len(c) == 0 {
-			return rule{}, false
+			return nil, false
 		}
 		r.clauses = append(r.clauses, c)
 	}
-	r.anchors = chooseAnchors(r.clauses)
 	return r, true
 }
 

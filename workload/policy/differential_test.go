@@ -139,9 +139,9 @@ func plainDecision(all map[string]*policy.Policy, dst *workload.Workload, c poli
 		hit := plainMatches(p, c)
 		switch {
 		case p.DryRun && hit && p.Action == policy.Deny:
-			d.DryRun = append(d.DryRun, "would be denied by: "+k)
+			d.DryRun = append(d.DryRun, policy.DryRun{Action: policy.Deny, Policy: k})
 		case p.DryRun && hit:
-			d.DryRun = append(d.DryRun, "would be allowed by: "+k)
+			d.DryRun = append(d.DryRun, policy.DryRun{Policy: k})
 		case p.DryRun:
 		case p.Action == policy.Deny && hit && denied == "":
 			denied = k
@@ -152,7 +152,6 @@ func plainDecision(all map[string]*policy.Policy, dst *workload.Workload, c poli
 			}
 		}
 	}
-	slices.Sort(d.DryRun)
 	switch {
 	case denied != "":
 		d.Denied, d.Policy, d.Reason = true, denied, "explicitly denied by: "+denied

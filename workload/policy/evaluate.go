@@ -1,6 +1,7 @@
 package policy
 
 import (
+	"cmp"
 	"slices"
 	"strings"
 
@@ -14,93 +15,105 @@ const (
 	reasonMissing    = "policies not known yet: "
 )
 
-// maxDryRun bounds Decision.DryRun.
-const maxDryRun = 16
+// maxNotes bounds Decision.DryRun and Decision.Audit.
+const maxNotes = 16
 
 // Evaluate decides whether the connection may enter the workload.
 //
 // The policies that govern a workload are the global ones, those of its
 // namespace and those that it names. A matching Deny refuses. Otherwise, with
 // a name that the Set does not know, the connection is not allowed yet.
-// Otherwise, when there is any Allow, one has to match. Dry-run policies are
-// only reported. Of several policies that decide alike the one with the lowest
-// key is named.
+// Otherwise, when there is any Allow, one has to match. Dry-run and Audit
+// policies are only reported. Of several policies that decide alike the one with
+// the lowest key is named.
+//
+// dst must not be changed afterwards. Nothing is allocated unless a dry-run or
+// Audit policy matches, or one is missing.
 func (s *Snapshot) Evaluate(dst *workload.Workload, c Connection) Decision {
-	f := factsOf(c)
-	var named []*compiled
-	var d Decision
-	for _, key := range dst.AuthorizationPolicies {
-		if p := s.byKey.At(key); p != nil {
-			named = append(named, p)
-		} else {
-			d.Missing = append(d.Missing, key)
+	var buf factBuffer
+	f := factsOf(&c, &buf)
+	p := s.plan(dst)
+	var v verdict
+	var r room
+	for _, sc := range p.scopes {
+		if sc == nil {
+			continue
+		}
+		for _, part := range sc.chunks {
+			for _, x := range part.indexes() {
+				v.add(x, &f, &r)
+			}
 		}
 	}
-	global := s.byScope.At(scopeKey{global: true})
-	local := s.byScope.At(scopeKey{namespace: dst.Namespace})
-	d.DryRun = dryRun(&f, named, &global, &local)
-
-	if p := firstOf(&f, Deny, named, global.deny, local.deny); p != nil {
-		d.Denied, d.Policy = true, p.key
-		d.Reason = reasonDenied + p.key
-		if p.fault != nil {
-			d.Reason += " (invalid: " + strings.ReplaceAll(p.fault.Error(), "\n", "; ") + ")"
-		}
-		return d
-	}
-	if len(d.Missing) > 0 {
-		slices.Sort(d.Missing)
-		d.Missing = slices.Compact(d.Missing)
-		d.Reason = reasonMissing + strings.Join(d.Missing, ", ")
-		return d
-	}
-	if global.allow.policies+local.allow.policies == 0 && !slices.ContainsFunc(named, (*compiled).allows) {
-		d.Allowed = true
-		return d
-	}
-	if p := firstOf(&f, Allow, named, global.allow, local.allow); p != nil {
-		d.Allowed, d.Policy = true, p.key
-		return d
-	}
-	d.Reason = reasonNotAllowed
-	return d
+	return v.decide(p)
 }
 
-func (c *compiled) allows() bool { return c.action == Allow && !c.policy.DryRun }
+// verdict is what the policies of a plan say about one connection.
+type verdict struct {
+	deny, allow *compiled   // those with the lowest key
+	notes       []*compiled // dry-run and Audit policies
+}
 
-// firstOf returns the matching policy with the lowest key.
-func firstOf(f *facts, action Action, named []*compiled, groups ...group) *compiled {
-	var best *compiled
-	for _, p := range named {
-		if p.action == action && !p.policy.DryRun && (best == nil || p.key < best.key) && p.matches(f) {
-			best = p
+// add takes the conjunctions of an index that match.
+func (v *verdict) add(x *index, f *facts, r *room) {
+	hits := x.matching(f, r)
+	if hits == nil {
+		return
+	}
+	v.deny = x.lowest(f, hits, 0, x.ends[effectDeny], v.deny)
+	v.allow = x.lowest(f, hits, x.ends[effectDeny], x.ends[effectAllow], v.allow)
+	end := x.ends[effectNote]
+	for n, ok := hits.next(x.ends[effectAllow], end); ok; n, ok = hits.next(n+1, end) {
+		if x.passes(n, f) && !slices.Contains(v.notes, x.owners[n]) {
+			v.notes = append(v.notes, x.owners[n])
 		}
 	}
-	for _, g := range groups {
-		best = g.first(f, best)
+}
+
+// lowest returns best, or the first policy between two conjunctions that matches
+// and has a lower key.
+func (x *index) lowest(f *facts, hits bitset, at, end int, best *compiled) *compiled {
+	for n, ok := hits.next(at, end); ok; n, ok = hits.next(n+1, end) {
+		if best != nil && best.key <= x.owners[n].key {
+			return best // owners are in order
+		}
+		if x.passes(n, f) {
+			return x.owners[n]
+		}
 	}
 	return best
 }
 
-func dryRun(f *facts, named []*compiled, scopes ...*scoped) []string {
-	var out []string
-	found := func(p *compiled) {
-		text := "would be allowed by: "
-		if p.action == Deny {
-			text = "would be denied by: "
+func (v *verdict) decide(p *plan) Decision {
+	var d Decision
+	if len(v.notes) > 0 {
+		v.report(&d)
+	}
+	d.Missing = slices.Clone(p.missing)
+	switch {
+	case v.deny != nil:
+		d.Denied, d.Policy, d.Reason = true, v.deny.key, v.deny.reason
+	case len(p.missing) > 0:
+		d.Reason = reasonMissing + strings.Join(p.missing, ", ")
+	case !p.allows:
+		d.Allowed = true
+	case v.allow != nil:
+		d.Allowed, d.Policy = true, v.allow.key
+	default:
+		d.Reason = reasonNotAllowed
+	}
+	return d
+}
+
+// report fills in what dry-run and Audit policies say, in a fixed order.
+func (v *verdict) report(d *Decision) {
+	slices.SortFunc(v.notes, func(a, b *compiled) int { return cmp.Compare(a.key, b.key) })
+	for _, c := range v.notes {
+		switch {
+		case c.policy.DryRun && len(d.DryRun) < maxNotes:
+			d.DryRun = append(d.DryRun, DryRun{Action: c.action, Policy: c.key})
+		case !c.policy.DryRun && len(d.Audit) < maxNotes:
+			d.Audit = append(d.Audit, c.key)
 		}
-		out = append(out, text+p.key)
 	}
-	for _, p := range named {
-		if p.policy.DryRun && p.matches(f) {
-			found(p)
-		}
-	}
-	for _, s := range scopes {
-		s.dryDeny.every(f, found)
-		s.dryAllow.every(f, found)
-	}
-	slices.Sort(out)
-	out = slices.Compact(out)
-	return out[:min(len(out), maxDryRun):min(len(out), maxDryRun)]
 }

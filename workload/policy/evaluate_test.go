@@ -6,7 +6,6 @@ import (
 	"strings"
 	"testing"
 
-	"github.com/culvert-mesh/culvert/identity"
 	"github.com/culvert-mesh/culvert/workload"
 	"github.com/culvert-mesh/culvert/workload/policy"
 )
@@ -113,7 +112,7 @@ func TestEvaluate(t *testing.T) {
 		{
 			name:     "dry-run-deny",
 			policies: []*policy.Policy{dry(pol("ns/d", nsp, deny, onPort80))},
-			want:     policy.Decision{Allowed: true, DryRun: []string{"would be denied by: ns/d"}},
+			want:     policy.Decision{Allowed: true, DryRun: []policy.DryRun{{Action: deny, Policy: "ns/d"}}},
 		},
 		{
 			name:     "dry-run-allow-alone-never-denies",
@@ -123,7 +122,7 @@ func TestEvaluate(t *testing.T) {
 		{
 			name:     "dry-run-allow-does-not-allow",
 			policies: []*policy.Policy{dry(pol("ns/a", nsp, allow, onPort80)), pol("ns/b", nsp, allow, onPort81)},
-			want:     policy.Decision{Reason: "allow policies exist, but none allowed", DryRun: []string{"would be allowed by: ns/a"}},
+			want:     policy.Decision{Reason: "allow policies exist, but none allowed", DryRun: []policy.DryRun{{Action: allow, Policy: "ns/a"}}},
 		},
 		{
 			name: "dry-run-mixed",
@@ -133,7 +132,7 @@ func TestEvaluate(t *testing.T) {
 			names: []string{"ns/s"},
 			want: policy.Decision{
 				Allowed: true, Policy: "ns/b",
-				DryRun: []string{"would be denied by: ns/s", "would be denied by: root/d"},
+				DryRun: []policy.DryRun{{Action: deny, Policy: "ns/s"}, {Action: deny, Policy: "root/d"}},
 			},
 		},
 	} {
@@ -289,59 +288,5 @@ func TestSetChanges(t *testing.T) {
 	set.Replace(nil)
 	if set.Snapshot().Len() != 0 {
 		t.Error("Replace with nothing leaves policies")
-	}
-}
-
-func benchmarkSet(b *testing.B, rule func(policyNo, ruleNo int) policy.Match) *policy.Snapshot {
-	b.Helper()
-	set := policy.New()
-	var all []*policy.Policy
-	for i := range 10_000 {
-		var rules [][][]policy.Match
-		for j := range 10 {
-			rules = append(rules, [][]policy.Match{{rule(i, j)}})
-		}
-		all = append(all, pol("ns/deny-"+string(rune('a'+i%26))+itoa(i), policy.Namespace, policy.Deny, rules))
-	}
-	set.Apply(all, nil)
-	return set.Snapshot()
-}
-
-func itoa(i int) string {
-	return string([]byte{byte('0' + i/10000%10), byte('0' + i/1000%10), byte('0' + i/100%10), byte('0' + i/10%10), byte('0' + i%10)})
-}
-
-func BenchmarkEvaluate10000Deny(b *testing.B) {
-	for _, bm := range []struct {
-		name string
-		rule func(i, j int) policy.Match
-	}{
-		{"principals", func(i, j int) policy.Match {
-			return policy.Match{Principals: exact("td/ns/n" + itoa(i) + "/sa/s" + itoa(j))}
-		}},
-		{"namespace-and-port", func(i, j int) policy.Match {
-			return policy.Match{Namespaces: exact("n" + itoa(i)), DestinationPorts: []uint16{uint16(j)}}
-		}},
-		{"source-blocks", func(i, j int) policy.Match {
-			return policy.Match{SourceIPs: []netip.Prefix{netip.PrefixFrom(netip.AddrFrom4([4]byte{10, byte(i >> 8), byte(i), byte(j * 16)}), 28)}}
-		}},
-		{"principal-prefixes", func(i, j int) policy.Match {
-			return policy.Match{Principals: []policy.StringMatch{{Kind: policy.Prefix, Value: "td/ns/n" + itoa(i) + "/"}}}
-		}},
-		{"unindexed", func(i, j int) policy.Match {
-			return policy.Match{NotSourceIPs: []netip.Prefix{netip.PrefixFrom(netip.AddrFrom4([4]byte{10, 200, byte(i), byte(j)}), 16)}}
-		}},
-	} {
-		b.Run(bm.name, func(b *testing.B) {
-			snap := benchmarkSet(b, bm.rule)
-			c := policy.Connection{
-				Source: identity.MustParse("spiffe://td/ns/from/sa/alice"), SourceIP: netip.MustParseAddr("10.200.0.1"), Destination: here,
-			}
-			for b.Loop() {
-				if !snap.Evaluate(server, c).Allowed {
-					b.Fatal("denied")
-				}
-			}
-		})
 	}
 }

@@ -3,7 +3,6 @@ package policy
 import (
 	"net/netip"
 	"slices"
-	"strings"
 )
 
 type fieldKind uint8
@@ -15,6 +14,7 @@ const (
 	fieldSource
 	fieldDestination
 	fieldPort
+	numFields
 )
 
 // test is one field of a Match: its values are alternatives. Only the list
@@ -83,7 +83,7 @@ func contains(blocks []netip.Prefix, addr netip.Addr) bool {
 func masked(ps []netip.Prefix) []netip.Prefix {
 	out := make([]netip.Prefix, 0, len(ps))
 	for _, p := range ps {
-		if p.Addr().Is4In6() && p.Bits() >= 96 {
+		if p.Addr().Is4In6() { // of at least 96 bits, see validate
 			p = netip.PrefixFrom(p.Addr().Unmap(), p.Bits()-96)
 		}
 		out = append(out, p.Masked())
@@ -91,8 +91,7 @@ func masked(ps []netip.Prefix) []netip.Prefix {
 	return out
 }
 
-// stringSet is a list of StringMatches, sorted by kind; exact values are in
-// order.
+// stringSet is a list of StringMatches, sorted by kind.
 type stringSet struct {
 	exact, prefix, suffix []string
 	presence              bool
@@ -112,24 +111,25 @@ func newStringSet(ms []StringMatch) *stringSet {
 			s.presence = true
 		}
 	}
-	slices.Sort(s.exact)
 	return s
 }
 
-func (s *stringSet) has(v string) bool {
-	if s.presence && v != "" {
+func (s *stringSet) has(v []byte) bool {
+	if s.presence && len(v) > 0 {
 		return true
 	}
-	if _, ok := slices.BinarySearch(s.exact, v); ok {
-		return true
+	for _, e := range s.exact {
+		if string(v) == e {
+			return true
+		}
 	}
 	for _, p := range s.prefix {
-		if strings.HasPrefix(v, p) {
+		if len(v) >= len(p) && string(v[:len(p)]) == p {
 			return true
 		}
 	}
 	for _, p := range s.suffix {
-		if strings.HasSuffix(v, p) {
+		if len(v) >= len(p) && string(v[len(v)-len(p):]) == p {
 			return true
 		}
 	}

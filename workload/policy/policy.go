@@ -25,14 +25,16 @@ func (s Scope) String() string { return name(s, "Global", "Namespace", "Workload
 // Action is what a match means.
 type Action uint8
 
-// The zero value is Allow, as in WDS.
+// The zero value is Allow, as in WDS. An Audit policy never decides; that it
+// matched is reported.
 const (
 	Allow Action = iota
 	Deny
+	Audit
 )
 
 // String returns the name used in files and dumps.
-func (a Action) String() string { return name(a, "Allow", "Deny") }
+func (a Action) String() string { return name(a, "Allow", "Deny", "Audit") }
 
 func name[T ~uint8](v T, names ...string) string {
 	if int(v) < len(names) {
@@ -56,7 +58,7 @@ type Policy struct {
 	Rules  [][][]Match
 	// Invalid is set by a source when some part of the policy could not be
 	// read or cannot be enforced, and says which. Such a policy denies all
-	// that it governs.
+	// that it governs; one that never decides reports all of that.
 	Invalid string
 }
 
@@ -127,8 +129,10 @@ type Decision struct {
 	Policy string
 	// Reason is for logs: why the connection is refused, or what allows it.
 	Reason string
-	// DryRun says what dry-run policies would have done, one line each.
-	DryRun []string
+	// DryRun says what dry-run policies would have done, by key.
+	DryRun []DryRun
+	// Audit are the keys of Audit policies that matched, in order.
+	Audit []string
 	// Missing are the keys of policies that the workload names and the Set
 	// does not hold. The connection is not allowed while there are any; a new
 	// one may wait for them.
@@ -136,6 +140,24 @@ type Decision struct {
 	// Denied is set when a policy matched that denies. Unlike a missing
 	// policy this ends live connections too.
 	Denied bool
+}
+
+// DryRun is a policy that matched and would have done something.
+type DryRun struct {
+	Action Action
+	Policy string // key
+}
+
+// String returns the text for logs.
+func (d DryRun) String() string {
+	switch d.Action {
+	case Allow:
+		return "would be allowed by: " + d.Policy
+	case Deny:
+		return "would be denied by: " + d.Policy
+	default:
+		return "would be audited by: " + d.Policy
+	}
 }
 
 // EndsLive reports whether a connection that was allowed before has to be cut.
@@ -154,7 +176,7 @@ func (p *Policy) Validate() error {
 	if p.Scope > WorkloadSelector {
 		errs = append(errs, fmt.Errorf("scope: %s", p.Scope))
 	}
-	if p.Action > Deny {
+	if p.Action > Audit {
 		errs = append(errs, fmt.Errorf("action: %s", p.Action))
 	}
 	for r, rule := range p.Rules {
@@ -179,8 +201,11 @@ func (m *Match) validate() error {
 	}
 	for _, l := range [][]netip.Prefix{m.SourceIPs, m.NotSourceIPs, m.DestinationIPs, m.NotDestinationIPs} {
 		for _, p := range l {
-			if !p.IsValid() {
+			switch {
+			case !p.IsValid():
 				return errors.New("invalid address block")
+			case p.Addr().Is4In6() && p.Bits() < 96:
+				return errors.New("address block of IPv4-mapped addresses and others")
 			}
 		}
 	}

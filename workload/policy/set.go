@@ -26,7 +26,10 @@ type Snapshot struct {
 	changed chan struct{}
 	version uint64
 	byKey   hamt.Map[string, *compiled]
-	byScope hamt.Map[scopeKey, scoped]
+	byScope hamt.Map[scopeKey, *scope]
+	// What was worked out about workloads: for this state, and for all.
+	plans *plans
+	names *names
 }
 
 // scopeKey says which workloads a set of policies governs: all, or those of a
@@ -36,29 +39,10 @@ type scopeKey struct {
 	namespace string
 }
 
-// scoped are the policies of one scope, by effect.
-type scoped struct {
-	deny, allow       group
-	dryDeny, dryAllow group
-}
-
-func (s *scoped) group(c *compiled) *group {
-	switch {
-	case c.policy.DryRun && c.action == Deny:
-		return &s.dryDeny
-	case c.policy.DryRun:
-		return &s.dryAllow
-	case c.action == Deny:
-		return &s.deny
-	default:
-		return &s.allow
-	}
-}
-
 // New returns an empty Set.
 func New() *Set {
 	s := new(Set)
-	s.snapshot.Store(&Snapshot{changed: make(chan struct{})})
+	s.snapshot.Store(&Snapshot{changed: make(chan struct{}), plans: new(plans), names: new(names)})
 	return s
 }
 
@@ -119,6 +103,7 @@ func (s *Set) changeLocked(upserts []*Policy, removals []string) bool {
 	}
 	next.version++
 	next.changed = make(chan struct{})
+	next.plans = new(plans)
 	s.snapshot.Store(&next)
 	close(old.changed)
 	return true
@@ -126,30 +111,25 @@ func (s *Set) changeLocked(upserts []*Policy, removals []string) bool {
 
 func (s *Snapshot) add(o *hamt.Owner, c *compiled) {
 	s.byKey = s.byKey.With(o, c.key, c)
-	key, ok := keyOf(c.policy)
-	if !ok {
-		return
-	}
-	sc := s.byScope.At(key)
-	g := sc.group(c)
-	*g = g.with(o, c)
-	s.byScope = s.byScope.With(o, key, sc)
+	s.place(o, c.policy, nil, c)
 }
 
 func (s *Snapshot) drop(o *hamt.Owner, c *compiled) {
 	s.byKey = s.byKey.Without(o, c.key)
-	key, ok := keyOf(c.policy)
+	s.place(o, c.policy, c, nil)
+}
+
+// place changes the scope that a policy belongs to, if it belongs to one.
+func (s *Snapshot) place(o *hamt.Owner, p *Policy, before, after *compiled) {
+	key, ok := keyOf(p)
 	if !ok {
 		return
 	}
-	sc := s.byScope.At(key)
-	g := sc.group(c)
-	*g = g.without(o, c)
-	if sc.deny.policies+sc.allow.policies+sc.dryDeny.policies+sc.dryAllow.policies == 0 {
+	if next := s.byScope.At(key).change(before, after); next != nil {
+		s.byScope = s.byScope.With(o, key, next)
+	} else {
 		s.byScope = s.byScope.Without(o, key)
-		return
 	}
-	s.byScope = s.byScope.With(o, key, sc)
 }
 
 // keyOf reports false for a policy that is reached only by name.

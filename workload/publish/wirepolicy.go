@@ -10,12 +10,13 @@ import (
 )
 
 // wirePolicy converts a policy. The wire has no word for one that is faulty: it
-// becomes the policy that it stands for, which denies all that it governs.
+// becomes the policy that it stands for, which denies all that it governs. Nor has
+// it one for Audit, which must never decide: it travels as a dry run.
 func wirePolicy(p *policy.Policy) *security.Authorization {
 	if p.Validate() != nil {
 		return denial(p)
 	}
-	out := &security.Authorization{Name: p.Name, Namespace: p.Namespace, DryRun: p.DryRun, Scope: wireScope(p.Scope)}
+	out := &security.Authorization{Name: p.Name, Namespace: p.Namespace, DryRun: p.DryRun || p.Action == policy.Audit, Scope: wireScope(p.Scope)}
 	if p.Action == policy.Deny {
 		out.Action = security.Action_DENY
 	}
@@ -37,7 +38,7 @@ func wirePolicy(p *policy.Policy) *security.Authorization {
 // without rules matches always.
 func denial(p *policy.Policy) *security.Authorization {
 	return &security.Authorization{
-		Name: p.Name, Namespace: p.Namespace, DryRun: p.DryRun, Scope: wireScope(p.Scope),
+		Name: p.Name, Namespace: p.Namespace, DryRun: p.DryRun || p.Action == policy.Audit, Scope: wireScope(p.Scope),
 		Action: security.Action_DENY, Groups: []*security.Group{{}},
 	}
 }

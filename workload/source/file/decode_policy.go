@@ -18,7 +18,7 @@ func (d *decoder) policy(n *yaml.Node) {
 		"scope": func(n *yaml.Node) {
 			p.Scope = enum(d, n, "policy scope", policy.Global, policy.WorkloadSelector)
 		},
-		"action": func(n *yaml.Node) { p.Action = enum(d, n, "policy action", policy.Allow, policy.Deny) },
+		"action": func(n *yaml.Node) { p.Action = enum(d, n, "policy action", policy.Allow, policy.Audit) },
 		"dryRun": func(n *yaml.Node) { p.DryRun = d.bool(n, "policy dryRun") },
 		"rules": func(n *yaml.Node) {
 			d.each(n, "rules", func(n *yaml.Node) { p.Rules = append(p.Rules, d.rule(n)) })

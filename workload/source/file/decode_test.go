@@ -192,7 +192,7 @@ func TestFaults(t *testing.T) {
 		{"port-twice", "services:\n- {name: s, namespace: n, hostname: h, vips: [], ports: {80: 1, 80: 2}}", "f.yaml:2: service ports: port 80 is there twice"},
 		{"policy-without-dry-run", "policies:\n- {name: p, namespace: n, scope: Global, action: Deny, rules: []}", "f.yaml:2: policy: dryRun is missing"},
 		{"policy-twice", pol + "[]}\n- {name: p, namespace: n, scope: Global, action: Deny, dryRun: false, rules: []}", `f.yaml:3: policy "n/p" is in line 2 already`},
-		{"bad-action", "policies:\n- {name: p, namespace: n, scope: Global, action: Audit, dryRun: false, rules: []}", `f.yaml:2: policy action: "Audit" is none of Allow, Deny`},
+		{"bad-action", "policies:\n- {name: p, namespace: n, scope: Global, action: Custom, dryRun: false, rules: []}", `f.yaml:2: policy action: "Custom" is none of Allow, Deny, Audit`},
 		{"rule-nesting", pol + "[{destinationPorts: [80]}]}", "f.yaml:2: rule: want a list, have a mapping"},
 		{"unknown-match-key", pol + "[[[{\n  destinationPort: [80]}]]]}", `f.yaml:3: match: unknown key "destinationPort"`},
 		{"match-without-kind", pol + "[[[{namespaces: [a]}]]]}", `f.yaml:2: match: want one of {Exact: x}, {Prefix: x}, {Suffix: x}, {Presence: []}, have "a"`},
