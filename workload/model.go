@@ -4,6 +4,7 @@ import (
 	"maps"
 	"net/netip"
 	"slices"
+	"strings"
 	"time"
 
 	"github.com/culvert-mesh/culvert/identity"
@@ -107,6 +108,12 @@ func (w *Workload) Identity() identity.ID {
 // HasAddress reports whether addr is one of the workload's own.
 func (w *Workload) HasAddress(addr netip.Addr) bool {
 	return slices.Contains(w.Addresses, addr.Unmap())
+}
+
+// External reports whether a ServiceEntry's endpoint is all that the workload
+// is: somebody's address, which the mesh knows for the services that lead there.
+func (w *Workload) External() bool {
+	return strings.Contains(w.UID, "/networking.istio.io/ServiceEntry/")
 }
 
 // String names the workload for logs: "namespace/name".

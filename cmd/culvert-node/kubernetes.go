@@ -146,7 +146,7 @@ func (n *node) buildKubernetes(parts []run.Component) ([]run.Component, error) {
 		},
 		Options: func() redirect.Options { return c.host.options(base) },
 		Set:     n.set, Finder: procns.New(k.procRoot), HostRules: c.host.rulesOrNil(), Certified: n.certified,
-		Synced: synced, Superseded: c.superseded, Drain: max(k.leaveTimeout, time.Millisecond), Logger: c.log,
+		Synced: synced, Superseded: c.superseded, Outbound: n.outbound, Drain: max(k.leaveTimeout, time.Millisecond), Logger: c.log,
 	})
 	if err != nil {
 		return nil, err

@@ -24,6 +24,7 @@ import (
 	"github.com/culvert-mesh/culvert/redirect/podset"
 	"github.com/culvert-mesh/culvert/workload"
 	"github.com/culvert-mesh/culvert/workload/dns"
+	"github.com/culvert-mesh/culvert/workload/egress"
 	"github.com/culvert-mesh/culvert/workload/policy"
 	"github.com/culvert-mesh/culvert/workload/source/file"
 	"github.com/culvert-mesh/culvert/workload/source/xds"
@@ -45,6 +46,7 @@ type node struct {
 	loops        []*loop.Loop
 	store        *workload.Store
 	policies     *policy.Set
+	outbound     *egress.Modes
 	certificates *certificates
 	telemetry    *telemetry.Telemetry
 	proxy        *proxy.Proxy
@@ -52,6 +54,7 @@ type node struct {
 	set          *podset.Set
 	cluster      *cluster // nil without Kubernetes
 	plaintext    *plaintext
+	passing      *passing
 	ready        admin.Readiness
 	group        *run.Group
 }
@@ -66,7 +69,7 @@ func newNode(s *settings, set *conf.Set, levels *admin.Levels, log *slog.Logger,
 	if err != nil {
 		return nil, fmt.Errorf("--trust-domain: %w", err)
 	}
-	n := &node{settings: s, conf: set, log: log, store: workload.New(), policies: policy.New(), plaintext: newPlaintext()}
+	n := &node{settings: s, conf: set, log: log, store: workload.New(), policies: policy.New(), outbound: egress.New(s.outbound), plaintext: newPlaintext(), passing: newPassing()}
 	n.ready.Block(waitState)
 	n.ready.Block(waitPods)
 	var parts []run.Component
@@ -161,8 +164,8 @@ func (n *node) buildProxy() ([]run.Component, error) {
 		n.loops = append(n.loops, l)
 	}
 	cfg := proxy.Config{
-		Store: n.store, Policies: n.policies, Certificates: n.certificates, Loops: n.loops, Observer: observer{n.telemetry, n.plaintext},
-		Logger: n.scope("proxy"), Network: s.network, Node: s.node, RefusePassthrough: s.refuse, PoolIdle: s.poolIdle, SameNode: s.sameNode == short,
+		Store: n.store, Policies: n.policies, Certificates: n.certificates, Loops: n.loops, Observer: observer{n.telemetry, n.plaintext, n.passing},
+		Logger: n.scope("proxy"), Network: s.network, Node: s.node, Outbound: n.outbound, PoolIdle: s.poolIdle, SameNode: s.sameNode == short,
 		Source: map[toggle]proxy.SourceMode{auto: proxy.SourceAuto, on: proxy.SourceAlways, off: proxy.SourceNever}[s.originalSrc],
 		Resolve: func(ctx context.Context, host string) ([]netip.Addr, error) {
 			return net.DefaultResolver.LookupNetIP(ctx, "ip", host)

@@ -9,6 +9,7 @@ import (
 type observer struct {
 	telemetry *telemetry.Telemetry
 	plaintext *plaintext
+	passing   *passing
 }
 
 // Opened implements proxy.Observer.
@@ -31,6 +32,7 @@ func (o observer) Opened(f *proxy.Flow) {
 	f.User = c
 	o.telemetry.Opened(c)
 	o.plaintext.saw(f)
+	o.passing.opened(f)
 }
 
 // Closed implements proxy.Observer.
@@ -43,6 +45,7 @@ func (o observer) Closed(f *proxy.Flow) {
 	if f.Err != nil {
 		c.Error = f.Err.Error()
 	}
+	o.passing.closed(f)
 	if f.Flag == proxy.FlagCertRevoked {
 		o.telemetry.CRLRejected(c.Direction)
 	}

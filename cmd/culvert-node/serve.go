@@ -77,6 +77,7 @@ func (n *node) samples(emit func(telemetry.Sample)) {
 		emit(telemetry.Sample{Name: "culvert_tunnels", Help: "HBONE connections that are open.", Labels: []telemetry.Label{{Name: "direction", Value: direction}}, Value: float64(count)})
 	}
 	n.plaintext.samples(emit)
+	n.passing.samples(emit)
 	st := n.set.Stats()
 	emit(telemetry.Sample{Name: "culvert_capture_audits_total", Help: "Times that a pod's capture was compared with what it should be.", Counter: true, Value: float64(st.Audits)})
 	emit(telemetry.Sample{Name: "culvert_capture_damaged_total", Help: "Audits that found a difference.", Counter: true, Value: float64(st.Damaged)})

@@ -12,6 +12,8 @@ import (
 	"time"
 
 	"github.com/culvert-mesh/culvert/cmd/internal/conf"
+	"github.com/culvert-mesh/culvert/cmd/internal/enrol"
+	"github.com/culvert-mesh/culvert/workload/egress"
 )
 
 type mode string
@@ -88,7 +90,7 @@ type settings struct {
 	resolvConf   string
 	ipv6         bool
 	originalSrc  toggle
-	refuse       bool
+	outbound     egress.Mode
 	sameNode     sameNode
 	loops        int
 	drain        time.Duration
@@ -171,7 +173,7 @@ func (s *settings) declareHow(set *conf.Set) {
 	conf.Add(set, &s.resolvConf, conf.File, conf.Option{Flag: "resolv-conf", Usage: "where forwarded questions go when the application's own server is not known; default the pod's"})
 	conf.Add(set, &s.ipv6, conf.Bool, conf.Option{Flag: "ipv6", Env: []string{"IPV6_ENABLED"}, Usage: "serve IPv6 too"})
 	conf.Add(set, &s.originalSrc, conf.OneOf(auto, on, off), conf.Option{Flag: "original-source", Env: []string{"ENABLE_ORIG_SRC"}, Usage: "let applications see the client's own address: true, false or auto"})
-	conf.Add(set, &s.refuse, conf.Bool, conf.Option{Flag: "refuse-unknown", Usage: "refuse connections to destinations that the mesh does not know"})
+	conf.Add(set, &s.outbound, egress.ParseMode, conf.Option{Flag: "outbound-traffic-policy", Env: []string{"CULVERT_OUTBOUND_TRAFFIC_POLICY"}, Usage: "what becomes of connections to destinations that the registry does not have: ALLOW_ANY: they pass through; REGISTRY_ONLY: they are refused. A namespace's annotation " + enrol.AnnotationOutbound + " goes before"})
 	conf.Add(set, &s.sameNode, conf.OneOf(encrypt, short), conf.Option{Flag: "same-node", Env: []string{"CULVERT_SAME_NODE"}, Usage: "between pods of this node: encrypt: a tunnel as between nodes; short: from application to application after the same checks, in clear inside the agent. short passes by the CNI's NetworkPolicy, which this agent does not evaluate: only where no NetworkPolicy selects enrolled pods"})
 	conf.Add(set, &s.loops, conf.Int(1, 256), conf.Option{Flag: "loops", Env: []string{"CULVERT_LOOPS"}, Usage: "event loops (threads) that move bytes"})
 	conf.Add(set, &s.drain, conf.Duration(0, 24*time.Hour), conf.Option{Flag: "drain-timeout", Env: []string{"CONNECTION_TERMINATION_DEADLINE"}, Usage: "how long connections may go on after the signal to stop"})

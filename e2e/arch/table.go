@@ -83,7 +83,7 @@ func joinEdges() []Edge {
 		{From: "cmd/internal/*"},
 		{From: "cmd/internal/objects", To: []string{"cmd/internal/access"}},
 		{From: "cmd/internal/authz", To: []string{
-			"cmd/internal/enrol", "identity", "workload", "workload/policy", "workload/source/kube",
+			"cmd/internal/enrol", "identity", "workload", "workload/policy", "workload/route", "workload/source/kube",
 		}},
 		{From: "cmd/internal/kubeca", To: []string{"identity", "identity/svid", "identity/ca/authority", "identity/ca/server"}},
 		{From: "cmd/internal/kubenode", To: []string{"cmd/internal/enrol", "workload/egress", "redirect/**"}},

@@ -124,7 +124,7 @@ func TestUnknownDestination(t *testing.T) {
 		m.mustCall(m.client, at(m.plain), "plain")
 	})
 	t.Run("is_refused_on_demand", func(t *testing.T) {
-		m := build(t, withFlags("--refuse-unknown"))
+		m := build(t, withFlags("--outbound-traffic-policy=REGISTRY_ONLY"))
 		forget(m)
 		m.start()
 		m.refused(m.client, at(m.plain))

@@ -115,6 +115,7 @@ func (o *outbound) answered(h *h2.Header, err error) {
 		r := o.relay
 		o.established(nil)
 		o.open(&r.FromApp, &r.ToApp)
+		o.recheckOutbound()
 		fd := o.fd
 		o.fd = -1
 		r.Start(fd)
@@ -151,6 +152,7 @@ func (o *outbound) established(pair *relay.Pair) {
 	o.plan = route.Plan{}
 	if pair != nil {
 		o.open(&pair.AToB, &pair.BToA)
+		o.recheckOutbound()
 	}
 }
 

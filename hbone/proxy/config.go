@@ -13,6 +13,7 @@ import (
 	"github.com/culvert-mesh/culvert/identity/mtls"
 	"github.com/culvert-mesh/culvert/identity/svid"
 	"github.com/culvert-mesh/culvert/workload"
+	"github.com/culvert-mesh/culvert/workload/egress"
 	"github.com/culvert-mesh/culvert/workload/policy"
 )
 
@@ -74,8 +75,9 @@ type Config struct {
 	SameNode bool
 	// HideWorkload leaves the baggage header out of answers.
 	HideWorkload bool
-	// RefusePassthrough refuses outbound connections to addresses that the mesh does not know.
-	RefusePassthrough bool
+	// Outbound says which namespaces may connect to destinations that the registry does not have. Live connections follow
+	// it too. Nil means all.
+	Outbound *egress.Modes
 	// Resolve looks up the addresses of a host name, for workloads that have no address. Nil means that those cannot be
 	// reached.
 	Resolve func(ctx context.Context, host string) ([]netip.Addr, error)

@@ -10,6 +10,7 @@ import (
 	"github.com/culvert-mesh/culvert/hbone/tunnel"
 	"github.com/culvert-mesh/culvert/identity"
 	"github.com/culvert-mesh/culvert/identity/mtls"
+	"github.com/culvert-mesh/culvert/workload/route"
 )
 
 // Why a flow ends or is refused; the texts are ztunnel's where it has one.
@@ -22,8 +23,8 @@ var (
 	ErrSelfCall = errors.New("attempted recursive call to ourselves")
 	// ErrLocalWorkload refuses a connection of a pod whose workload did not become known in time.
 	ErrLocalWorkload = errors.New("failed to fetch information about local workload")
-	// ErrPassthroughRefused refuses a connection to an address that the mesh does not know, where Config says so.
-	ErrPassthroughRefused = errors.New("destination is not known to the mesh and passthrough is refused")
+	// ErrOutboundPolicy ends a live flow to a destination that is not in the registry any more, or need not have been.
+	ErrOutboundPolicy = errors.New("connection closed due to outbound traffic policy REGISTRY_ONLY: destination is not in the registry")
 	// ErrConnectTimeout ends the attempts to establish a connection.
 	ErrConnectTimeout = errors.New("connect timed out")
 	// ErrLongAuthority refuses a request for a name that no host can have.
@@ -122,7 +123,7 @@ func flagOf(err error) Flag {
 	if _, ok := errors.AsType[*mtls.RevokedError](err); ok {
 		return FlagCertRevoked
 	}
-	if _, ok := errors.AsType[*DeniedError](err); ok || errors.Is(err, ErrPolicyChange) {
+	if _, ok := errors.AsType[*DeniedError](err); ok || errors.Is(err, ErrPolicyChange) || errors.Is(err, ErrOutboundPolicy) || errors.Is(err, route.ErrNotRegistered) {
 		return FlagDeny
 	}
 	if _, ok := errors.AsType[*IdentityError](err); ok {

@@ -90,15 +90,12 @@ func (o *outbound) decide() {
 	o.Source.Workload = o.local.workload
 	o.plan = route.Make(route.Input{
 		Snapshot: cfg.Store.Snapshot(), Source: o.local.workload, SourceIP: o.Source.Addr.Addr(), Destination: o.OriginalDst,
-		Network: cfg.Network, HBONEPort: cfg.HBONEPort, Load: p.proxy.loads.of, Suspended: p.suspended.has,
+		Network: cfg.Network, HBONEPort: cfg.HBONEPort, Outbound: cfg.Outbound.Of(p.cfg.Namespace),
+		Load: p.proxy.loads.of, Suspended: p.suspended.has,
 	})
 	o.Service = o.plan.Service
 	if o.plan.Kind == route.Reject || len(o.plan.Targets) == 0 {
 		o.fail(rejection(o.plan))
-		return
-	}
-	if o.plan.Kind == route.Passthrough && o.plan.Service == nil && cfg.RefusePassthrough {
-		o.fail(ErrPassthroughRefused)
 		return
 	}
 	t := &o.plan.Targets[0]

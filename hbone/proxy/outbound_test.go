@@ -18,6 +18,8 @@ import (
 	"github.com/culvert-mesh/culvert/identity"
 	"github.com/culvert-mesh/culvert/identity/mtls"
 	"github.com/culvert-mesh/culvert/workload"
+	"github.com/culvert-mesh/culvert/workload/egress"
+	"github.com/culvert-mesh/culvert/workload/route"
 )
 
 // peerAt is a scripted peer in place of a workload's agent.
@@ -357,7 +359,7 @@ func TestPassthroughAndPlainTCP(t *testing.T) {
 func TestOutboundRefusals(t *testing.T) {
 	r := newRig(t)
 	one := r.node(func(c *proxy.Config) {
-		c.RefusePassthrough = true
+		c.Outbound = egress.New(egress.RegistryOnly)
 		c.WorkloadTimeout = 50 * time.Millisecond
 	})
 	client := one.podOf(r.workloadAt("client", "127.0.10.1", func(w *workload.Workload) {
@@ -380,7 +382,10 @@ func TestOutboundRefusals(t *testing.T) {
 	refused(client, netip.MustParseAddrPort("127.0.0.1:15006"), proxy.ErrSelfCall, "")
 	refused(client, netip.MustParseAddrPort("10.99.99.99:15008"), proxy.ErrSelfCall, "")
 	refused(client, client.outbound, proxy.ErrSelfCall, "")
-	refused(client, netip.MustParseAddrPort("127.0.30.1:80"), proxy.ErrPassthroughRefused, "")
+	refused(client, netip.MustParseAddrPort("127.0.30.1:80"), route.ErrNotRegistered, "outbound traffic policy REGISTRY_ONLY: destination is not in the registry: 127.0.30.1:80")
+	if f := one.seen.ended(t, proxy.Outbound, n); f.Flag != proxy.FlagDeny {
+		t.Errorf("flag %s, want DENY", f.Flag)
+	}
 	refused(client, empty, nil, "")
 	refused(client, netip.AddrPort{}, nil, "no original destination")
 	r.store.Apply([]workload.Event{workload.Removal(client.w.UID)})

@@ -22,6 +22,7 @@ type Proxy struct {
 	shares    shares
 	penalties penalties
 	named     sync.Map // podName → *Pod, the newest of that name
+	judges    []judge
 
 	mu      sync.Mutex
 	pods    map[*Pod]struct{}
@@ -35,6 +36,7 @@ func New(cfg Config) (*Proxy, error) {
 		return nil, err
 	}
 	p := &Proxy{cfg: cfg, pods: make(map[*Pod]struct{})}
+	p.judges = []judge{&authorization{cfg.Policies}}
 	p.shares.init(cfg.Descriptors)
 	p.penalties.least = cfg.Penalty
 	return p, nil
@@ -97,16 +99,19 @@ func (p *Proxy) Stop(ctx context.Context) {
 	wg.Wait()
 }
 
-// Run watches policies, workloads and revocation lists, and ends the connections and tunnels that a change forbids,
-// until ctx ends. It does not stop the pods.
+// Run watches policies, workloads, outbound modes and revocation lists, and ends the connections and tunnels that a change
+// forbids, until ctx ends. It does not stop the pods.
 func (p *Proxy) Run(ctx context.Context) error {
 	if rev := p.cfg.Revocation; rev != nil {
 		defer rev.Subscribe(p.recheckTunnels)()
 		p.recheckTunnels() // tunnels may be older than the watch
 	}
 	var wg sync.WaitGroup
-	wg.Go(func() { p.watchPolicies(ctx) })
+	for _, j := range p.judges {
+		wg.Go(func() { p.watch(ctx, j) })
+	}
 	wg.Go(func() { p.watchStore(ctx) })
+	wg.Go(func() { p.watchOutbound(ctx) })
 	wg.Wait()
 	return nil
 }

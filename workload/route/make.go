@@ -7,15 +7,18 @@ import (
 	"math/rand/v2"
 	"net"
 	"net/netip"
+	"slices"
 	"strconv"
 
 	"github.com/culvert-mesh/culvert/identity"
 	"github.com/culvert-mesh/culvert/workload"
+	"github.com/culvert-mesh/culvert/workload/egress"
 )
 
 // Make decides about one outbound connection. The conditions are looked at in
 // this order:
 //
+//	not Registered, and REGISTRY_ONLY   → refused
 //	service with a waypoint             → its waypoint; refused if that is broken
 //	service that asks for it            → passthrough
 //	service                             → its endpoints; refused without any
@@ -25,10 +28,14 @@ import (
 //
 // An endpoint in another network is reached through its gateway. A workload
 // goes before a service VIP in the first step and after it in the others, as
-// in ztunnel.
+// in ztunnel. Unlike there it goes before a prefix in all of them: who writes a
+// ServiceEntry for a range must not take the tunnels to the pods in it away.
 func Make(in Input) Plan {
 	p := newPlanner(in)
 	src := in.Source
+	if in.Outbound == egress.RegistryOnly && !Registered(in) {
+		return p.unregistered()
+	}
 	addressed := p.addressedService()
 	if addressed != nil {
 		if gw := p.chooseWaypoint(addressed); gw != nil {
@@ -37,7 +44,8 @@ func Make(in Input) Plan {
 	}
 	b := &builder{suspended: in.Suspended, service: addressed, err: fmt.Errorf("%w: %s", ErrNoHealthyUpstream, p.target)}
 	at := workload.NewNetworkAddress(src.Network, p.target.Addr())
-	if svc := in.Snapshot.ServiceByVIP(at, src.Namespace); svc != nil {
+	w := in.Snapshot.WorkloadByAddress(at)
+	if svc := in.Snapshot.ServiceByVIP(at, src.Namespace); svc != nil && (w == nil || slices.Contains(svc.VIPs, at)) {
 		if svc.Passthrough() {
 			return p.passthrough(svc)
 		}
@@ -45,7 +53,7 @@ func Make(in Input) Plan {
 		p.toEndpoints(b, addressed, p.serviceHops(svc, p.target.Port(), modeStandard, p.target.Addr()))
 		return b.plan()
 	}
-	if w := in.Snapshot.WorkloadByAddress(at); w != nil {
+	if w != nil {
 		p.toEndpoints(b, addressed, only(p.workloadHop(w, p.target.Port(), p.target.Addr())))
 		return b.plan()
 	}
@@ -63,7 +71,7 @@ type planner struct {
 
 func newPlanner(in Input) *planner {
 	p := &planner{Input: in}
-	p.target = netip.AddrPortFrom(in.Destination.Addr().Unmap(), in.Destination.Port())
+	p.target = unmapped(in.Destination)
 	if p.HBONEPort == 0 {
 		p.HBONEPort = DefaultHBONEPort
 	}

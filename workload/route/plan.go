@@ -6,6 +6,7 @@ import (
 
 	"github.com/culvert-mesh/culvert/identity"
 	"github.com/culvert-mesh/culvert/workload"
+	"github.com/culvert-mesh/culvert/workload/egress"
 )
 
 // Kind is what a Plan says to do.
@@ -75,6 +76,7 @@ var (
 	ErrNoHealthyUpstream  = errors.New("no healthy upstream")
 	ErrNoValidDestination = errors.New("no valid routing destination for workload")
 	ErrNoService          = errors.New("no service for target address")
+	ErrNotRegistered      = errors.New("outbound traffic policy REGISTRY_ONLY: destination is not in the registry")
 )
 
 // Input is all that a Plan depends on.
@@ -92,6 +94,8 @@ type Input struct {
 	Network string
 	// HBONEPort is where peers accept HBONE; 0 means DefaultHBONEPort.
 	HBONEPort uint16
+	// Outbound is the policy of Source's namespace; see Registered.
+	Outbound egress.Mode
 
 	// Load returns the connections open to a workload; nil means 0.
 	Load func(uid string) int

@@ -25,6 +25,10 @@ const (
 	// AnnotationHostPorts, on a pod or its namespace, lists TCP ports that clients in the network of a host (the API
 	// server among them) may reach without mTLS. The pod's takes the place of its namespace's.
 	AnnotationHostPorts = "culvert.io/allow-host-ports"
+
+	// AnnotationOutbound, on a namespace, is ALLOW_ANY or REGISTRY_ONLY: what becomes of its pods' connections to
+	// destinations that the registry does not have. It changes nothing of what is captured.
+	AnnotationOutbound = "culvert.io/outbound-traffic-policy"
 )
 
 // Annotations returns the keys that decide on a pod or on its namespace; no other one needs to be kept.
@@ -32,7 +36,7 @@ func Annotations() []string {
 	return []string{
 		AnnotationSidecar, AnnotationAllowCarveOuts, AnnotationBypassInbound, AnnotationDNS, AnnotationInterfaces,
 		AnnotationExcludeInboundPorts, AnnotationIncludeInboundPorts, AnnotationExcludeOutboundPorts,
-		AnnotationExcludeOutboundRanges, AnnotationIncludeOutboundRanges, AnnotationHostPorts,
+		AnnotationExcludeOutboundRanges, AnnotationIncludeOutboundRanges, AnnotationHostPorts, AnnotationOutbound,
 	}
 }
 

@@ -25,6 +25,7 @@ type Agent struct {
 	queue  workqueue.TypedRateLimitingInterface[string] // keys of pods
 
 	pods, spaces cache.SharedIndexInformer
+	outbound     *outbound
 	listed       chan struct{} // closed when both informers have their first lists
 	ready        chan struct{} // closed when each pod of the first list was worked on once
 	locks        keyLocks
@@ -78,6 +79,7 @@ func New(cfg Config) (*Agent, error) {
 	if a.hosts, err = newHosts(c); err != nil {
 		return nil, fmt.Errorf("make node agent: %w", err)
 	}
+	a.outbound = &outbound{modes: cfg.Outbound, namespaces: a.spaces.GetStore(), log: cfg.Logger}
 	a.life, a.end = context.WithCancel(context.Background())
 	if err := a.follow(); err != nil {
 		return nil, fmt.Errorf("make node agent: %w", err)
@@ -101,7 +103,12 @@ func (a *Agent) follow() error {
 				a.touchNamespace(o)
 			}
 		},
-		DeleteFunc: func(any) { a.announce() },
+		DeleteFunc: func(o any) {
+			if name, err := cache.DeletionHandlingMetaNamespaceKeyFunc(o); err == nil {
+				a.outbound.follow(name)
+			}
+			a.announce()
+		},
 	})
 	return errors.Join(err1, err2, a.pods.SetTransform(trim), a.spaces.SetTransform(trim),
 		a.pods.SetWatchErrorHandlerWithContext(a.trouble("pods")), a.spaces.SetWatchErrorHandlerWithContext(a.trouble("namespaces")),
@@ -129,6 +136,7 @@ func (a *Agent) touch(obj any) {
 // touchNamespace queues all pods of a namespace.
 func (a *Agent) touchNamespace(obj any) {
 	if n, ok := obj.(*namespace); ok {
+		a.outbound.follow(n.Name)
 		keys, err := a.pods.GetIndexer().IndexKeys(cache.NamespaceIndex, n.Name)
 		if err == nil {
 			for _, key := range keys {
@@ -289,7 +297,11 @@ func (a *Agent) decide(p *pod) (enrol.Decision, bool) {
 	if err != nil || !exists || !ok {
 		return enrol.Decision{}, false
 	}
-	return enrol.Decide(p.facts(), enrol.Namespace{Labels: n.Labels, Annotations: n.Annotations}, a.cfg.Enrol), true
+	d := enrol.Decide(p.facts(), enrol.Namespace{Labels: n.Labels, Annotations: n.Annotations}, a.cfg.Enrol)
+	if err := a.outbound.follow(n.Name); d.In && err != nil {
+		d.Warnings = append(d.Warnings, "annotation "+enrol.AnnotationOutbound+" of the namespace: "+err.Error()+"; REGISTRY_ONLY is in force")
+	}
+	return d, true
 }
 
 // WithAddresses calls f with the addresses that the host is to let probes through to, address to UID. They do not change

@@ -14,6 +14,7 @@ import (
 	"github.com/culvert-mesh/culvert/redirect/netns"
 	"github.com/culvert-mesh/culvert/redirect/podset"
 	"github.com/culvert-mesh/culvert/redirect/procns"
+	"github.com/culvert-mesh/culvert/workload/egress"
 )
 
 // Finder finds the network namespaces of running pods by UID; it is a procns.Finder.
@@ -60,6 +61,10 @@ type Config struct {
 	// Superseded reports whether a newer agent runs on this node: annotations are its business then, or two agents of
 	// two minds would write in turns. nil means never.
 	Superseded func() bool
+
+	// Outbound is told the outbound policy of each namespace that asks for one, before any of its pods is enrolled and
+	// whenever it changes. nil means that nobody wants to know.
+	Outbound *egress.Modes
 
 	// Workers is how many pods are worked on at once. Zero means 8.
 	Workers int

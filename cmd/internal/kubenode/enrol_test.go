@@ -13,6 +13,7 @@ import (
 	"github.com/culvert-mesh/culvert/redirect/netns"
 	"github.com/culvert-mesh/culvert/redirect/netnstest"
 	"github.com/culvert-mesh/culvert/redirect/podset"
+	"github.com/culvert-mesh/culvert/workload/egress"
 )
 
 // TestLabelAndUnlabel: a running pod enters the mesh with its namespace's label, without restart, and leaves with it.
@@ -389,4 +390,50 @@ func TestRepairIsTold(t *testing.T) {
 	if !rules(t, pod) {
 		t.Error("the rules are not back")
 	}
+}
+
+// TestOutboundPolicy: the outbound policy of a namespace is known before its pods are enrolled, and followed after.
+func TestOutboundPolicy(t *testing.T) {
+	r := newRig(t)
+	r.process("u1", "10.0.0.2")
+	r.namespace("team", ambient, object{"culvert.io/outbound-traffic-policy": "REGISTRY_ONLY"})
+	r.pod("team/a", "u1", "10.0.0.2", nil)
+	modes := egress.New(egress.AllowAny)
+	early := make(chan egress.Mode, 1)
+	r.run(func(c *kubenode.Config) {
+		c.Outbound = modes
+		c.Options = func() redirect.Options { // asked for at enrolment
+			select {
+			case early <- modes.Of("team"):
+			default:
+			}
+			return redirect.Options{}
+		}
+	})
+	r.says("team/a", "enabled")
+	if got := <-early; got != egress.RegistryOnly {
+		t.Errorf("pod was enrolled under %s", got)
+	}
+	follows := func(annotations object, want egress.Mode) {
+		t.Helper()
+		r.namespace("team", ambient, annotations)
+		r.eventually(func() string {
+			if got := modes.Of("team"); got != want {
+				return got.String()
+			}
+			return ""
+		})
+	}
+	follows(nil, egress.AllowAny)
+	if modes.Of("other") != egress.AllowAny {
+		t.Error("another namespace follows")
+	}
+	follows(object{"culvert.io/outbound-traffic-policy": "registry_only"}, egress.RegistryOnly) // in doubt
+	r.eventually(func() string {
+		if told := r.api.told("team/a"); !strings.Contains(told, `CulvertIgnoredAnnotation: annotation culvert.io/outbound-traffic-policy of the namespace: outbound traffic policy "registry_only"`) {
+			return "events: " + told
+		}
+		return ""
+	})
+	follows(object{"culvert.io/outbound-traffic-policy": "ALLOW_ANY"}, egress.AllowAny)
 }
