@@ -24,8 +24,10 @@ func main() {
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
 	context.AfterFunc(ctx, stop)
 	if err := root().ExecuteContext(ctx); err != nil {
-		fmt.Fprintln(os.Stderr, "culvert:", err)
-		os.Exit(1)
+		if text := err.Error(); text != "" {
+			fmt.Fprintln(os.Stderr, "culvert:", text)
+		}
+		os.Exit(exitStatus(err))
 	}
 }
 
@@ -37,7 +39,7 @@ func root() *cobra.Command {
 		SilenceErrors: true,
 		Args:          cobra.NoArgs,
 	}
-	cmd.AddCommand(installCommand(), upgradeCommand(), uninstallCommand(), checkCommand(), plaintextCommand())
+	cmd.AddCommand(installCommand(), upgradeCommand(), uninstallCommand(), checkCommand(), plaintextCommand(), netpolCommand())
 	cmd.AddCommand(caCommand(), demoCommand(), versionCommand())
 	return cmd
 }

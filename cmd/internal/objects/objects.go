@@ -70,19 +70,30 @@ func (d Document) IsObject() bool {
 // Documents does the same without asking what the documents are. Lists of Kubernetes are taken apart, empty documents
 // left out.
 func Documents(paths []string, stdin io.Reader) ([]Document, error) {
+	files, err := Expand(paths)
+	if err != nil {
+		return nil, err
+	}
 	var out []Document
+	for _, file := range files {
+		docs, err := readFile(file, stdin)
+		if err != nil {
+			return nil, fmt.Errorf("read %s: %w", file, err)
+		}
+		out = append(out, docs...)
+	}
+	return out, nil
+}
+
+// Expand returns the files that paths stand for, in the order in which they are read.
+func Expand(paths []string) ([]string, error) {
+	var out []string
 	for _, path := range paths {
 		files, err := expand(path)
 		if err != nil {
 			return nil, err
 		}
-		for _, file := range files {
-			docs, err := readFile(file, stdin)
-			if err != nil {
-				return nil, fmt.Errorf("read %s: %w", file, err)
-			}
-			out = append(out, docs...)
-		}
+		out = append(out, files...)
 	}
 	return out, nil
 }

@@ -1,0 +1,322 @@
+package main
+
+import (
+	"context"
+	"encoding/json"
+	"fmt"
+	"io"
+	"net/netip"
+	"slices"
+	"strings"
+
+	"github.com/spf13/cobra"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/apis/meta/v1/unstructured"
+	"k8s.io/apimachinery/pkg/runtime/schema"
+	"k8s.io/cli-runtime/pkg/genericclioptions"
+
+	"github.com/culvert-mesh/culvert/cmd/internal/access"
+	"github.com/culvert-mesh/culvert/cmd/internal/inspect"
+	"github.com/culvert-mesh/culvert/cmd/internal/netpolcheck"
+	"github.com/culvert-mesh/culvert/cmd/internal/objects"
+	"github.com/culvert-mesh/culvert/deploy"
+)
+
+// Exit statuses of `culvert netpol`.
+const (
+	exitMissing = 1
+	exitTrouble = 2
+)
+
+func netpolCommand() *cobra.Command {
+	cmd := &cobra.Command{
+		Use:   "netpol",
+		Short: "Say what a CNI that enforces NetworkPolicies would cut of the mesh, and add what is missing",
+		Args:  cobra.NoArgs,
+	}
+	cmd.AddCommand(netpolCheckCommand(), netpolFixCommand())
+	return cmd
+}
+
+// netpolFlags say where policies come from and what mesh they are judged for.
+type netpolFlags struct {
+	kube      kubeFlags // -n is the namespace of policies here
+	mesh      string
+	files     []string
+	assume    []string
+	exclude   []string
+	noDNS     bool
+	namespace *string
+	changed   func(flag string) bool
+}
+
+func addNetpolFlags(cmd *cobra.Command) *netpolFlags {
+	kubeconfig, context, namespace := "", "", ""
+	f := &netpolFlags{kube: kubeFlags{genericclioptions.NewConfigFlags(true)}, namespace: &namespace}
+	f.kube.KubeConfig, f.kube.Context, f.kube.Namespace = &kubeconfig, &context, &namespace
+	flags := cmd.Flags()
+	flags.StringVar(&kubeconfig, "kubeconfig", "", "file that says how to reach the cluster; default $KUBECONFIG, then ~/.kube/config")
+	flags.StringVar(&context, "context", "", "context of the kubeconfig")
+	flags.StringVarP(&namespace, "namespace", "n", "", "only NetworkPolicies of this namespace; with -f, the namespace of objects that name none (default)")
+	flags.StringVar(&f.mesh, "mesh-namespace", deploy.Namespace, "namespace that Culvert is in")
+	flags.StringSliceVarP(&f.files, "filename", "f", nil, "files or directories to read policies, namespaces and pods from, instead of the cluster; - is the standard input")
+	flags.StringSliceVar(&f.assume, "assume-enrolled", nil, "namespaces to judge as if they were labelled for the mesh already; * is all of them")
+	flags.StringSliceVar(&f.exclude, "exclude-namespaces", []string{"kube-system"}, "namespaces that are never in the mesh; default as the cluster's agents")
+	flags.BoolVar(&f.noDNS, "no-dns-capture", false, "the agents do not capture DNS; default as the cluster's agents")
+	f.changed = flags.Changed
+	cmd.SetFlagErrorFunc(func(_ *cobra.Command, err error) error { return withStatus{exitTrouble, err} })
+	cmd.Args = func(cmd *cobra.Command, args []string) error {
+		if err := cobra.NoArgs(cmd, args); err != nil {
+			return withStatus{exitTrouble, err}
+		}
+		return nil
+	}
+	return f
+}
+
+// netpolInput is what is judged, and the objects that it came from.
+type netpolInput struct {
+	netpolcheck.Input
+	sources []netpolSource // of NetworkPolicies, in the order in which they were read
+}
+
+// netpolSource is a NetworkPolicy as it was read.
+type netpolSource struct {
+	judged any // the *NetworkPolicy in the input
+	object *unstructured.Unstructured
+}
+
+// load reads files if some are given, else the cluster.
+func (f *netpolFlags) load(ctx context.Context, stdin io.Reader) (*netpolInput, *access.Access, error) {
+	in := &netpolInput{}
+	in.Mesh = netpolcheck.Mesh{DNS: !f.noDNS, Assume: f.assume}
+	in.Mesh.Enrolment.Exclude = f.exclude
+	if len(f.files) > 0 {
+		docs, err := objects.Documents(f.files, stdin)
+		if err != nil {
+			return nil, nil, err
+		}
+		return in, nil, in.addDocuments(docs, *f.namespace)
+	}
+	if !f.kube.configured() {
+		return nil, nil, errNoCluster
+	}
+	a, err := access.Connect(f.kube)
+	if err != nil {
+		return nil, nil, err
+	}
+	return in, a, f.loadCluster(ctx, a, in)
+}
+
+func (in *netpolInput) addDocuments(docs []objects.Document, namespace string) error {
+	if namespace == "" {
+		namespace = metav1.NamespaceDefault
+	}
+	for _, d := range docs {
+		if !d.IsObject() {
+			continue
+		}
+		if err := in.add(&unstructured.Unstructured{Object: d.Object}, namespace); err != nil {
+			return fmt.Errorf("%s: %w", d.File, err)
+		}
+	}
+	return nil
+}
+
+func (in *netpolInput) add(u *unstructured.Unstructured, namespace string) error {
+	p, err := in.Add(u, namespace)
+	if err == nil && p != nil {
+		in.sources = append(in.sources, netpolSource{p, u})
+	}
+	return err
+}
+
+// loadCluster reads all that decides: also what is not in the namespace that is asked about, because peers are.
+func (f *netpolFlags) loadCluster(ctx context.Context, a *access.Access, in *netpolInput) error {
+	in.Whole = true
+	sets, err := a.Kube.AppsV1().DaemonSets(f.mesh).List(ctx, metav1.ListOptions{})
+	if err != nil {
+		return fmt.Errorf("list DaemonSets: %w", a.Explain(err))
+	}
+	agents := inspect.AgentFlags(sets.Items, f.mesh)
+	if f.changed("exclude-namespaces") || len(sets.Items) == 0 {
+		agents.Enrolment.Exclude = f.exclude
+	}
+	in.Mesh.Enrolment = agents.Enrolment
+	if !f.changed("no-dns-capture") {
+		in.Mesh.DNS = agents.DNS
+	}
+	all, err := objects.Cluster(ctx, a, []schema.GroupVersionResource{
+		{Version: "v1", Resource: "namespaces"},
+		{Group: "networking.k8s.io", Version: "v1", Resource: "networkpolicies"},
+		{Group: "policy.networking.k8s.io", Version: "v1alpha2", Resource: "clusternetworkpolicies"},
+	})
+	if err != nil {
+		return err
+	}
+	for _, u := range all {
+		if err := in.add(u, ""); err != nil {
+			return err
+		}
+	}
+	return in.addPods(ctx, a)
+}
+
+// addPods reads pods page by page and keeps what matters of them, and where their addresses are from.
+func (in *netpolInput) addPods(ctx context.Context, a *access.Access) error {
+	nodes, err := a.Kube.CoreV1().Nodes().List(ctx, metav1.ListOptions{})
+	if err != nil {
+		return fmt.Errorf("list nodes: %w", a.Explain(err))
+	}
+	networks := []netip.Prefix{}
+	for _, n := range nodes.Items {
+		for _, block := range append(n.Spec.PodCIDRs, n.Spec.PodCIDR) {
+			if p, err := netip.ParsePrefix(block); err == nil && !slices.Contains(networks, p) {
+				networks = append(networks, p)
+			}
+		}
+	}
+	options := metav1.ListOptions{Limit: 500}
+	for {
+		pods, err := a.Kube.CoreV1().Pods("").List(ctx, options)
+		if err != nil {
+			return fmt.Errorf("list pods: %w", a.Explain(err))
+		}
+		for i := range pods.Items {
+			p := &pods.Items[i]
+			in.AddPod(p)
+			for _, ip := range p.Status.PodIPs {
+				addr, err := netip.ParseAddr(ip.IP)
+				if err == nil && !p.Spec.HostNetwork && !slices.ContainsFunc(networks, func(n netip.Prefix) bool { return n.Contains(addr) }) {
+					networks = append(networks, netip.PrefixFrom(addr, addr.BitLen()))
+				}
+			}
+		}
+		if options.Continue = pods.Continue; options.Continue == "" {
+			break
+		}
+	}
+	in.Mesh.Networks = networks
+	return nil
+}
+
+// check judges the input and keeps what was asked about.
+func (f *netpolFlags) check(in *netpolInput) []netpolcheck.Finding {
+	found := netpolcheck.Check(in.Input)
+	if len(f.files) > 0 || *f.namespace == "" {
+		return found
+	}
+	return slices.DeleteFunc(found, func(x netpolcheck.Finding) bool { return x.Namespace != "" && x.Namespace != *f.namespace })
+}
+
+func netpolCheckCommand() *cobra.Command {
+	var output string
+	cmd := &cobra.Command{
+		Use:   "check",
+		Short: "Say which policies cut the mesh, and print the patch",
+		Long: `Say, for each NetworkPolicy and ClusterNetworkPolicy, what the mesh needs of a CNI that enforces it, and print the patch for
+those that would cut HBONE: TCP 15008 for the same peers as the application's ports.
+
+Policies matter whose pods are in the mesh. With -f, namespaces and pods among the files decide on that; a namespace that is not
+among them is taken to be labelled for the mesh. Before you label a namespace, ask with --assume-enrolled.
+
+The exit status is 1 when something is missing, 2 when the question could not be answered.`,
+		Example: `  culvert netpol check
+  culvert netpol check -n shop --assume-enrolled=shop
+  culvert netpol check -f manifests/`,
+	}
+	f := addNetpolFlags(cmd)
+	cmd.Flags().StringVarP(&output, "output", "o", "text", "text or json")
+	cmd.RunE = func(cmd *cobra.Command, _ []string) error {
+		if output != "text" && output != "json" {
+			return withStatus{exitTrouble, fmt.Errorf("--output=%s: want text or json", output)}
+		}
+		in, _, err := f.load(cmd.Context(), cmd.InOrStdin())
+		if err != nil {
+			return withStatus{exitTrouble, err}
+		}
+		found := f.check(in)
+		if output == "json" {
+			err = writeJSON(cmd.OutOrStdout(), found)
+		} else {
+			err = printNetpol(cmd.OutOrStdout(), found, in.Mesh.DNS)
+		}
+		if err != nil {
+			return withStatus{exitTrouble, err}
+		}
+		return missing(found)
+	}
+	return cmd
+}
+
+// missing is the error for policies that somebody has to act on.
+func missing(found []netpolcheck.Finding) error {
+	n := 0
+	for i := range found {
+		if found[i].Wrong() {
+			n++
+		}
+	}
+	if n == 0 {
+		return nil
+	}
+	return withStatus{exitMissing, fmt.Errorf("%d of %d policies cut the mesh", n, len(found))}
+}
+
+// printNetpol writes what was found for a person.
+func printNetpol(out io.Writer, found []netpolcheck.Finding, dns bool) error {
+	var b strings.Builder
+	fmt.Fprintf(&b, `What the mesh needs of a CNI that enforces policies:
+  HBONE   TCP %d between pods of the mesh, whatever port is asked for; the ports themselves for everybody else
+  probes  nothing: they come from the node's own address, from which Kubernetes always lets them through
+`, netpolcheck.Port)
+	if dns {
+		b.WriteString("  DNS     nothing new: questions go from the pod to its nameserver, UDP and TCP 53, as before\n")
+	} else {
+		b.WriteString("  DNS     nothing new: it is not captured\n")
+	}
+	for i := range found {
+		printFinding(&b, &found[i])
+	}
+	_, err := io.WriteString(out, b.String())
+	return err
+}
+
+func printFinding(b *strings.Builder, f *netpolcheck.Finding) {
+	words := map[netpolcheck.State]string{
+		netpolcheck.Fine: "fine", netpolcheck.Outside: "not of the mesh", netpolcheck.Companion: "companion",
+		netpolcheck.Cut: "CUTS HBONE", netpolcheck.Stale: "STALE COMPANION",
+	}
+	fmt.Fprintf(b, "\n%s: %s", inspect.Clean(f.About()), words[f.State])
+	if f.Why != "" {
+		fmt.Fprintf(b, " (%s)", inspect.Clean(f.Why))
+	}
+	b.WriteString("\n")
+	for _, r := range f.Rules {
+		fmt.Fprintf(b, "  %s rule %d: %s\n    %s\n", r.Direction, r.Number, inspect.Clean(r.What), inspect.Clean(r.Why))
+	}
+	for _, n := range f.Notes {
+		fmt.Fprintf(b, "  note: %s\n", inspect.Clean(n))
+	}
+	if len(f.Patch) > 0 {
+		label := "patch"
+		if f.Namespace == "" {
+			label = "proposal (it widens what the administrator decided)"
+		}
+		fmt.Fprintf(b, "  %s: %s\n", label, patchCommand(f))
+	}
+}
+
+// patchCommand is what a person can paste.
+func patchCommand(f *netpolcheck.Finding) string {
+	patch, err := json.Marshal(f.Patch)
+	if err != nil {
+		return err.Error()
+	}
+	quote := func(text string) string { return "'" + strings.ReplaceAll(text, "'", `'\''`) + "'" }
+	where := ""
+	if f.Namespace != "" {
+		where = " --namespace=" + quote(f.Namespace)
+	}
+	return fmt.Sprintf("kubectl patch %s %s%s --type=json --patch=%s", strings.ToLower(f.Kind), quote(f.Name), where, quote(string(patch)))
+}
