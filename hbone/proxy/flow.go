@@ -108,6 +108,10 @@ type Flow struct {
 	Flag Flag
 	// Policy is the key of the policy that refused or ended the flow, if one did.
 	Policy string
+	// DryRun are the dry-run policies that would have decided about an inbound flow, Audit the keys of the policies that
+	// want it to be noted.
+	DryRun []policy.DryRun
+	Audit  []string
 	End    time.Time
 
 	pod                *Pod
@@ -115,7 +119,7 @@ type Flow struct {
 	facts              policy.Connection // inbound: what policy is asked about
 	toServer, toClient atomic.Pointer[atomic.Int64]
 	opened, finished   atomic.Bool
-	prev, next         *Flow // in the pod's table
+	place              int // in the pod's table
 }
 
 // cutter ends a live connection with an error. It may be called from anywhere and more than once.

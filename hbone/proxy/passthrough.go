@@ -54,6 +54,7 @@ func (c *passthrough) run() {
 	c.facts = policy.Connection{SourceIP: c.Source.Addr.Addr(), Destination: c.OriginalDst}
 	c.open(nil, nil) // the denied count as opened too
 	d := p.awaitPolicies(p.ctx, local, c.facts)
+	c.noted(d)
 	if !d.Allowed {
 		c.fail(&DeniedError{Policy: d.Policy, Reason: d.Reason})
 		return

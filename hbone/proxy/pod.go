@@ -28,6 +28,7 @@ type Pod struct {
 	cancel     context.CancelCauseFunc
 
 	flows     flowTable
+	review    review
 	suspended suspensions
 	stash     stash
 	local     atomic.Pointer[localState]

@@ -185,28 +185,40 @@ func (c *inbound) nameSource(snap *workload.Snapshot, h *h2.Header) {
 	}
 }
 
-// judge asks policy. The flow is in the pod's table by now, so a policy that changes meanwhile finds it there.
+// judge asks policy. The flow is in the pod's table and open by now, so a policy or workload that changes meanwhile finds
+// it there.
 func (c *inbound) judge() {
-	d := c.pod.proxy.cfg.Policies.Snapshot().Evaluate(c.local.workload, c.facts)
-	switch {
-	case d.Allowed:
-		c.connect()
-	case d.Denied || len(d.Missing) == 0:
-		c.deny(d)
-	default:
-		local := c.local
-		c.pod.spawn(func() {
-			d := c.pod.awaitPolicies(c.pod.ctx, local, c.facts)
-			c.back(func() {
-				if d.Allowed {
-					c.connect()
-				} else {
-					c.deny(d)
-				}
-			})
-		})
+	if newer := c.pod.localNow(); newer != nil {
+		c.local = newer
 	}
+	policies, local := c.pod.proxy.cfg.Policies.Snapshot(), c.local
+	if policies.Prepared(local.workload) {
+		if d := policies.Evaluate(local.workload, c.facts); settled(d) {
+			c.decided(d)
+			return
+		}
+	}
+	c.pod.spawn(func() {
+		d := c.pod.awaitPolicies(c.pod.ctx, local, c.facts)
+		c.back(func() { c.decided(d) })
+	})
 }
+
+// decided does what policy has said.
+func (c *inbound) decided(d policy.Decision) {
+	c.noted(d)
+	if !d.Allowed {
+		c.refuse(401, &DeniedError{Policy: d.Policy, Reason: d.Reason})
+		return
+	}
+	c.connect()
+}
+
+// settled reports whether a decision does not depend on policies that are missing.
+func settled(d policy.Decision) bool { return d.Allowed || d.Denied || len(d.Missing) == 0 }
+
+// noted keeps what policies say without deciding. Before the outcome, by whoever has the flow.
+func (f *Flow) noted(d policy.Decision) { f.DryRun, f.Audit = d.DryRun, d.Audit }
 
 // awaitPolicies waits until policies that the workload names are known, as long as Config says, and returns the decision.
 func (p *Pod) awaitPolicies(ctx context.Context, local *localState, facts policy.Connection) policy.Decision {
@@ -218,7 +230,7 @@ func (p *Pod) awaitPolicies(ctx context.Context, local *localState, facts policy
 			local = newer
 		}
 		d := policies.Evaluate(local.workload, facts)
-		if d.Allowed || d.Denied || len(d.Missing) == 0 {
+		if settled(d) {
 			return d
 		}
 		select {
@@ -235,10 +247,6 @@ func (c *inbound) refuse(status int, err error) {
 	c.over = true
 	c.st.Respond(status, nil, true)
 	c.finish(err)
-}
-
-func (c *inbound) deny(d policy.Decision) {
-	c.refuse(401, &DeniedError{Policy: d.Policy, Reason: d.Reason})
 }
 
 // connect takes a socket that is ready, or has one made.

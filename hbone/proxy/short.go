@@ -75,6 +75,7 @@ func (c *short) prepare(ctx context.Context, local *localState, t *route.Target)
 	c.describe(local, up)
 	c.open(nil, nil)
 	d := p.awaitPolicies(ctx, local, c.facts)
+	c.noted(d)
 	switch {
 	case ctx.Err() != nil:
 		return -1, c.leave(context.Cause(ctx))

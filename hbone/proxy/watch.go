@@ -3,71 +3,148 @@ package proxy
 import (
 	"context"
 	"errors"
+	"sync"
 	"time"
 
 	"github.com/culvert-mesh/culvert/hbone/pool"
 	"github.com/culvert-mesh/culvert/workload"
+	"github.com/culvert-mesh/culvert/workload/policy"
 )
 
-// storePause is the least time between two looks at what a change of the store means for live connections: a large
-// cluster changes many times a second, and hardly any change concerns this node.
+// storePause is the least time between two looks at what changes of the store, or of what a judge goes by, mean for live
+// connections: a large cluster changes many times a second, and hardly any change concerns this node.
 const storePause = 100 * time.Millisecond
 
-// watchPolicies ends the inbound flows that a changed policy does not allow any more.
-func (p *Proxy) watchPolicies(ctx context.Context) {
+// A judge says which established flows may not go on, by something that changes while they live: policy, for instance.
+// That new connections are judged is not its business. A judge is a pointer; all of it may be called concurrently.
+//
+// A flow is looked at when what the judge goes by changes for its pod, once it is open. A flow that a judge has allowed
+// before it was open, and that did not ask again since, has to be looked at when it opens: see Flow.reconsider.
+type judge interface {
+	// changed returns a channel that is closed at the next change of what the judge goes by. It is taken before looking, so
+	// that nothing is missed. Changes of the workload store need not be told: they are always followed.
+	changed() <-chan struct{}
+	// sit begins to judge the flows of a pod by the newest state. While the basis, a comparable value, is the same as before,
+	// so are the verdicts, and no flow is looked at. look returns what the flow has to end with, nil when it may go on.
+	sit(p *Pod, local *localState) (basis any, look func(*Flow) error)
+}
+
+// authorization is the judge of inbound flows by authorization policies. Policies that are missing now end nothing.
+type authorization struct{ policies *policy.Set }
+
+func (a *authorization) changed() <-chan struct{} { return a.policies.Changed() }
+
+func (a *authorization) sit(_ *Pod, local *localState) (basis any, look func(*Flow) error) {
+	snap := a.policies.Snapshot()
+	return snap.Basis(local.workload), func(f *Flow) error {
+		if f.Direction != Inbound {
+			return nil
+		}
+		if d := snap.Evaluate(local.workload, f.facts); d.EndsLive() {
+			return &policyChange{d.Policy}
+		}
+		return nil
+	}
+}
+
+// review is what a pod's flows have been judged by.
+type review struct {
+	mu    sync.Mutex // one review at a time, so that an older state never comes after a newer one
+	basis map[judge]any
+}
+
+// rejudge looks again at the open flows of the pod, if what the judge goes by has changed for them. It takes about as
+// long as it takes to judge as many new connections, in the caller's goroutine; the flows' loops are asked for nothing
+// but to cut those that end.
+func (p *Pod) rejudge(j judge) {
+	local := p.localNow()
+	if local == nil {
+		return
+	}
+	p.review.mu.Lock()
+	defer p.review.mu.Unlock()
+	basis, look := j.sit(p, local)
+	if last, known := p.review.basis[j]; known && last == basis {
+		return
+	}
+	for _, f := range p.flows.all() {
+		if !f.opened.Load() {
+			continue
+		}
+		if err := look(f); err != nil {
+			f.owner.cut(err)
+		}
+	}
+	if p.review.basis == nil {
+		p.review.basis = make(map[judge]any)
+	}
+	p.review.basis[j] = basis
+}
+
+// reconsider has all judges look at a flow that has just been opened, and cuts it if one of them says so.
+func (f *Flow) reconsider() {
+	local := f.pod.localNow()
+	if local == nil {
+		return
+	}
+	for _, j := range f.pod.proxy.judges {
+		_, look := j.sit(f.pod, local)
+		if err := look(f); err != nil {
+			f.owner.cut(err)
+			return
+		}
+	}
+}
+
+// watch has a judge look at the flows of all pods whenever what it goes by has changed.
+func (p *Proxy) watch(ctx context.Context, j judge) {
 	for {
 		// The first time round counts too: flows may be older than the watch.
-		now := p.cfg.Policies.Snapshot()
+		changed := j.changed()
 		for _, pod := range p.Pods() {
-			pod.rejudge()
+			pod.rejudge(j)
 		}
 		select {
-		case <-now.Changed():
+		case <-changed:
 		case <-ctx.Done():
+			return
+		}
+		if !pause(ctx) {
 			return
 		}
 	}
 }
 
-// watchStore does the same when the pod's own workload changes, and retires tunnels to workloads that are gone or have
-// another identity.
+// pause waits for a storePause and reports false when ctx ends.
+func pause(ctx context.Context) bool {
+	t := time.NewTimer(storePause)
+	defer t.Stop()
+	select {
+	case <-t.C:
+		return true
+	case <-ctx.Done():
+		return false
+	}
+}
+
+// watchStore has all judges look at the flows of pods whose workloads have changed, and retires tunnels to workloads that
+// are gone or have another identity.
 func (p *Proxy) watchStore(ctx context.Context) {
-	known := make(map[*Pod]*workload.Workload)
-	last := p.cfg.Store.Snapshot()
-	p.storeChanged(last, known)
 	for {
+		snap := p.cfg.Store.Snapshot()
+		for _, pod := range p.Pods() {
+			for _, j := range p.judges {
+				pod.rejudge(j)
+			}
+			pod.pool.Retain(func(key pool.Key) bool { return current(snap, key) })
+		}
 		select {
-		case <-last.Changed():
+		case <-snap.Changed():
 		case <-ctx.Done():
 			return
 		}
-		last = p.cfg.Store.Snapshot()
-		p.storeChanged(last, known)
-		pause := time.NewTimer(storePause)
-		select {
-		case <-pause.C:
-		case <-ctx.Done():
-			pause.Stop()
+		if !pause(ctx) {
 			return
-		}
-	}
-}
-
-// storeChanged compares the pods' workloads with those known before.
-func (p *Proxy) storeChanged(snap *workload.Snapshot, known map[*Pod]*workload.Workload) {
-	pods := p.Pods()
-	live := make(map[*Pod]bool, len(pods))
-	for _, pod := range pods {
-		live[pod] = true
-		if local := pod.localIn(snap); local != nil && known[pod] != local.workload {
-			known[pod] = local.workload
-			pod.rejudge()
-		}
-		pod.pool.Retain(func(key pool.Key) bool { return current(snap, key) })
-	}
-	for pod := range known {
-		if !live[pod] {
-			delete(known, pod)
 		}
 	}
 }
@@ -80,23 +157,6 @@ func current(snap *workload.Snapshot, key pool.Key) bool {
 	}
 	id := w.Identity() // goes first among the identities expected there
 	return id.IsZero() || id == key.Expected()
-}
-
-// rejudge asks policy again about each inbound flow. Policies that are missing now end nothing.
-func (p *Pod) rejudge() {
-	local := p.localNow()
-	if local == nil {
-		return
-	}
-	policies := p.proxy.cfg.Policies.Snapshot()
-	for _, f := range p.flows.all() {
-		if f.Direction != Inbound || !f.opened.Load() {
-			continue
-		}
-		if d := policies.Evaluate(local.workload, f.facts); d.EndsLive() {
-			f.owner.cut(&policyChange{d.Policy})
-		}
-	}
 }
 
 // policyChange is ErrPolicyChange with the policy that decided.
