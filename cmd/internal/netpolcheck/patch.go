@@ -2,6 +2,7 @@ package netpolcheck
 
 import (
 	"fmt"
+	"slices"
 	"strconv"
 	"strings"
 
@@ -29,7 +30,18 @@ func patch(missing []rule) []Operation {
 	var out []Operation
 	for _, r := range missing {
 		path := fmt.Sprintf("/spec/%s/%d/ports", r.direction, r.index)
-		out = append(out, Operation{"test", path, r.list}, Operation{"add", path + "/-", portEntry()})
+		out = append(out, Operation{"test", path, stored(r.list)}, Operation{"add", path + "/-", portEntry()})
+	}
+	return out
+}
+
+// stored is a rule's ports as an API server keeps them: with their protocol.
+func stored(list []networkingv1.NetworkPolicyPort) []networkingv1.NetworkPolicyPort {
+	out := slices.Clone(list)
+	for i := range out {
+		if out[i].Protocol == nil {
+			out[i].Protocol = portEntry().Protocol
+		}
 	}
 	return out
 }

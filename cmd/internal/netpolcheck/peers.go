@@ -244,5 +244,8 @@ func (p peer) text() string {
 	if namespaces == "" {
 		return out + " of all namespaces"
 	}
+	if name, only := strings.CutPrefix(namespaces, nameLabel+"="); only && !strings.Contains(name, ",") {
+		return out + " of namespace " + name
+	}
 	return out + " of namespaces " + namespaces
 }
