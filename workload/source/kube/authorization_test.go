@@ -51,6 +51,25 @@ func TestAuthorizationFields(t *testing.T) {
 		{"trust-domains", from(`trustDomains: ["td", "t*"], notTrustDomains: ["x"]`), only(policy.Match{
 			Principals: []policy.StringMatch{{Kind: policy.Prefix, Value: "td/"}, {Kind: policy.Prefix, Value: "t"}}, NotPrincipals: []policy.StringMatch{{Kind: policy.Prefix, Value: "x/"}},
 		})},
+		{"trust-domains-and-principals", from(`trustDomains: ["td"], principals: ["*", "td/ns/a/sa/b", "x/ns/a/sa/b", "td/ns/c/*", "*/ns/d/sa/e"]`), only(policy.Match{
+			Principals: []policy.StringMatch{{Kind: policy.Prefix, Value: "td/"}, exact("td/ns/a/sa/b"), {Kind: policy.Prefix, Value: "td/ns/c/"}, exact("td/ns/d/sa/e")},
+		})},
+		{"no-principal-of-the-trust-domains", from(`trustDomains: ["td"], principals: ["x/ns/a/sa/b"]`), only(policy.Match{Principals: []policy.StringMatch{exact("")}})},
+		{"scheme", from(`principals: ["spiffe://td/ns/a/sa/b"], notPrincipals: ["spiffe://td/*"]`), only(policy.Match{
+			Principals: []policy.StringMatch{exact("td/ns/a/sa/b")}, NotPrincipals: []policy.StringMatch{{Kind: policy.Prefix, Value: "td/"}},
+		})},
+		{"all-of-one-source", from(`namespaces: ["a"], notPrincipals: ["p"], ipBlocks: ["10.0.0.0/8"], notIpBlocks: ["10.1.0.0/16"]`), only(policy.Match{
+			Namespaces: []policy.StringMatch{exact("a")}, NotPrincipals: []policy.StringMatch{exact("p")}, SourceIPs: blocks("10.0.0.0/8"), NotSourceIPs: blocks("10.1.0.0/16"),
+		})},
+		{"overlapping-blocks", from(`ipBlocks: ["10.0.0.0/8", "10.1.0.0/16", "10.0.0.0/8", "::ffff:10.0.0.1"], notIpBlocks: ["::/0", "0.0.0.0/0"]`), only(policy.Match{
+			SourceIPs: blocks("10.0.0.0/8", "10.1.0.0/16", "10.0.0.0/8", "10.0.0.1/32"), NotSourceIPs: blocks("::/0", "0.0.0.0/0"),
+		})},
+		{"when-service-account", when("source.serviceAccount", `values: ["sa", "o/sa"], notValues: ["x"]`), only(policy.Match{
+			ServiceAccounts: []policy.ServiceAccount{{Namespace: "ns", Name: "sa"}, {Namespace: "o", Name: "sa"}}, NotServiceAccounts: []policy.ServiceAccount{{Namespace: "ns", Name: "x"}},
+		})},
+		{"when-trust-domain", when("source.trustDomain", `values: ["td"], notValues: ["x*"]`), only(policy.Match{
+			Principals: []policy.StringMatch{{Kind: policy.Prefix, Value: "td/"}}, NotPrincipals: []policy.StringMatch{{Kind: policy.Prefix, Value: "x"}},
+		})},
 		{"when-source-ip", when("source.ip", `values: ["10.0.0.0/8"], notValues: ["10.1.0.0/16"]`), only(policy.Match{SourceIPs: blocks("10.0.0.0/8"), NotSourceIPs: blocks("10.1.0.0/16")})},
 		{"when-namespace", when("source.namespace", `values: ["a"], notValues: ["b"]`), only(policy.Match{Namespaces: []policy.StringMatch{exact("a")}, NotNamespaces: []policy.StringMatch{exact("b")}})},
 		{"when-principal", when("source.principal", `values: ["a"], notValues: ["*"]`), only(policy.Match{Principals: []policy.StringMatch{exact("a")}, NotPrincipals: []policy.StringMatch{{Kind: policy.Presence}}})},
@@ -145,7 +164,15 @@ func TestAuthorizationUnreadable(t *testing.T) {
 		"account":             `{rules: [{from: [{source: {serviceAccounts: ["a/b/c"]}}]}]}`,
 		"account-pattern":     `{rules: [{from: [{source: {serviceAccounts: ["a/*"]}}]}]}`,
 		"trust-domain":        `{rules: [{from: [{source: {trustDomains: ["*.com"]}}]}]}`,
-		"trust-domain-twice":  `{rules: [{from: [{source: {trustDomains: ["a"], principals: ["b"]}}]}]}`,
+		"trust-domain-twice":  `{rules: [{from: [{source: {trustDomains: ["a"], principals: ["*/sa/b"]}}]}]}`,
+		"trust-domain-path":   `{rules: [{from: [{source: {notTrustDomains: ["a/b"]}}]}]}`,
+		"star-inside":         `{rules: [{from: [{source: {notNamespaces: ["a*b"]}}]}]}`,
+		"star-twice":          `{action: DENY, rules: [{from: [{source: {principals: ["*a*"]}}]}]}`,
+		"null-rule":           `{rules: [null]}`,
+		"negative-port":       `{action: DENY, rules: [{to: [{operation: {ports: ["-1"]}}]}]}`,
+		"custom":              `{action: CUSTOM, rules: [{to: [{operation: {ports: ["x"]}}]}]}`,
+		"selector":            `{selector: {matchExpressions: []}, rules: [{}]}`,
+		"too-many-rules":      `{rules: [` + strings.Repeat(`{},`, maxRules) + `{}]}`,
 		"when":                `{rules: [{when: [{key: source.ip, values: ["x"]}]}]}`,
 		"too-many-values":     `{rules: [{from: [{source: {ipBlocks: [` + long[:len(long)-1] + `]}}]}]}`,
 		"second-rule":         `{rules: [{}, {to: [{operation: {ports: ["x"]}}]}]}`,
@@ -178,32 +205,32 @@ func TestAuthorizationScopeAndAction(t *testing.T) {
 		name, spec, metadata string
 		scope                policy.Scope
 		action               policy.Action
-		dryRun, none         bool
+		dryRun               bool
 		reason               string
 		status               bool
+		text                 string // in the message
 	}{
-		{"namespace", `{rules: [{}]}`, "", policy.Namespace, policy.Allow, false, false, "Accepted", true},
-		{"root", `{rules: [{}]}`, "namespace: root", policy.Global, policy.Allow, false, false, "Accepted", true},
-		{"selector", sel, "", policy.WorkloadSelector, policy.Allow, false, false, "Accepted", true},
-		{"selector-in-root", sel, "namespace: root", policy.WorkloadSelector, policy.Allow, false, false, "Accepted", true},
-		{"empty-selector", `{selector: {}, rules: [{}]}`, "", policy.Namespace, policy.Allow, false, false, "Accepted", true},
-		{"deny", `{action: DENY, rules: [{}]}`, "", policy.Namespace, policy.Deny, false, false, "Accepted", true},
-		{"custom", `{action: CUSTOM, provider: {name: x}, rules: [{}]}`, "", policy.Namespace, policy.Deny, false, false, "UnsupportedValue", false},
-		{"audit", `{action: AUDIT, rules: [{}]}`, "", 0, 0, false, true, "UnsupportedValue", false},
-		{"dry-run", `{rules: [{}]}`, `annotations: {istio.io/dry-run: "true"}`, policy.Namespace, policy.Allow, true, false, "Accepted", true},
-		{"dry-run-unreadable", `{rules: [{}]}`, `annotations: {istio.io/dry-run: "maybe"}`, policy.Namespace, policy.Allow, false, false, "Accepted", true},
+		{"namespace", `{rules: [{}]}`, "", policy.Namespace, policy.Allow, false, "Accepted", true, ""},
+		{"root", `{rules: [{}]}`, "namespace: root", policy.Global, policy.Allow, false, "Accepted", true, ""},
+		{"selector", sel, "", policy.WorkloadSelector, policy.Allow, false, "Accepted", true, ""},
+		{"selector-in-root", sel, "namespace: root", policy.WorkloadSelector, policy.Allow, false, "Accepted", true, ""},
+		{"empty-selector", `{selector: {}, rules: [{}]}`, "", policy.Namespace, policy.Allow, false, "Accepted", true, ""},
+		{"deny", `{action: DENY, rules: [{}]}`, "", policy.Namespace, policy.Deny, false, "Accepted", true, ""},
+		{"custom", `{action: CUSTOM, provider: {name: x}, rules: [{}]}`, "", policy.Namespace, policy.Deny, false, "UnsupportedValue", false, ""},
+		{"custom-selector", `{action: CUSTOM, selector: {matchLabels: {a: b}}, rules: [{}]}`, "", policy.WorkloadSelector, policy.Deny, false, "UnsupportedValue", false, "needs a waypoint; agents deny"},
+		{"custom-dry-run", `{action: CUSTOM, rules: [{}]}`, `annotations: {istio.io/dry-run: "true"}`, policy.Namespace, policy.Deny, true, "UnsupportedValue", false, "nothing is enforced"},
+		{"audit", `{action: AUDIT, rules: [{}]}`, "", policy.Namespace, policy.Audit, false, "Accepted", true, "agents log"},
+		{"audit-l7", `{action: AUDIT, rules: [{to: [{operation: {paths: [/x]}}]}]}`, "", policy.Namespace, policy.Audit, false, "UnsupportedValue", true, "audit by what remains"},
+		{"audit-dry-run", `{action: AUDIT, rules: [{}]}`, `annotations: {istio.io/dry-run: "true"}`, policy.Namespace, policy.Audit, false, "Accepted", true, "agents log"},
+		{"dry-run", `{rules: [{}]}`, `annotations: {istio.io/dry-run: "true"}`, policy.Namespace, policy.Allow, true, "Accepted", true, "nothing is enforced"},
+		{"dry-run-no", `{rules: [{}]}`, `annotations: {istio.io/dry-run: "false"}`, policy.Namespace, policy.Allow, false, "Accepted", true, ""},
+		{"dry-run-unreadable", `{rules: [{}]}`, `annotations: {istio.io/dry-run: "maybe"}`, policy.Namespace, policy.Allow, false, "Accepted", true, "the policy is enforced"},
 	} {
 		t.Run(tc.name, func(t *testing.T) {
 			s := defaults()
 			o := translateAuthorization(authorization(t, tc.spec, tc.metadata), &s)
-			if o.verdict.Reason != tc.reason || o.verdict.Status != tc.status {
+			if o.verdict.Reason != tc.reason || o.verdict.Status != tc.status || !strings.Contains(o.verdict.Message, tc.text) {
 				t.Errorf("verdict is %+v", o.verdict)
-			}
-			if tc.none {
-				if o.policy != nil {
-					t.Errorf("policy is %+v, want none", o.policy)
-				}
-				return
 			}
 			if p := o.policy; p.Scope != tc.scope || p.Action != tc.action || p.DryRun != tc.dryRun || p.Invalid != "" {
 				t.Errorf("policy is %+v", p)
@@ -240,7 +267,7 @@ func TestSelectedWorkloadsNamePolicies(t *testing.T) {
 	// Whatever is named is there.
 	w.set(named("d", "ns", "app: web"))
 	w.set(custom(t, `{apiVersion: security.istio.io/v1, kind: AuthorizationPolicy, metadata: {name: d}, spec: {action: AUDIT, selector: {matchLabels: {app: web}}}}`))
-	check()
+	check("ns/d")
 	w.set(custom(t, `{apiVersion: security.istio.io/v1, kind: AuthorizationPolicy, metadata: {name: d}, spec: {selector: {matchLabels: {app: web}}, targetRef: {kind: Service, name: web}}}`))
 	check()
 }

@@ -4,6 +4,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"slices"
 	"strings"
 
 	"google.golang.org/protobuf/encoding/protojson"
@@ -38,6 +39,33 @@ func decodeSpec(u *unstructured.Unstructured, into proto.Message, strict bool) e
 		return errors.New("read spec: " + plain(err.Error()))
 	}
 	return nil
+}
+
+// decodeSelection reads, of a spec that cannot be read as a whole, the fields
+// that say whom it governs. It reports false when those cannot be read either,
+// or when the spec has a field that is not known: that could be one of them.
+func decodeSelection(u *unstructured.Unstructured, into proto.Message, fields ...string) bool {
+	proto.Reset(into)
+	spec, ok := u.Object["spec"].(map[string]any)
+	if !ok {
+		return false
+	}
+	known := into.ProtoReflect().Descriptor().Fields()
+	some := make(map[string]any, len(fields))
+	for name, value := range spec {
+		if known.ByJSONName(name) == nil {
+			return false
+		}
+		if slices.Contains(fields, name) {
+			some[name] = value
+		}
+	}
+	part := &unstructured.Unstructured{Object: map[string]any{"spec": some}}
+	if decodeSpec(part, into, true) != nil {
+		proto.Reset(into)
+		return false
+	}
+	return true
 }
 
 // plain makes protojson's error text stable: it varies its spaces on purpose.

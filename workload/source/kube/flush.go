@@ -13,6 +13,9 @@ import (
 type batch struct {
 	policies []*policy.Policy
 	events   []workload.Event
+	// narrowed are policies that only govern who names them and did govern
+	// others. They are done after the events: until then nobody names them.
+	narrowed []*policy.Policy
 	// removals are keys of policies. They are done last: until then there are
 	// workloads that name them.
 	removals []string
@@ -102,14 +105,19 @@ func (st *state) emit(r ref, next []*workload.Workload, b *batch) {
 
 // emitPolicy does the same for the one policy of an object.
 func (st *state) emitPolicy(r ref, p *policy.Policy, b *batch) {
-	old, had := st.policies[r]
-	if had && (p == nil || p.Key() != old) {
-		b.removals = append(b.removals, old)
+	old := st.policies[r]
+	if old != nil && (p == nil || p.Key() != old.Key()) {
+		b.removals = append(b.removals, old.Key())
 		delete(st.policies, r)
 	}
-	if p != nil {
+	if p == nil {
+		return
+	}
+	st.policies[r] = p
+	if old != nil && old.Scope != policy.WorkloadSelector && p.Scope == policy.WorkloadSelector {
+		b.narrowed = append(b.narrowed, p)
+	} else {
 		b.policies = append(b.policies, p)
-		st.policies[r] = p.Key()
 	}
 }
 
@@ -117,6 +125,7 @@ func (st *state) flushPeer(r ref, b *batch) {
 	var p *policy.Policy
 	if o := st.peers.get(r.key); o != nil {
 		p = o.converted(st.namespaceMode(r.namespace))
+		st.report(r, &o.header, peerConditions(o, effective(st.rivalsOf(o)), &st.settings), o.conditions)
 	}
 	st.emitPolicy(r, p, b)
 }
@@ -141,7 +150,10 @@ func (st *state) flushAuthorization(r ref, b *batch) {
 	}
 	st.emitPolicy(r, o.policy, b)
 	verdict := o.verdict
-	if len(o.targets) > 0 {
+	switch {
+	case len(o.targets) > 0 && o.fault != "":
+		verdict = Condition{Type: conditionWaypoint, Reason: reasonInvalid, Message: o.fault}
+	case len(o.targets) > 0:
 		verdict = st.attachment(o)
 	}
 	st.report(r, &o.header, []Condition{verdict}, o.conditions)

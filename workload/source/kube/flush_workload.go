@@ -32,7 +32,9 @@ func (st *state) aroundPod(p *podObject, ns *namespaceObject) surroundings {
 	}
 	st.govern(&in, p.namespace, p.labels)
 	if name, ok := p.labels.get(labelGatewayName); ok && st.waypointsByKey[key{p.namespace, name}] != nil {
-		// An instance of a gateway has no waypoint in front.
+		// An instance of a gateway has no waypoint in front, and speaks nothing
+		// but HBONE.
+		in.disabled = false
 		in.tunnel = st.waypointsByKey[key{p.namespace, name}].tunnel
 		return in
 	}

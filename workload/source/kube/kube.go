@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"log/slog"
 	"net/netip"
+	"slices"
 	"sync"
 	"time"
 
@@ -35,6 +36,10 @@ type Config struct {
 	ClusterID string
 	// TrustDomain of all workloads; empty means "cluster.local".
 	TrustDomain string
+	// TrustDomainAliases are further names of the trust domain. In policies a
+	// principal with one of these names, or with the trust domain's own, means
+	// the principals with any of them.
+	TrustDomainAliases []string
 	// Domain is the suffix of service names; empty means "cluster.local".
 	Domain string
 	// Network is what all addresses belong to, unless an object says
@@ -104,9 +109,7 @@ func New(cfg Config) (*Source, error) {
 		errs = append(errs, errors.New("policies are missing"))
 	}
 	cfg = cfg.withDefaults()
-	if _, err := identity.ParseTrustDomain(cfg.TrustDomain); err != nil {
-		errs = append(errs, err)
-	}
+	errs = append(errs, cfg.checkDomains())
 	if err := errors.Join(errs...); err != nil {
 		return nil, fmt.Errorf("new kubernetes source: %w", err)
 	}
@@ -151,11 +154,21 @@ func (c Config) withDefaults() Config {
 	return c
 }
 
+// checkDomains reports trust domains that are none.
+func (c Config) checkDomains() error {
+	var errs []error
+	for _, domain := range append([]string{c.TrustDomain}, c.TrustDomainAliases...) {
+		_, err := identity.ParseTrustDomain(domain)
+		errs = append(errs, err)
+	}
+	return errors.Join(errs...)
+}
+
 // settings are what translations need of a Config with its defaults filled in.
 func (c Config) settings() settings {
 	return settings{
 		cluster: c.ClusterID, trustDomain: c.TrustDomain, domain: c.Domain, network: c.Network,
-		root: c.RootNamespace, lenientL7: c.LenientL7,
+		root: c.RootNamespace, aliases: slices.Clone(c.TrustDomainAliases), lenientL7: c.LenientL7,
 	}
 }
 

@@ -218,6 +218,10 @@ type peerAuthenticationObject struct {
 	mode     mode
 	ports    map[uint16]mode
 	fault    string // mode is then strict
+	// vague: nobody can read which workloads of the namespace it selects; it may
+	// be any.
+	vague      bool
+	conditions []Condition
 }
 
 type authorizationObject struct {
@@ -225,6 +229,7 @@ type authorizationObject struct {
 	policy     *policy.Policy // nil when nothing is for agents
 	selector   pairs
 	targets    []targetRef
+	fault      string    // why it cannot be understood
 	verdict    Condition // for agents; without a type when there are targets
 	conditions []Condition
 }

@@ -42,6 +42,8 @@ func reportingOf(k kind) reporting {
 		return reporting{schema.GroupVersionResource{Group: "networking.istio.io", Version: "v1", Resource: "serviceentries"}, "culvert-serviceentry"}
 	case kindWorkloadEntry:
 		return reporting{schema.GroupVersionResource{Group: "networking.istio.io", Version: "v1", Resource: "workloadentries"}, "culvert-workloadentry"}
+	case kindPeerAuthentication:
+		return reporting{schema.GroupVersionResource{Group: "security.istio.io", Version: "v1", Resource: "peerauthentications"}, "culvert-peerauthentication"}
 	default:
 		return reporting{schema.GroupVersionResource{Group: "security.istio.io", Version: "v1", Resource: "authorizationpolicies"}, "culvert-policy"}
 	}

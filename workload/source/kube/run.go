@@ -151,8 +151,8 @@ func (r *runner) flush() {
 		s.cfg.Policies.Apply(b.policies, nil)
 	}
 	s.cfg.Store.Apply(b.events)
-	if len(b.removals) > 0 {
-		s.cfg.Policies.Apply(nil, b.removals)
+	if len(b.narrowed)+len(b.removals) > 0 {
+		s.cfg.Policies.Apply(b.narrowed, b.removals)
 	}
 	s.publishReports(b.reports)
 	select {

@@ -7,6 +7,7 @@ import (
 	"slices"
 
 	"github.com/culvert-mesh/culvert/workload"
+	"github.com/culvert-mesh/culvert/workload/policy"
 )
 
 // state is what the source knows and what has to be translated anew. It
@@ -45,10 +46,10 @@ type state struct {
 	servicesOfVIP    links[netip.Addr]
 	podsOfAddress    claims
 
-	emitted  map[ref][]string // UIDs of what has several workloads
-	policies map[ref]string   // keys of policies made of objects
-	strict   bool             // the static policy is there
-	faults   map[ref]string   // said in the log
+	emitted  map[ref][]string       // UIDs of what has several workloads
+	policies map[ref]*policy.Policy // made of objects
+	strict   bool                   // the static policy is there
+	faults   map[ref]string         // said in the log
 	twice    map[netip.Addr]bool
 
 	dirty      map[ref]struct{}
@@ -72,7 +73,7 @@ func newState(s settings, log *slog.Logger) *state {
 		namingWaypoint: make(links[key]), slicesOfService: make(links[key]), slicesOfPod: make(links[key]),
 		attached: make(links[ref]), entriesOfAddress: make(links[netip.Addr]),
 		servicesOfVIP: make(links[netip.Addr]), podsOfAddress: make(claims),
-		emitted: make(map[ref][]string), policies: make(map[ref]string), faults: make(map[ref]string),
+		emitted: make(map[ref][]string), policies: make(map[ref]*policy.Policy), faults: make(map[ref]string),
 		twice: make(map[netip.Addr]bool), dirty: make(map[ref]struct{}), dirtyHosts: make(map[string]struct{}),
 		pending: make(map[ref]bool), reports: make(map[ref]*Report),
 	}

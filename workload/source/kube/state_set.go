@@ -228,11 +228,23 @@ func (st *state) levelOf(namespace string) *peerAuthenticationObject {
 func (st *state) peerOf(namespace string, labels pairs) *peerAuthenticationObject {
 	var own []*peerAuthenticationObject
 	for o := range st.peers.in(namespace) {
-		if !o.selector.empty() && labels.contains(o.selector) {
+		if o.vague || !o.selector.empty() && labels.contains(o.selector) {
 			own = append(own, o)
 		}
 	}
 	return effective(own)
+}
+
+// rivalsOf are the PeerAuthentications, the object among them, that select the
+// same.
+func (st *state) rivalsOf(o *peerAuthenticationObject) []*peerAuthenticationObject {
+	var out []*peerAuthenticationObject
+	for other := range st.peers.in(o.namespace) {
+		if other.selector == o.selector {
+			out = append(out, other)
+		}
+	}
+	return out
 }
 
 func (st *state) setPeer(r ref, old, next *peerAuthenticationObject) {
@@ -240,6 +252,7 @@ func (st *state) setPeer(r ref, old, next *peerAuthenticationObject) {
 	if next == nil {
 		st.peers.drop(r.key)
 		st.fault(r, "")
+		st.settle(r)
 	} else {
 		st.peers.put(r.key, next)
 		st.fault(r, next.fault)
@@ -256,8 +269,14 @@ func (st *state) setPeer(r ref, old, next *peerAuthenticationObject) {
 		}
 	}
 	for _, o := range []*peerAuthenticationObject{old, next} {
-		if o != nil && !o.selector.empty() {
+		if o == nil {
+			continue
+		}
+		if o.vague || !o.selector.empty() {
 			st.markSelected(r.namespace, o.selector)
+		}
+		for _, rival := range st.rivalsOf(o) {
+			st.mark(ref{r.kind, rival.key})
 		}
 	}
 }
@@ -275,11 +294,7 @@ func (st *state) setAuthorization(r ref, old, next *authorizationObject) {
 	} else {
 		st.authorizations.put(r.key, next)
 		after, targetsAfter = next.governs(), next.targetRefs()
-		if next.policy != nil {
-			st.fault(r, next.policy.Invalid)
-		} else {
-			st.fault(r, "")
-		}
+		st.fault(r, next.fault)
 	}
 	st.mark(r)
 	st.attached.move(r, targetsBefore, targetsAfter)

@@ -10,7 +10,6 @@ import (
 	"k8s.io/apimachinery/pkg/apis/meta/v1/unstructured"
 	"k8s.io/apimachinery/pkg/runtime"
 
-	"github.com/culvert-mesh/culvert/identity"
 	"github.com/culvert-mesh/culvert/workload"
 	"github.com/culvert-mesh/culvert/workload/policy"
 )
@@ -35,7 +34,7 @@ type Translation struct {
 // kind does not have the shape of its kind.
 func Translate(cfg Config, objects []*unstructured.Unstructured) (*Translation, error) {
 	cfg = cfg.withDefaults()
-	if _, err := identity.ParseTrustDomain(cfg.TrustDomain); err != nil {
+	if err := cfg.checkDomains(); err != nil {
 		return nil, fmt.Errorf("translate objects: %w", err)
 	}
 	st := newState(cfg.settings(), cfg.Logger)

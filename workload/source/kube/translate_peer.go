@@ -1,6 +1,7 @@
 package kube
 
 import (
+	"fmt"
 	"maps"
 	"slices"
 	"strconv"
@@ -12,18 +13,25 @@ import (
 )
 
 // trimPeerAuthentication reads a PeerAuthentication. One that cannot be read
-// asks for the strictest, of all that it could have selected.
+// asks for the strictest, of all that it selects or, when that cannot be read
+// either, of all that it could have selected.
 func trimPeerAuthentication(u *unstructured.Unstructured) *peerAuthenticationObject {
-	o := &peerAuthenticationObject{header: makeHeader(u)}
+	o := &peerAuthenticationObject{header: makeHeader(u), conditions: istioConditions(u)}
 	var spec securityv1.PeerAuthentication
-	if err := decodeSpec(u, &spec, true); err != nil {
-		o.fault, o.mode = err.Error(), modeStrict
-		return o
+	err := decodeSpec(u, &spec, true)
+	if err != nil {
+		o.vague = !decodeSelection(u, &spec, "selector")
 	}
 	o.selector = makePairs(spec.GetSelector().GetMatchLabels())
+	if err != nil {
+		return o.strict(err.Error())
+	}
 	var ok bool
 	if o.mode, ok = parseMode(spec.GetMtls()); !ok {
 		return o.strict("mode is not known")
+	}
+	if len(spec.GetPortLevelMtls()) > 0 && o.selector.empty() {
+		return o.strict("portLevelMtls needs a selector")
 	}
 	for port, m := range spec.GetPortLevelMtls() {
 		portMode, ok := parseMode(m)
@@ -90,10 +98,11 @@ type peerPolicy struct {
 }
 
 // translatePeer resolves a workload's mode from those of mesh, namespace and
-// workload (reference, section 4.8).
+// workload (reference, section 4.8). One with a STRICT port stays announced: a
+// port is reached through the tunnel or, being strict, not at all.
 func translatePeer(inherited mode, own *peerAuthenticationObject, s *settings) peerPolicy {
 	effective := inherit(inherited, own)
-	p := peerPolicy{disabled: effective == modeDisable}
+	p := peerPolicy{disabled: effective == modeDisable && (own == nil || !own.hasStrictPort())}
 	switch {
 	case own != nil && own.differs(effective):
 		p.policy = own.namespace + "/" + convertedPrefix + own.name
@@ -101,6 +110,15 @@ func translatePeer(inherited mode, own *peerAuthenticationObject, s *settings) p
 		p.policy = s.root + "/" + staticStrict
 	}
 	return p
+}
+
+func (o *peerAuthenticationObject) hasStrictPort() bool {
+	for _, m := range o.ports {
+		if m == modeStrict {
+			return true
+		}
+	}
+	return false
 }
 
 // differs reports whether a port is treated differently than the workload.
@@ -144,6 +162,32 @@ func (o *peerAuthenticationObject) converted(inherited mode) *policy.Policy {
 	p.Rules = [][][]policy.Match{rule}
 	return p
 }
+
+// peerConditions are what the user is to be told of a PeerAuthentication;
+// nothing when all of it is in force. Istio has no condition for it, so it gets
+// one only then. Winner is what is in force in place of it, or itself.
+func peerConditions(o, winner *peerAuthenticationObject, s *settings) []Condition {
+	c := Condition{Type: conditionZtunnel}
+	switch {
+	case o.fault != "":
+		c.Reason, c.Message = reasonInvalid, peerInvalid+bounded(o.fault)
+	case winner != o:
+		c.Reason, c.Message = reasonOverruled, fmt.Sprintf(peerOverruled, winner.key)
+	case !o.selector.empty() && o.namespace == s.root:
+		c.Status, c.Reason, c.Message = true, reasonAccepted, peerRootSelector
+	default:
+		return nil
+	}
+	return []Condition{c}
+}
+
+// What users are told of a PeerAuthentication.
+const (
+	reasonOverruled  = "Overruled"
+	peerInvalid      = "STRICT is enforced instead: "
+	peerOverruled    = "%s selects the same workloads and is in force"
+	peerRootSelector = "a selector in the root namespace selects workloads of that namespace only"
+)
 
 // strictPolicy denies whoever has no identity. Only workloads that name it are
 // governed.

@@ -31,20 +31,31 @@ func each[T any](c *ruleReader, field string, values []string, parse func(string
 	return out
 }
 
-// parseMatch reads "*", "*suffix", "prefix*" or an exact text.
+// parseMatch reads "*", "*suffix", "prefix*" or an exact text. A star anywhere
+// else is refused: compared as it stands it would match nothing, and nothing is
+// what an exception must not be.
 func parseMatch(s string) (policy.StringMatch, error) {
 	m := policy.StringMatch{Kind: policy.Exact, Value: s}
 	switch {
 	case s == "":
 		return m, errors.New("a value is empty")
 	case s == "*":
-		m = policy.StringMatch{Kind: policy.Presence}
+		return policy.StringMatch{Kind: policy.Presence}, nil
 	case s[0] == '*':
 		m = policy.StringMatch{Kind: policy.Suffix, Value: s[1:]}
 	case s[len(s)-1] == '*':
 		m = policy.StringMatch{Kind: policy.Prefix, Value: s[:len(s)-1]}
 	}
+	if strings.Contains(m.Value, "*") {
+		return m, fmt.Errorf("pattern %q cannot be enforced", bounded(s))
+	}
 	return m, nil
+}
+
+// parsePrincipal reads a pattern of principals, which are written without their
+// scheme. Written with it, a pattern means the same and not nobody.
+func parsePrincipal(s string) (policy.StringMatch, error) {
+	return parseMatch(strings.TrimPrefix(s, "spiffe://"))
 }
 
 // parseTrustDomain reads a trust domain as a match of principals, in which it
@@ -53,8 +64,8 @@ func parseTrustDomain(s string) (policy.StringMatch, error) {
 	m, err := parseMatch(s)
 	switch {
 	case err != nil:
-	case m.Kind == policy.Suffix:
-		err = fmt.Errorf("pattern %q cannot be enforced", bounded(s))
+	case m.Kind == policy.Suffix, strings.Contains(s, "/"):
+		err = fmt.Errorf("trust domain %q cannot be enforced", bounded(s))
 	case m.Kind == policy.Exact:
 		m.Kind, m.Value = policy.Prefix, m.Value+"/"
 	}

@@ -13,6 +13,7 @@ import (
 // settings are what all translations share.
 type settings struct {
 	cluster, trustDomain, domain, network, root string
+	aliases                                     []string // of the trust domain
 	lenientL7                                   bool
 }
 

@@ -105,7 +105,7 @@ func (w *world) flush() {
 	b := w.st.flush()
 	w.policies.Apply(b.policies, nil)
 	w.store.Apply(b.events)
-	w.policies.Apply(nil, b.removals)
+	w.policies.Apply(b.narrowed, b.removals)
 	for r, report := range b.reports {
 		if report == nil {
 			delete(w.reports, r)
