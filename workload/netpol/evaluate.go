@@ -102,10 +102,14 @@ func (s *Snapshot) pod(uid string) (*podState, *domain) {
 // policy and its place there; Pass goes to the next tier. Then, if any policy
 // of Namespaced selects the subject, the connection is allowed exactly when a
 // rule of any of these matches, or when the peer is the subject itself or its
-// node. Then comes Baseline, like Admin. What nothing decides is allowed.
+// node. Then comes Baseline, like Admin. What nothing decides is allowed, and
+// without any policy so is everything, whether the Set knows the pods or not.
 func (s *Snapshot) Evaluate(q Query) Decision {
 	if q.Direction > Egress {
 		return Decision{Reason: reasonDirection}
+	}
+	if s.policies.Len() == 0 {
+		return Decision{Allowed: true, Reason: reasonNone}
 	}
 	subject, dom := s.pod(q.Subject)
 	if subject == nil {
@@ -323,7 +327,7 @@ func matchDomain(domains []string, name string) bool {
 		return false
 	}
 	for _, d := range domains {
-		if below, ok := strings.CutPrefix(d, "*"); ok && len(name) > len(below) && strings.HasSuffix(name, below) || d == name {
+		if below, ok := strings.CutPrefix(d, "*"); ok && strings.HasSuffix(name, below) || d == name {
 			return true
 		}
 	}
