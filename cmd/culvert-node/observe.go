@@ -2,6 +2,7 @@ package main
 
 import (
 	"github.com/culvert-mesh/culvert/hbone/proxy"
+	"github.com/culvert-mesh/culvert/workload/policy"
 	"github.com/culvert-mesh/culvert/workload/telemetry"
 )
 
@@ -35,6 +36,28 @@ func (o observer) Opened(f *proxy.Flow) {
 	o.passing.opened(f)
 }
 
+// Noted implements proxy.Observer.
+func (o observer) Noted(f *proxy.Flow) {
+	c, ok := f.User.(*telemetry.Connection)
+	if !ok {
+		return
+	}
+	for _, d := range f.DryRun {
+		effect := telemetry.WouldAudit
+		switch d.Action {
+		case policy.Allow:
+			effect = telemetry.WouldAllow
+		case policy.Deny:
+			effect = telemetry.WouldDeny
+		}
+		c.Matches = append(c.Matches, telemetry.PolicyMatch{Policy: d.Policy, Effect: effect})
+	}
+	for _, key := range f.Audit {
+		c.Matches = append(c.Matches, telemetry.PolicyMatch{Policy: key, Effect: telemetry.Audited})
+	}
+	o.telemetry.PolicyMatched(c)
+}
+
 // Closed implements proxy.Observer.
 func (o observer) Closed(f *proxy.Flow) {
 	c, opened := f.User.(*telemetry.Connection)
@@ -46,6 +69,7 @@ func (o observer) Closed(f *proxy.Flow) {
 		c.Error = f.Err.Error()
 	}
 	o.passing.closed(f)
+	o.flows.closed(f)
 	if f.Flag == proxy.FlagCertRevoked {
 		o.telemetry.CRLRejected(c.Direction)
 	}

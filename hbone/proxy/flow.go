@@ -16,6 +16,9 @@ type Observer interface {
 	// Opened says that a flow's ends are known: for an outbound one that it was established or has finally failed, for an
 	// inbound one that it goes to be judged by policy. From now on its fields do not change but for the outcome.
 	Opened(*Flow)
+	// Noted says that policies matched an inbound flow which do not decide: see Flow.DryRun and Flow.Audit. It comes after
+	// Opened.
+	Noted(*Flow)
 	// Closed gives the outcome. Flows that were refused before their ends were known get this call alone, with Early set.
 	Closed(*Flow)
 }
@@ -23,6 +26,7 @@ type Observer interface {
 type nobody struct{}
 
 func (nobody) Opened(*Flow) {}
+func (nobody) Noted(*Flow)  {}
 func (nobody) Closed(*Flow) {}
 
 // Direction says which end of a connection the pod is.

@@ -340,6 +340,9 @@ func newWatcher() *watcher { return &watcher{} }
 // Opened implements proxy.Observer.
 func (w *watcher) Opened(*proxy.Flow) {}
 
+// Noted implements proxy.Observer.
+func (w *watcher) Noted(*proxy.Flow) {}
+
 // Closed implements proxy.Observer.
 func (w *watcher) Closed(f *proxy.Flow) {
 	w.mu.Lock()

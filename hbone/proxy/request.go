@@ -218,7 +218,11 @@ func (c *inbound) decided(d policy.Decision) {
 func settled(d policy.Decision) bool { return d.Allowed || d.Denied || len(d.Missing) == 0 }
 
 // noted keeps what policies say without deciding. Before the outcome, by whoever has the flow.
-func (f *Flow) noted(d policy.Decision) { f.DryRun, f.Audit = d.DryRun, d.Audit }
+func (f *Flow) noted(d policy.Decision) {
+	if f.DryRun, f.Audit = d.DryRun, d.Audit; len(f.DryRun)+len(f.Audit) > 0 {
+		f.pod.proxy.cfg.Observer.Noted(f)
+	}
+}
 
 // awaitPolicies waits until policies that the workload names are known, as long as Config says, and returns the decision.
 func (p *Pod) awaitPolicies(ctx context.Context, local *localState, facts policy.Connection) policy.Decision {

@@ -424,6 +424,7 @@ type observer struct {
 	mu     sync.Mutex
 	log    []byte
 	opened []*proxy.Flow
+	noted  []*proxy.Flow
 	closed []*proxy.Flow
 }
 
@@ -438,6 +439,12 @@ func (o *observer) Opened(f *proxy.Flow) {
 	o.mu.Lock()
 	defer o.mu.Unlock()
 	o.opened = append(o.opened, f)
+}
+
+func (o *observer) Noted(f *proxy.Flow) {
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	o.noted = append(o.noted, f)
 }
 
 func (o *observer) Closed(f *proxy.Flow) {

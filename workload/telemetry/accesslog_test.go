@@ -98,6 +98,12 @@ func TestAccessLog(t *testing.T) {
 			`dst.service=server.ns2.svc.cluster.local dst.workload=server-xyz dst.namespace=ns2 ` +
 			`dst.identity=spiffe://td/ns/ns2/sa/server dst.cluster=c1 direction=outbound bytes_sent=100 bytes_recv=2000 duration=Nms ` +
 			`error="connection closed due to policy rejection: explicitly denied by: ns/name"`},
+		{"policies-that-do-not-decide", func(c *telemetry.Connection) {
+			*c = telemetry.Connection{Start: c.Start, Matches: []telemetry.PolicyMatch{
+				{Policy: "ns/d", Effect: telemetry.WouldDeny}, {Policy: "ns/a", Effect: telemetry.Audited}, {Policy: "ns/e", Effect: telemetry.WouldAllow},
+			}}
+		}, `level=INFO msg="connection complete" scope=access direction=outbound bytes_sent=0 bytes_recv=0 duration=Nms ` +
+			`policy.dry_run="deny ns/d, allow ns/e" policy.audit=ns/a`},
 		{"failed-without-text", func(c *telemetry.Connection) {
 			*c = telemetry.Connection{Start: c.Start, Flag: telemetry.Revoked}
 		}, `level=ERROR msg="connection complete" scope=access direction=outbound bytes_sent=0 bytes_recv=0 duration=Nms error=CERT_REVOKED`},

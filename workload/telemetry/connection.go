@@ -121,6 +121,10 @@ type Connection struct {
 	// Bytes may be nil for a connection that never moved any.
 	Bytes ByteCounter
 
+	// Matches are the policies that matched without deciding, set before
+	// PolicyMatched and Closed; usually none.
+	Matches []PolicyMatch
+
 	// Flag and Error are the outcome, set before Closed. Error is the text of the
 	// log line; empty with Flag None is a normal end.
 	Flag  Flag

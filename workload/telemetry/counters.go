@@ -25,6 +25,8 @@ type counters struct {
 	xdsTerminations *prometheus.CounterVec
 	xdsMessages     *prometheus.CounterVec
 	xdsBytes        *prometheus.CounterVec
+
+	policies policyMatches
 }
 
 func (c *counters) register(r prometheus.Registerer, cfg Config) error {
@@ -54,6 +56,9 @@ func (c *counters) register(r prometheus.Registerer, cfg Config) error {
 	c.xdsTerminations = vec("istio_xds_connection_terminations_total", "Ends of the discovery stream.", "reason")
 	c.xdsMessages = vec("istio_xds_message_total", "Discovery responses received.", "url")
 	c.xdsBytes = vec("istio_xds_message_bytes_total", "Bytes of discovery resources received.", "url")
+
+	c.policies.counter = vec("culvert_policy_matches_total",
+		"Connections that a policy matched without deciding: Audit and dry-run policies.", "policy", "effect")
 
 	info := func(name, help string, labels prometheus.Labels) {
 		errs = append(errs, r.Register(prometheus.NewGaugeFunc(

@@ -54,6 +54,8 @@ func (l *line) connection(e entry) {
 	l.number("bytes_sent", sent)
 	l.number("bytes_recv", received)
 	l.text("duration", strconv.FormatInt(e.at.Sub(c.Start).Milliseconds(), 10)+"ms")
+	l.text("policy.dry_run", matched(c.Matches, true))
+	l.text("policy.audit", matched(c.Matches, false))
 	if c.failed() {
 		l.text("error", c.reason())
 	}
