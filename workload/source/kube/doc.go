@@ -1,11 +1,12 @@
 // Package kube makes workloads, services and policies from the objects of a
-// Kubernetes cluster, and keeps a workload.Store and a policy.Set equal to
-// them.
+// Kubernetes cluster, and keeps a workload.Store, a policy.Set and a netpol.Set
+// equal to them.
 //
-// It watches Pods, Services, EndpointSlices, Nodes and Namespaces and, as soon
-// as their definitions exist in the cluster, Istio's ServiceEntry,
-// WorkloadEntry, PeerAuthentication and AuthorizationPolicy and the Gateway
-// API's Gateway and GatewayClass. What arrives is trimmed at once to what is
+// It watches Pods, Services, EndpointSlices, Nodes, Namespaces and, if asked
+// to, NetworkPolicies and, as soon as their definitions exist in the cluster,
+// Istio's ServiceEntry, WorkloadEntry, PeerAuthentication and
+// AuthorizationPolicy, the Gateway API's Gateway and GatewayClass and
+// ClusterNetworkPolicy. What arrives is trimmed at once to what is
 // used; only the trimmed form is kept.
 //
 // Translation is pure (files translate_*.go): trimmed objects in, workloads,

@@ -6,6 +6,7 @@ import (
 	"strings"
 
 	"github.com/culvert-mesh/culvert/workload"
+	"github.com/culvert-mesh/culvert/workload/netpol"
 	"github.com/culvert-mesh/culvert/workload/policy"
 )
 
@@ -20,6 +21,10 @@ type batch struct {
 	// workloads that name them.
 	removals []string
 	reports  map[ref]*Report
+
+	// networks and networkRemovals belong together, and come before events.
+	networks        []netpol.Object
+	networkRemovals []netpol.Key
 }
 
 // hostGroup are the objects that claim one host name.
@@ -78,6 +83,7 @@ func (st *state) flush() batch {
 			st.flushAuthorization(r, &b)
 		}
 	}
+	st.flushNetwork(&b)
 	clear(st.dirty)
 	st.flushStrict(&b)
 	b.reports, st.reports = st.reports, make(map[ref]*Report)

@@ -13,6 +13,7 @@ import (
 
 	"github.com/culvert-mesh/culvert/identity"
 	"github.com/culvert-mesh/culvert/workload"
+	"github.com/culvert-mesh/culvert/workload/netpol"
 	"github.com/culvert-mesh/culvert/workload/policy"
 )
 
@@ -57,6 +58,11 @@ type Config struct {
 	// may write into them.
 	Store    *workload.Store
 	Policies *policy.Set
+	// NetworkPolicies is kept equal to the cluster too: NetworkPolicies and, when
+	// they are defined, ClusterNetworkPolicies, with what is needed of pods,
+	// namespaces and nodes to evaluate them. It is ready when the Source is
+	// synced. Nil: they are not watched.
+	NetworkPolicies *netpol.Set
 
 	// Quiet is how long nothing may change before a batch is applied; Linger
 	// is how long a batch may wait while changes go on. 0 means the defaults.

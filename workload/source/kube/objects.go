@@ -26,6 +26,8 @@ const (
 	kindAuthorizationPolicy
 	kindGateway
 	kindGatewayClass
+	kindNetworkPolicy
+	kindClusterNetworkPolicy
 	kindCount
 )
 
@@ -33,6 +35,7 @@ func (k kind) String() string {
 	return [...]string{
 		"Pod", "Service", "EndpointSlice", "Node", "Namespace", "ServiceEntry", "WorkloadEntry",
 		"PeerAuthentication", "AuthorizationPolicy", "Gateway", "GatewayClass",
+		"NetworkPolicy", "ClusterNetworkPolicy",
 	}[k]
 }
 
@@ -91,7 +94,8 @@ type podObject struct {
 
 type nodeObject struct {
 	header
-	locality workload.Locality
+	locality  workload.Locality
+	addresses []netip.Addr
 }
 
 type namespaceObject struct {

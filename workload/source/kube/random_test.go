@@ -89,6 +89,9 @@ func worldDifference(a, b *world) string {
 	if d := diff(policies(a), policies(b)); d != "" {
 		return d
 	}
+	if d := networkDifference(a, b); d != "" {
+		return d
+	}
 	return diff(slices.Sorted(maps.Keys(reportTexts(a))), slices.Sorted(maps.Keys(reportTexts(b))))
 }
 
@@ -126,7 +129,7 @@ func randomObject(t *testing.T, r *rand.Rand) any {
 		return s
 	}
 	created := pick(day1, day2)
-	switch r.IntN(13) {
+	switch r.IntN(15) {
 	case 0, 1, 2:
 		return pod(pick("a", "b", "c"), []string{pick("10.0.0.1", "10.0.0.2", "10.0.0.3")}, func(p *corev1.Pod) {
 			p.Namespace, p.Spec.NodeName = ns, pick("node1", "node2")
@@ -180,6 +183,8 @@ func randomObject(t *testing.T, r *rand.Rand) any {
 	case 10:
 		return custom(t, `{apiVersion: v1, kind: PeerAuthentication, metadata: {name: %s, namespace: %s, creationTimestamp: %q}, spec: {%s mtls: {mode: %s}, portLevelMtls: {80: {mode: %s}}}}`,
 			pick("p1", "p2"), ns, created, pick("selector: {matchLabels: {app: web}},", ""), pick("STRICT", "PERMISSIVE", "DISABLE", "UNSET", "ODD"), pick("STRICT", "DISABLE", "UNSET"))
+	case 12, 13:
+		return randomNetworkPolicy(t, r)
 	case 11:
 		return custom(t, `{apiVersion: v1, kind: AuthorizationPolicy, metadata: {name: %s, namespace: %s}, spec: {%s action: %s, rules: [{}]}}`,
 			pick("q1", "q2"), ns, pick("selector: {matchLabels: {app: web}},", "selector: {matchLabels: {tier: x}},", "", "targetRefs: [{kind: Service, name: web}],",

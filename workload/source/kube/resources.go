@@ -15,6 +15,8 @@ func customResources() []customResource {
 	at := func(k kind, group, resource string) customResource {
 		return customResource{k, schema.GroupVersionResource{Group: group, Version: "v1", Resource: resource}}
 	}
+	cluster := at(kindClusterNetworkPolicy, "policy.networking.k8s.io", "clusternetworkpolicies")
+	cluster.resource.Version = "v1alpha2"
 	const networking, security, gateway = "networking.istio.io", "security.istio.io", "gateway.networking.k8s.io"
 	return []customResource{
 		at(kindServiceEntry, networking, "serviceentries"),
@@ -23,6 +25,7 @@ func customResources() []customResource {
 		at(kindAuthorizationPolicy, security, "authorizationpolicies"),
 		at(kindGateway, gateway, "gateways"),
 		at(kindGatewayClass, gateway, "gatewayclasses"),
+		cluster,
 	}
 }
 

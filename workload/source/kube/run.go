@@ -105,6 +105,9 @@ func (r *runner) define(ctx context.Context, m message) {
 		there[o.head().name] = true
 	}
 	for _, c := range customResources() {
+		if c.kind == kindClusterNetworkPolicy && r.source.cfg.NetworkPolicies == nil {
+			continue
+		}
 		w, mentioned := r.custom[c.kind], there[c.definition()]
 		switch {
 		case mentioned && !m.gone && w == nil:
@@ -142,11 +145,16 @@ func (r *runner) delay(now time.Time) time.Duration {
 }
 
 // flush applies what has changed. Policies come before the workloads that name
-// them and go after them.
+// them and go after them; what is known of a pod for network policies is known
+// before its workload is.
 func (r *runner) flush() {
 	s := r.source
 	r.waiting, r.ready = false, true
 	b := s.state.flush()
+	if s.cfg.NetworkPolicies != nil {
+		s.cfg.NetworkPolicies.Apply(b.networks, b.networkRemovals)
+		s.cfg.NetworkPolicies.SetReady(true)
+	}
 	if len(b.policies) > 0 {
 		s.cfg.Policies.Apply(b.policies, nil)
 	}

@@ -45,6 +45,7 @@ type state struct {
 	entriesOfAddress links[netip.Addr] // ServiceEntries that claim it
 	servicesOfVIP    links[netip.Addr]
 	podsOfAddress    claims
+	network          *networkState
 
 	emitted  map[ref][]string       // UIDs of what has several workloads
 	policies map[ref]*policy.Policy // made of objects
@@ -75,6 +76,7 @@ func newState(s settings, log *slog.Logger) *state {
 		servicesOfVIP: make(links[netip.Addr]), podsOfAddress: make(claims),
 		emitted: make(map[ref][]string), policies: make(map[ref]*policy.Policy), faults: make(map[ref]string),
 		twice: make(map[netip.Addr]bool), dirty: make(map[ref]struct{}), dirtyHosts: make(map[string]struct{}),
+		network: newNetworkState(),
 		pending: make(map[ref]bool), reports: make(map[ref]*Report),
 	}
 }
@@ -110,6 +112,8 @@ func (st *state) apply(c change) {
 		set(st.gateways.get(c.key), c, st.setGateway)
 	case kindGatewayClass:
 		set(st.gatewayClasses[c.name], c, st.setGatewayClass)
+	case kindNetworkPolicy, kindClusterNetworkPolicy:
+		set(st.network.policies.get(c.key), c, st.setNetworkPolicy)
 	}
 }
 
@@ -178,6 +182,12 @@ func (st *state) known(k kind) []key {
 	case kindGatewayClass:
 		for _, o := range st.gatewayClasses {
 			collect(o)
+		}
+	case kindNetworkPolicy, kindClusterNetworkPolicy:
+		for o := range st.network.policies.in("") {
+			if (o.namespace == "") == (k == kindClusterNetworkPolicy) {
+				collect(o)
+			}
 		}
 	}
 	return out

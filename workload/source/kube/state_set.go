@@ -123,6 +123,7 @@ func (st *state) setNode(r ref, old, next *nodeObject) {
 	} else {
 		st.nodes[r.name] = next
 	}
+	st.mark(r)
 	if old != nil && next != nil && old.locality == next.locality {
 		return
 	}
@@ -137,6 +138,7 @@ func (st *state) setNamespace(r ref, old, next *namespaceObject) {
 	} else {
 		st.namespaces[r.name] = next
 	}
+	st.mark(r)
 	st.relabel(r, headOf(old), headOf(next))
 	st.markNamespace(r.name)
 }

@@ -7,10 +7,12 @@ import (
 
 	corev1 "k8s.io/api/core/v1"
 	discoveryv1 "k8s.io/api/discovery/v1"
+	networkingv1 "k8s.io/api/networking/v1"
 	"k8s.io/apimachinery/pkg/apis/meta/v1/unstructured"
 	"k8s.io/apimachinery/pkg/runtime"
 
 	"github.com/culvert-mesh/culvert/workload"
+	"github.com/culvert-mesh/culvert/workload/netpol"
 	"github.com/culvert-mesh/culvert/workload/policy"
 )
 
@@ -21,6 +23,8 @@ import (
 type Translation struct {
 	Store    *workload.Store
 	Policies *policy.Set
+	// NetworkPolicies is what network policies are made of.
+	NetworkPolicies *netpol.Set
 	// Reports are the conditions that objects are to have, whatever their
 	// statuses say. Have is empty.
 	Reports []Report
@@ -47,8 +51,10 @@ func Translate(cfg Config, objects []*unstructured.Unstructured) (*Translation, 
 			st.apply(change{ref: ref{k, o.head().key}, object: o})
 		}
 	}
-	t := &Translation{Store: workload.New(), Policies: policy.New(), state: st}
+	t := &Translation{Store: workload.New(), Policies: policy.New(), NetworkPolicies: netpol.New(), state: st}
 	b := st.flush()
+	t.NetworkPolicies.Apply(b.networks, b.networkRemovals)
+	t.NetworkPolicies.SetReady(true)
 	t.Policies.Apply(b.policies, nil)
 	t.Store.Apply(b.events)
 	for _, r := range b.reports {
@@ -88,6 +94,9 @@ func (st *state) trimUnstructured(u *unstructured.Unstructured) (kind, object, e
 		}
 		o, err := trimTyped(u, trimSlice)
 		return kindEndpointSlice, o, err
+	case gvk.Group == networkingv1.GroupName && gvk.Kind == "NetworkPolicy":
+		o, err := trimTyped(u, translateNetworkPolicy)
+		return kindNetworkPolicy, o, err
 	}
 	for _, c := range customResources() {
 		if c.resource.Group == gvk.Group && c.kind.String() == gvk.Kind {

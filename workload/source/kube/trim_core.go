@@ -128,13 +128,18 @@ func podWorkloadName(p *corev1.Pod) string {
 }
 
 func trimNode(n *corev1.Node) *nodeObject {
-	return &nodeObject{
-		// Nothing else of a node is used: its labels change often.
-		header: header{key: key{name: n.Name}},
+	o := &nodeObject{
+		header: header{key: key{name: n.Name}, labels: makePairs(n.Labels)},
 		locality: workload.Locality{
 			Region: n.Labels[labelRegion], Zone: n.Labels[labelZone], Subzone: n.Labels[labelSubzone],
 		},
 	}
+	for _, text := range n.Status.Addresses {
+		if a, ok := parseAddr(text.Address); ok && !slices.Contains(o.addresses, a) {
+			o.addresses = append(o.addresses, a)
+		}
+	}
+	return o
 }
 
 func trimNamespace(n *corev1.Namespace) *namespaceObject {

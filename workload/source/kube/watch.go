@@ -7,6 +7,7 @@ import (
 	"github.com/go-logr/logr"
 	corev1 "k8s.io/api/core/v1"
 	discoveryv1 "k8s.io/api/discovery/v1"
+	networkingv1 "k8s.io/api/networking/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/apis/meta/v1/unstructured"
 	"k8s.io/apimachinery/pkg/runtime"
@@ -149,7 +150,7 @@ func (s *Source) coreSpecs() []spec {
 	definitions := s.clients.Metadata.Resource(schema.GroupVersionResource{
 		Group: "apiextensions.k8s.io", Version: "v1", Resource: "customresourcedefinitions",
 	})
-	return []spec{
+	specs := []spec{
 		{kindNamespace, listWatch(core.CoreV1().Namespaces(), core, all), &corev1.Namespace{}, trimAs(trimNamespace)},
 		{kindNode, listWatch(core.CoreV1().Nodes(), core, all), &corev1.Node{}, trimAs(trimNode)},
 		{kindPod, listWatch(core.CoreV1().Pods(""), core, living), &corev1.Pod{}, trimAs(trimPod)},
@@ -157,6 +158,13 @@ func (s *Source) coreSpecs() []spec {
 		{kindEndpointSlice, listWatch(core.DiscoveryV1().EndpointSlices(""), core, manual), &discoveryv1.EndpointSlice{}, trimAs(trimSlice)},
 		{kindDefinition, listWatch(definitions, s.clients.Metadata, all), &metav1.PartialObjectMetadata{}, trimAs(trimDefinition)},
 	}
+	if s.cfg.NetworkPolicies != nil {
+		specs = append(specs, spec{
+			kindNetworkPolicy, listWatch(core.NetworkingV1().NetworkPolicies(""), core, all), &networkingv1.NetworkPolicy{},
+			trimAs(translateNetworkPolicy),
+		})
+	}
+	return specs
 }
 
 // customSpec is the watch of a custom resource.
@@ -181,6 +189,8 @@ func (st *state) trimCustom(k kind) func(any) (object, error) {
 		return trimAs(trimGateway)
 	case kindGatewayClass:
 		return trimAs(trimGatewayClass)
+	case kindClusterNetworkPolicy:
+		return trimAs(translateClusterNetworkPolicy)
 	default:
 		settings := st.settings
 		return trimAs(func(u *unstructured.Unstructured) *authorizationObject { return translateAuthorization(u, &settings) })

@@ -10,12 +10,14 @@ import (
 
 	corev1 "k8s.io/api/core/v1"
 	discoveryv1 "k8s.io/api/discovery/v1"
+	networkingv1 "k8s.io/api/networking/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/apis/meta/v1/unstructured"
 	"k8s.io/apimachinery/pkg/types"
 	"sigs.k8s.io/yaml"
 
 	"github.com/culvert-mesh/culvert/workload"
+	"github.com/culvert-mesh/culvert/workload/netpol"
 	"github.com/culvert-mesh/culvert/workload/policy"
 )
 
@@ -25,6 +27,7 @@ type world struct {
 	st       *state
 	store    *workload.Store
 	policies *policy.Set
+	networks *netpol.Set
 	reports  map[ref]Report
 	last     batch
 }
@@ -40,7 +43,7 @@ func newWorld(t testing.TB, mods ...func(*settings)) *world {
 		mod(&s)
 	}
 	w := &world{
-		t: t, st: newState(s, slog.New(slog.DiscardHandler)), store: workload.New(), policies: policy.New(),
+		t: t, st: newState(s, slog.New(slog.DiscardHandler)), store: workload.New(), policies: policy.New(), networks: netpol.New(),
 		reports: make(map[ref]Report),
 	}
 	w.set(namespace("ns"), namespace("other"), namespace("root"))
@@ -59,6 +62,8 @@ func (w *world) trimAny(o any) (kind, object) {
 		return kindNode, trimNode(o)
 	case *corev1.Namespace:
 		return kindNamespace, trimNamespace(o)
+	case *networkingv1.NetworkPolicy:
+		return kindNetworkPolicy, translateNetworkPolicy(o)
 	case *discoveryv1.EndpointSlice:
 		return kindEndpointSlice, trimSlice(o)
 	case *unstructured.Unstructured:
@@ -73,6 +78,8 @@ func (w *world) trimAny(o any) (kind, object) {
 			return kindAuthorizationPolicy, translateAuthorization(o, &w.st.settings)
 		case "Gateway":
 			return kindGateway, trimGateway(o)
+		case "ClusterNetworkPolicy":
+			return kindClusterNetworkPolicy, translateClusterNetworkPolicy(o)
 		case "GatewayClass":
 			return kindGatewayClass, trimGatewayClass(o)
 		}
@@ -103,6 +110,7 @@ func (w *world) drop(objects ...any) {
 
 func (w *world) flush() {
 	b := w.st.flush()
+	w.networks.Apply(b.networks, b.networkRemovals)
 	w.policies.Apply(b.policies, nil)
 	w.store.Apply(b.events)
 	w.policies.Apply(b.narrowed, b.removals)
