@@ -255,7 +255,7 @@ func TestRights(t *testing.T) {
 			"gateway.networking.k8s.io/gateways: list watch", "gateway.networking.k8s.io/gatewayclasses: list watch",
 			"apiextensions.k8s.io/customresourcedefinitions: list watch",
 			"services/status: patch", "networking.istio.io/serviceentries/status: patch", "networking.istio.io/workloadentries/status: patch",
-			"security.istio.io/authorizationpolicies/status: patch",
+			"security.istio.io/authorizationpolicies/status: patch", "security.istio.io/peerauthentications/status: patch",
 			"authentication.k8s.io/tokenreviews: create", "nodes: patch",
 			"secrets: create", "secrets[culvert-ca]: get update", "secrets[cacerts]: get",
 			"configmaps: create", "configmaps[culvert-ca-root]: get update", "configmaps[culvert-ca-crl]: get update",

@@ -119,8 +119,8 @@ func (c *controller) buildSource() ([]run.Component, error) {
 	s := c.settings
 	var err error
 	c.source, err = kube.New(kube.Config{
-		Config: c.clients.rest, Clients: c.clients.source, ClusterID: s.cluster, TrustDomain: s.trustDomain.String(), Domain: s.domain, Network: s.network,
-		RootNamespace: s.rootNamespace, LenientL7: s.lenientL7, Store: c.store, Policies: c.policies, Logger: c.scope("cluster"),
+		Config: c.clients.rest, Clients: c.clients.source, ClusterID: s.cluster, TrustDomain: s.trustDomain.String(), TrustDomainAliases: s.aliases(),
+		Domain: s.domain, Network: s.network, RootNamespace: s.rootNamespace, LenientL7: s.lenientL7, Store: c.store, Policies: c.policies, Logger: c.scope("cluster"),
 	})
 	if err != nil {
 		return nil, err

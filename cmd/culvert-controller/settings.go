@@ -21,6 +21,7 @@ type settings struct {
 	namespace, pod           string
 	rootNamespace            string
 	trustDomain              identity.TrustDomain
+	trustDomainAliases       []identity.TrustDomain
 	cluster, domain, network string
 	lenientL7                bool
 
@@ -73,10 +74,11 @@ func (s *settings) declareCluster(set *conf.Set) {
 	conf.Add(set, &s.pod, conf.String, conf.Option{Flag: "pod-name", Env: []string{"POD_NAME"}, Usage: "name of this replica in the election; default the name of the machine"})
 	conf.Add(set, &s.rootNamespace, conf.String, conf.Option{Flag: "root-namespace", Env: []string{"CULVERT_ROOT_NAMESPACE"}, Usage: "namespace whose policies hold for the whole mesh; default the controller's"})
 	conf.Add(set, &s.trustDomain, identity.ParseTrustDomain, conf.Option{Flag: "trust-domain", Env: []string{"TRUST_DOMAIN"}, Usage: "trust domain of all identities"})
+	conf.Add(set, &s.trustDomainAliases, conf.List(identity.ParseTrustDomain), conf.Option{Flag: "trust-domain-aliases", Env: []string{"TRUST_DOMAIN_ALIASES"}, Usage: "further names of the trust domain in policies, separated by commas"})
 	conf.Add(set, &s.cluster, conf.String, conf.Option{Flag: "cluster", Env: []string{"CLUSTER_ID"}, Usage: "name of this cluster"})
 	conf.Add(set, &s.domain, conf.String, conf.Option{Flag: "cluster-domain", Env: []string{"CLUSTER_DOMAIN"}, Usage: "DNS suffix of the cluster"})
 	conf.Add(set, &s.network, conf.String, conf.Option{Flag: "network", Env: []string{"NETWORK"}, Usage: "name of the network that the cluster's addresses are in"})
-	conf.Add(set, &s.lenientL7, conf.Bool, conf.Option{Flag: "lenient-l7", Usage: "read layer 7 conditions that nothing enforces as Istio does, instead of denying by the rest of their rule"})
+	conf.Add(set, &s.lenientL7, conf.Bool, conf.Option{Flag: "lenient-l7", Env: []string{"CULVERT_LENIENT_L7"}, Usage: "read layer 7 conditions that nothing enforces as Istio does, instead of denying by the rest of their rule"})
 	conf.Add(set, &s.removeTaints, conf.Bool, conf.Option{Flag: "remove-taints", Env: []string{"CULVERT_REMOVE_TAINTS"}, Usage: "take the taints " + strings.Join(taintKeys[:], " and ") + " off nodes whose agent is ready"})
 	conf.Add(set, &s.lease, conf.Duration(3*time.Second, 10*time.Minute), conf.Option{Flag: "lease-duration", Usage: "after how long a leader that is not heard of is replaced"})
 }
@@ -119,6 +121,14 @@ func (s *settings) complete() error {
 
 func (s *settings) authority() authority.Config {
 	return authority.Config{TrustDomain: s.trustDomain, TTL: s.ttl, MaxTTL: s.maxTTL, RootTTL: s.rootTTL, Settle: s.settle, Overlap: s.overlap}
+}
+
+func (s *settings) aliases() []string {
+	var out []string
+	for _, domain := range s.trustDomainAliases {
+		out = append(out, domain.String())
+	}
+	return out
 }
 
 // names are those that the controller's certificate has: whatever a client inside the cluster may call its Service.

@@ -9,13 +9,17 @@ import (
 )
 
 func TestSettings(t *testing.T) {
-	env := map[string]string{"POD_NAMESPACE": "mesh", "POD_NAME": "one", "TRUST_DOMAIN": "td.example", "CLUSTER_DOMAIN": "c.example", "NETWORK": ""}
+	env := map[string]string{"POD_NAMESPACE": "mesh", "POD_NAME": "one", "TRUST_DOMAIN": "td.example", "CLUSTER_DOMAIN": "c.example", "NETWORK": "",
+		"TRUST_DOMAIN_ALIASES": "old.example, older.example", "CULVERT_LENIENT_L7": "true"}
 	s, _, err := readSettings(nil, func(name string) (string, bool) { v, ok := env[name]; return v, ok })
 	if err != nil {
 		t.Fatal(err)
 	}
 	if s.rootNamespace != "mesh" || s.trustDomain.String() != "td.example" || s.pod != "one" || !s.removeTaints {
 		t.Errorf("settings are %+v", s)
+	}
+	if want := []string{"old.example", "older.example"}; !slices.Equal(s.aliases(), want) || !s.lenientL7 {
+		t.Errorf("aliases are %q, want %q; lenient %v", s.aliases(), want, s.lenientL7)
 	}
 	if want := []kubeca.Account{{Namespace: "mesh", Name: "culvert-node"}}; !slices.Equal(s.agents, want) {
 		t.Errorf("agents are %v, want %v", s.agents, want)
@@ -31,6 +35,7 @@ func TestSettings(t *testing.T) {
 func TestSettingsRefuses(t *testing.T) {
 	for _, tt := range []struct{ arg, want string }{
 		{"--trust-domain=UPPER", "--trust-domain"},
+		{"--trust-domain-aliases=a,b/c", "--trust-domain-aliases"},
 		{"--agents=culvert-node", "not of the form namespace/name"},
 		{"--admin-address=0.0.0.0:15000", "must be a loopback address"},
 		{"--kubeconfig=/nonexistent", "--kubeconfig"},

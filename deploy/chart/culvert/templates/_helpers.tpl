@@ -20,8 +20,10 @@ helm.sh/chart: culvert-{{ .root.Chart.Version }}
 
 {{- define "culvert.settings" -}}
 TRUST_DOMAIN: {{ .Values.trustDomain | quote }}
+TRUST_DOMAIN_ALIASES: {{ join "," .Values.trustDomainAliases | quote }}
 CLUSTER_DOMAIN: {{ .Values.clusterDomain | quote }}
 CLUSTER_ID: {{ .Values.clusterID | quote }}
 NETWORK: {{ .Values.network | quote }}
 CULVERT_ROOT_NAMESPACE: {{ include "culvert.rootNamespace" . | quote }}
+CULVERT_LENIENT_L7: {{ .Values.lenientL7 | quote }}
 {{- end -}}
