@@ -54,6 +54,7 @@ type node struct {
 	set          *podset.Set
 	cluster      *cluster // nil without Kubernetes
 	plaintext    *plaintext
+	flows        *flows
 	passing      *passing
 	ready        admin.Readiness
 	group        *run.Group
@@ -69,7 +70,7 @@ func newNode(s *settings, set *conf.Set, levels *admin.Levels, log *slog.Logger,
 	if err != nil {
 		return nil, fmt.Errorf("--trust-domain: %w", err)
 	}
-	n := &node{settings: s, conf: set, log: log, store: workload.New(), policies: policy.New(), outbound: egress.New(s.outbound), plaintext: newPlaintext(), passing: newPassing()}
+	n := &node{settings: s, conf: set, log: log, store: workload.New(), policies: policy.New(), outbound: egress.New(s.outbound), plaintext: newPlaintext(), flows: newFlows(), passing: newPassing()}
 	n.ready.Block(waitState)
 	n.ready.Block(waitPods)
 	var parts []run.Component
@@ -164,7 +165,7 @@ func (n *node) buildProxy() ([]run.Component, error) {
 		n.loops = append(n.loops, l)
 	}
 	cfg := proxy.Config{
-		Store: n.store, Policies: n.policies, Certificates: n.certificates, Loops: n.loops, Observer: observer{n.telemetry, n.plaintext, n.passing},
+		Store: n.store, Policies: n.policies, Certificates: n.certificates, Loops: n.loops, Observer: observer{n.telemetry, n.plaintext, n.passing, n.flows},
 		Logger: n.scope("proxy"), Network: s.network, Node: s.node, Outbound: n.outbound, PoolIdle: s.poolIdle, SameNode: s.sameNode == short,
 		Source: map[toggle]proxy.SourceMode{auto: proxy.SourceAuto, on: proxy.SourceAlways, off: proxy.SourceNever}[s.originalSrc],
 		Resolve: func(ctx context.Context, host string) ([]netip.Addr, error) {

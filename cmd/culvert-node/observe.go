@@ -11,6 +11,7 @@ type observer struct {
 	telemetry *telemetry.Telemetry
 	plaintext *plaintext
 	passing   *passing
+	flows     *flows
 }
 
 // Opened implements proxy.Observer.

@@ -12,22 +12,15 @@ import (
 	"github.com/culvert-mesh/culvert/workload/telemetry"
 )
 
-// Bounds of the plaintext table: strangers decide how many sources there are.
-const (
-	maxPlaintext       = 4000
-	maxPlaintextSeries = 1000
-	plaintextAge       = time.Hour // after which a full table gives up an entry
-)
+// maxPlaintextSeries bounds the series of the metric: strangers decide how many sources there are.
+const maxPlaintextSeries = 1000
 
 // plaintext remembers who speaks to whom without mTLS: whom a STRICT policy would shut out. Connections from pods to
 // what the mesh does not know are no concern of it. Safe for concurrent use.
 type plaintext struct {
-	mu       sync.Mutex
-	entries  map[plaintextKey]*plaintextEntry
-	series   map[seriesKey]uint64
-	overflow uint64 // connections that had no place
-	swept    time.Time
-	since    time.Time
+	seen   *seenTable[plaintextKey]
+	mu     sync.Mutex
+	series map[seriesKey]uint64
 }
 
 // party is an end of a connection: a workload as its owner calls it, or an address that nobody knows.
@@ -47,14 +40,8 @@ type seriesKey struct {
 	sourceNamespace, source, destinationNamespace, destination string
 }
 
-type plaintextEntry struct {
-	count       uint64
-	first, last time.Time
-	addr        netip.Addr // of the last source
-}
-
 func newPlaintext() *plaintext {
-	return &plaintext{entries: map[plaintextKey]*plaintextEntry{}, series: map[seriesKey]uint64{}, since: time.Now()}
+	return &plaintext{seen: newSeenTable[plaintextKey](), series: map[seriesKey]uint64{}}
 }
 
 func partyOf(p *proxy.Peer) party {
@@ -81,23 +68,13 @@ func (t *plaintext) saw(f *proxy.Flow) {
 }
 
 func (t *plaintext) note(key plaintextKey, addr netip.Addr, now time.Time) {
-	t.mu.Lock()
-	defer t.mu.Unlock()
-	t.countLocked(key)
-	e := t.entries[key]
-	if e == nil {
-		if len(t.entries) >= maxPlaintext && !t.sweepLocked(now) {
-			t.overflow++
-			return
-		}
-		e = &plaintextEntry{first: now}
-		t.entries[key] = e
-	}
-	e.count++
-	e.last, e.addr = now, addr
+	t.count(key)
+	t.seen.note(key, addr, now)
 }
 
-func (t *plaintext) countLocked(key plaintextKey) {
+func (t *plaintext) count(key plaintextKey) {
+	t.mu.Lock()
+	defer t.mu.Unlock()
 	s := seriesKey{
 		key.direction, cmp.Or(key.source.namespace, "unknown"), cmp.Or(key.source.workload, "unknown"),
 		cmp.Or(key.destination.namespace, "unknown"), cmp.Or(key.destination.workload, "unknown"),
@@ -106,20 +83,6 @@ func (t *plaintext) countLocked(key plaintextKey) {
 		s = seriesKey{key.direction, "overflow", "overflow", "overflow", "overflow"}
 	}
 	t.series[s]++
-}
-
-// sweepLocked makes room, at most once a minute, and reports whether there is some.
-func (t *plaintext) sweepLocked(now time.Time) bool {
-	if now.Sub(t.swept) < time.Minute {
-		return false
-	}
-	t.swept = now
-	for key, e := range t.entries {
-		if now.Sub(e.last) > plaintextAge {
-			delete(t.entries, key)
-		}
-	}
-	return len(t.entries) < maxPlaintext
 }
 
 // plaintextReport is the answer of /plaintext; `culvert plaintext` reads it.
@@ -148,10 +111,8 @@ type plaintextParty struct {
 
 // report lists all, those seen last first.
 func (t *plaintext) report() plaintextReport {
-	t.mu.Lock()
-	defer t.mu.Unlock()
-	out := plaintextReport{Since: t.since.UTC(), Overflow: t.overflow, Connections: []plaintextReporting{}}
-	for k, e := range t.entries {
+	out := plaintextReport{Connections: []plaintextReporting{}}
+	out.Since, out.Overflow = t.seen.each(func(k plaintextKey, e *seenEntry) {
 		r := plaintextReporting{
 			Direction: k.direction.String(), Source: k.source.reported(), Destination: k.destination.reported(), Port: k.port,
 			Count: e.count, FirstSeen: e.first.UTC(), LastSeen: e.last.UTC(),
@@ -160,7 +121,7 @@ func (t *plaintext) report() plaintextReport {
 			r.Source.Address = e.addr.String()
 		}
 		out.Connections = append(out.Connections, r)
-	}
+	})
 	slices.SortFunc(out.Connections, func(a, b plaintextReporting) int {
 		return cmp.Or(b.LastSeen.Compare(a.LastSeen), cmp.Compare(a.Source.Namespace+a.Source.Workload+a.Source.Address, b.Source.Namespace+b.Source.Workload+b.Source.Address),
 			cmp.Compare(a.Destination.Namespace+a.Destination.Workload, b.Destination.Namespace+b.Destination.Workload), cmp.Compare(a.Port, b.Port))

@@ -80,19 +80,19 @@ func TestPlaintextIsBounded(t *testing.T) {
 		addr := netip.AddrFrom4([4]byte{100, byte(i >> 16), byte(i >> 8), byte(i)})
 		return plaintextKey{proxy.Inbound, party{addr: addr}, party{namespace: "n", workload: fmt.Sprint("w", i)}, 80}
 	}
-	for i := range maxPlaintext + 500 {
+	for i := range maxSeen + 500 {
 		p.note(key(i), netip.Addr{}, start)
 	}
-	if r := p.report(); len(r.Connections) != maxPlaintext || r.Overflow != 500 {
+	if r := p.report(); len(r.Connections) != maxSeen || r.Overflow != 500 {
 		t.Errorf("%d entries, %d over", len(r.Connections), r.Overflow)
 	}
 	series, sum := 0, 0.0
 	p.samples(func(s telemetry.Sample) { series++; sum += s.Value })
-	if series > maxPlaintextSeries+2 || sum != maxPlaintext+500 {
+	if series > maxPlaintextSeries+2 || sum != maxSeen+500 {
 		t.Errorf("%d series with a sum of %v", series, sum)
 	}
-	later := start.Add(2 * plaintextAge)
-	p.note(key(maxPlaintext+1000), netip.Addr{}, later)
+	later := start.Add(2 * seenAge)
+	p.note(key(maxSeen+1000), netip.Addr{}, later)
 	if r := p.report(); len(r.Connections) != 1 {
 		t.Errorf("%d entries after old ones made room", len(r.Connections))
 	}

@@ -6,6 +6,7 @@ import (
 	"net"
 	"os"
 	"strconv"
+	"time"
 
 	"github.com/culvert-mesh/culvert/cmd/internal/admin"
 	"github.com/culvert-mesh/culvert/cmd/internal/run"
@@ -45,6 +46,7 @@ func (n *node) buildAdmin(levels *admin.Levels) ([]run.Component, error) {
 func (n *node) pages() map[string]admin.Page {
 	return map[string]admin.Page{
 		"plaintext": {About: "who speaks to whom without mTLS", Content: func() (any, error) { return n.plaintext.report(), nil }},
+		"flows":     {About: "who came to which port of which workload, and was let in", Content: func() (any, error) { return n.flows.report(n.liveFlows(), time.Now()), nil }},
 	}
 }
 
@@ -77,6 +79,7 @@ func (n *node) samples(emit func(telemetry.Sample)) {
 		emit(telemetry.Sample{Name: "culvert_tunnels", Help: "HBONE connections that are open.", Labels: []telemetry.Label{{Name: "direction", Value: direction}}, Value: float64(count)})
 	}
 	n.plaintext.samples(emit)
+	n.flows.samples(emit)
 	n.passing.samples(emit)
 	st := n.set.Stats()
 	emit(telemetry.Sample{Name: "culvert_capture_audits_total", Help: "Times that a pod's capture was compared with what it should be.", Counter: true, Value: float64(st.Audits)})
