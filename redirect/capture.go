@@ -339,6 +339,12 @@ func (c *Capture) Delete() error {
 	return nil
 }
 
+// Present reports whether the kernel has rules of the mesh, whatever they are.
+func (c *Capture) Present() (bool, error) {
+	t, err := nft.Read(c.ns)
+	return t != nil, err
+}
+
 // Text returns the rules that the kernel has, as canonical text, for people to read.
 func (c *Capture) Text() (string, error) {
 	t, err := nft.Read(c.ns)

@@ -192,6 +192,7 @@ func (a *Agent) Run(ctx context.Context) error {
 	for range a.cfg.Workers {
 		wg.Go(func() { a.work(working) })
 	}
+	wg.Go(func() { a.sweep(working) })
 	<-ctx.Done()
 	return nil
 }

@@ -54,9 +54,9 @@ type Config struct {
 	// Synced is closed when the state of the mesh is known: starting pods wait for that, running ones are captured at
 	// once. nil waits for nothing.
 	Synced <-chan struct{}
-	// Clean removes what an earlier agent has left in a pod that is not to be enrolled any more. nil means the rules of
-	// package redirect.
-	Clean func(ns *netns.NS) error
+	// Clean removes what an earlier agent has left in a pod that is not to be enrolled any more, unless it is busy: that
+	// agent still serves connections there. nil means the rules of package redirect.
+	Clean func(ns *netns.NS) (busy bool, err error)
 
 	// Superseded reports whether a newer agent runs on this node: annotations are its business then, or two agents of
 	// two minds would write in turns. nil means never.
@@ -130,11 +130,18 @@ func (c Config) complete() (Config, error) {
 	return c, errors.Join(errs...)
 }
 
-// clean removes the rules of a pod that nobody serves.
-func clean(ns *netns.NS) error {
+// clean removes the rules of a pod unless somebody serves it: connections that are captured would stall without them.
+func clean(ns *netns.NS) (busy bool, err error) {
 	c, err := redirect.New(ns, redirect.Options{})
 	if err != nil {
-		return err
+		return false, err
 	}
-	return c.Delete()
+	if there, err := c.Present(); err != nil || !there {
+		return false, err
+	}
+	sockets, err := redirect.MarkedSockets(ns)
+	if err != nil || len(sockets) > 0 {
+		return len(sockets) > 0, err
+	}
+	return false, c.Delete()
 }

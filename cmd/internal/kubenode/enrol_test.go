@@ -4,7 +4,9 @@ import (
 	"fmt"
 	"io"
 	"net/netip"
+	"os"
 	"strings"
+	"syscall"
 	"testing"
 	"time"
 
@@ -307,6 +309,57 @@ func TestTakenUpAgain(t *testing.T) {
 		return ""
 	})
 	r.says("team/a", "enabled")
+}
+
+// TestLeftBehind: an agent that ended before it said so on the pod leaves rules that only a look into the pod's namespace
+// finds. Those of pods that are out go, unless another agent serves connections there still.
+func TestLeftBehind(t *testing.T) {
+	r := newRig(t)
+	out, served, in, foreign := r.process("u1", "10.0.0.2"), r.process("u2", "10.0.0.3"), r.process("u3", "10.0.0.4"), r.process("u4", "10.0.0.5")
+	for _, ns := range []*netns.NS{out, served, in} {
+		c, err := redirect.New(ns, redirect.Options{})
+		if err != nil {
+			t.Fatal(err)
+		}
+		if _, err := c.Apply(); err != nil {
+			t.Fatal(err)
+		}
+	}
+	fd, err := served.Socket(syscall.AF_INET, syscall.SOCK_DGRAM, 0, redirect.AgentMark)
+	if err != nil {
+		t.Fatal(err)
+	}
+	open := os.NewFile(uintptr(fd), "socket of the other agent")
+	t.Cleanup(func() { _ = open.Close() })
+	if err := syscall.Bind(fd, &syscall.SockaddrInet4{}); err != nil {
+		t.Fatal(err)
+	}
+	r.namespace("team", ambient, nil)
+	r.namespace("other", nil, nil)
+	r.pod("other/a", "u1", "10.0.0.2", nil)
+	r.pod("other/b", "u2", "10.0.0.3", nil)
+	r.pod("team/c", "u3", "10.0.0.4", nil)
+	r.pod("other/d", "u4", "10.0.0.5", nil)
+	r.run(nil)
+	r.says("team/c", "enabled")
+	r.eventually(func() string {
+		if rules(t, out) {
+			return "the rules of a pod that is out stay: its traffic is refused for ever"
+		}
+		return ""
+	})
+	if !rules(t, in) || !rules(t, served) || rules(t, foreign) {
+		t.Errorf("rules: %v of the pod that is in, %v of the one that another agent serves, %v of one that never had any", rules(t, in), rules(t, served), rules(t, foreign))
+	}
+	if err := open.Close(); err != nil {
+		t.Fatal(err)
+	}
+	r.eventually(func() string {
+		if rules(t, served) {
+			return "the rules stay when the other agent has gone"
+		}
+		return ""
+	})
 }
 
 // TestOptionsFollowAnnotations: carve-outs reach the rules of a running pod, and are taken back when forbidden.

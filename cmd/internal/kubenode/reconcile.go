@@ -273,7 +273,7 @@ func (a *Agent) left(ctx context.Context, p *pod, t *track) (draining bool, err 
 	if slices.ContainsFunc(a.cfg.Set.Pods(), func(s podset.Status) bool { return s.Pod.UID == p.uid() }) {
 		return true, nil
 	}
-	// An earlier agent has enrolled it, and nobody serves it: its traffic is refused until the rules go.
+	// An earlier agent has enrolled it. If nobody serves it any more, its traffic is refused until the rules go.
 	if len(p.addrs()) == 0 {
 		return false, nil
 	}
@@ -282,7 +282,7 @@ func (a *Agent) left(ctx context.Context, p *pod, t *track) (draining bool, err 
 		return false, err
 	}
 	defer func() { _ = ns.Close() }()
-	return false, a.cfg.Clean(ns)
+	return a.cfg.Clean(ns)
 }
 
 // annotation returns what the annotation of the pod is, as far as this agent knows: what it wrote last when p is from

@@ -1,0 +1,66 @@
+package kubenode
+
+import (
+	"context"
+	"time"
+
+	"github.com/culvert-mesh/culvert/redirect/netns"
+	"github.com/culvert-mesh/culvert/redirect/procns"
+)
+
+// sweep removes what an earlier agent has left in pods that are out and whose annotation says nothing of it: that agent
+// ended between capturing a pod and saying so, and the label went before this one came. Nobody else would look there, and
+// the pod's traffic would be refused for ever. Pods where the earlier agent still serves connections are looked at again.
+func (a *Agent) sweep(ctx context.Context) {
+	pause := time.NewTicker(drainLook)
+	defer pause.Stop()
+	wanted := map[string]procns.Wanted{}
+	keys := map[string]string{} // by UID
+	for _, obj := range a.pods.GetStore().List() {
+		if p, ok := obj.(*pod); ok && a.unmarked(p) {
+			keys[p.uid()], wanted[p.uid()] = p.Namespace+"/"+p.Name, procns.Wanted{Addresses: p.addrs()}
+		}
+	}
+	for len(wanted) > 0 {
+		found, problems := a.cfg.Finder.Find(ctx, wanted) // one search for all of them
+		for _, p := range problems {
+			a.cfg.Logger.Debug("pod is not searched for rules of an earlier agent", "error", p)
+		}
+		for uid := range wanted {
+			ns := found[uid]
+			if ns == nil || !a.sweepPod(ctx, keys[uid], uid, ns) {
+				delete(wanted, uid)
+			}
+			if ns != nil {
+				_ = ns.Close()
+			}
+		}
+		select {
+		case <-pause.C:
+		case <-ctx.Done():
+			return
+		}
+	}
+}
+
+// sweepPod reports whether an earlier agent is busy in the pod.
+func (a *Agent) sweepPod(ctx context.Context, key, uid string, ns *netns.NS) (busy bool) {
+	defer a.locks.lock(key)()
+	p := a.pod(key)
+	if ctx.Err() != nil || p == nil || p.uid() != uid || !a.unmarked(p) {
+		return false // it has become the business of reconcile
+	}
+	busy, err := a.cfg.Clean(ns)
+	if err != nil {
+		a.cfg.Logger.Warn("removing rules of an earlier agent failed", "pod", key, "error", err)
+	}
+	return busy
+}
+
+// unmarked reports whether a pod is out, and neither its annotation nor the Set is a reason to look into it.
+func (a *Agent) unmarked(p *pod) bool {
+	d, known := a.decide(p)
+	_, there := a.cfg.Set.Pod(p.uid())
+	return known && !d.In && !there && a.lookup(p.uid()) == nil && p.Annotations[annotation] == absent &&
+		!p.Spec.HostNetwork && !p.terminal() && len(p.addrs()) > 0
+}
