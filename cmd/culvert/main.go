@@ -39,7 +39,7 @@ func root() *cobra.Command {
 		SilenceErrors: true,
 		Args:          cobra.NoArgs,
 	}
-	cmd.AddCommand(installCommand(), upgradeCommand(), uninstallCommand(), checkCommand(), plaintextCommand(), netpolCommand())
+	cmd.AddCommand(installCommand(), upgradeCommand(), uninstallCommand(), checkCommand(), plaintextCommand(), netpolCommand(), authzCommand())
 	cmd.AddCommand(caCommand(), demoCommand(), versionCommand())
 	return cmd
 }

@@ -204,3 +204,37 @@ func each(ctx context.Context, pods []corev1.Pod, fn func(context.Context, *core
 	}
 	wg.Wait()
 }
+
+// AskAll asks every agent for what it has at path and calls take with each answer, one after the other. It returns of which
+// nodes nothing is known, and why: because the agent gave no answer, or none that take understands.
+func AskAll(ctx context.Context, a *access.Access, agents Agents, namespace, path string, take func(body []byte) error) (missing []string, err error) {
+	pods, err := agentPods(ctx, a, namespace)
+	if err != nil {
+		return nil, err
+	}
+	if len(pods) == 0 {
+		return nil, ErrNoAgents
+	}
+	var mu sync.Mutex
+	miss := func(pod *corev1.Pod, err error) {
+		missing = append(missing, fmt.Sprintf("node %s: %s", pod.Spec.NodeName, Clean(err.Error())))
+	}
+	for i := range pods {
+		if phase := pods[i].Status.Phase; phase != corev1.PodRunning {
+			miss(&pods[i], fmt.Errorf("its agent is %s", phase))
+		}
+	}
+	each(ctx, pods, func(ctx context.Context, pod *corev1.Pod) {
+		body, err := agents.Get(ctx, namespace, pod.Name, path)
+		mu.Lock()
+		defer mu.Unlock()
+		if err == nil {
+			err = take(body)
+		}
+		if err != nil {
+			miss(pod, err)
+		}
+	})
+	slices.Sort(missing)
+	return missing, nil
+}

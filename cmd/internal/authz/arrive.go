@@ -1,0 +1,72 @@
+package authz
+
+import (
+	"net/netip"
+
+	"github.com/culvert-mesh/culvert/identity"
+	"github.com/culvert-mesh/culvert/workload"
+	"github.com/culvert-mesh/culvert/workload/policy"
+	"github.com/culvert-mesh/culvert/workload/route"
+)
+
+// source is who connects: a pod, or somebody of whom only an identity or an address is known.
+type source struct {
+	pod  *pod
+	id   identity.ID
+	addr netip.Addr
+}
+
+// arrival is a connection as the agent of the destination sees it.
+type arrival struct {
+	connection policy.Connection
+	// how says how it travels: "mTLS", "plaintext" or "waypoint NAME".
+	how string
+	// refused says why it does not get to the destination at all.
+	refused string
+}
+
+// Ways in which connections arrive.
+const (
+	byTLS       = "mTLS"
+	byPlaintext = "plaintext"
+)
+
+// arrive tells how a connection from the source to a port of the pod arrives, by the routing that agents do.
+func (w *World) arrive(from source, to *pod, port uint16) arrival {
+	destination := netip.AddrPortFrom(to.addr, port)
+	a := arrival{how: byPlaintext, connection: policy.Connection{SourceIP: from.addr, Destination: destination}}
+	switch {
+	case from.pod == nil && !from.id.IsZero():
+		if !from.addr.IsValid() {
+			a.connection.SourceIP = unknownAddr()
+		}
+		if to.workload.Protocol == workload.HBONE {
+			a.how, a.connection.Source = byTLS, from.id
+		}
+		return a
+	case from.pod == nil:
+		return a
+	}
+	a.connection.SourceIP = from.pod.addr
+	if !from.pod.in {
+		return a
+	}
+	plan := route.Make(route.Input{Snapshot: w.store, Source: from.pod.workload, Destination: destination, Network: w.settings.Network, Rand: func(int) int { return 0 }})
+	switch {
+	case plan.Kind == route.Reject:
+		a.refused = plan.Reason
+	case plan.Kind == route.Tunnel && plan.Targets[0].Waypoint:
+		via := plan.Targets[0].Workload
+		a.how = "waypoint " + via.String()
+		a.connection.Source = via.Identity()
+		if len(via.Addresses) > 0 {
+			a.connection.SourceIP = via.Addresses[0]
+		}
+	case plan.Kind == route.Tunnel:
+		a.how, a.connection.Source = byTLS, from.pod.workload.Identity()
+	}
+	return a
+}
+
+// unknownAddr stands for an address that nobody has told (documentation's, RFC 5737).
+func unknownAddr() netip.Addr { return netip.AddrFrom4([4]byte{192, 0, 2, 1}) }
