@@ -36,6 +36,7 @@ SLOWNESS ?= 4
 test: deps build ## all tests with the race detector; as root they include the two-node lab
 	go test -race -shuffle=on -timeout 20m $(TESTFLAGS) $$(go list ./... | grep -v -e /hbone/proxy$$ -e /e2e/cluster$$)
 	CULVERT_TEST_SLOWNESS=$(SLOWNESS) go test -race -shuffle=on -timeout 20m $(TESTFLAGS) ./hbone/proxy
+	cd e2e/netpol && go test -race -shuffle=on $(TESTFLAGS) ./...
 
 hostile: ## hostile peers beside well-behaved ones, with bounds on time: on a machine that does nothing else
 	go test -race -shuffle=on -timeout 20m -p 1 -run '^TestHostile' $(TESTFLAGS) ./hbone/proxy
@@ -62,6 +63,7 @@ cluster-down: bin/culvert-cluster ## end the cluster; nothing of it stays
 e2e: build bin/culvert-cluster ## all tests in a real Kubernetes: that of make cluster, or KUBECONFIG's
 	@mkdir -p bin/e2e
 	CGO_ENABLED=0 go build -trimpath -ldflags '-s -w' -o bin/e2e/ ./e2e/cluster/testapp ./deploy/samples/bookstore
+	cd e2e/netpol && CGO_ENABLED=0 go build -trimpath -ldflags '-s -w' -o $(CURDIR)/bin/e2e/netpol-oracle .
 	go run ./deploy/image -out bin/e2e/culvert-image.tar -version e2e $(addprefix bin/,$(PROGRAMS))
 	go test -count=1 -timeout 40m -v $(TESTFLAGS) ./e2e/cluster -args $(if $(KUBECONFIG),-kubeconfig=$(abspath $(KUBECONFIG)),-cluster=$(abspath $(CLUSTER))) -bin=$(abspath bin) $(E2EFLAGS)
 
