@@ -4,6 +4,7 @@ import (
 	"net/netip"
 
 	"google.golang.org/protobuf/types/known/emptypb"
+	"istio.io/istio/pkg/workloadapi"
 	"istio.io/istio/pkg/workloadapi/security"
 
 	"github.com/culvert-mesh/culvert/workload/policy"
@@ -11,7 +12,8 @@ import (
 
 // wirePolicy converts a policy. The wire has no word for one that is faulty: it
 // becomes the policy that it stands for, which denies all that it governs. Nor has
-// it one for Audit, which must never decide: it travels as a dry run.
+// it one for Audit, which must never decide: it travels as a dry run, and an
+// extension tells our clients.
 func wirePolicy(p *policy.Policy) *security.Authorization {
 	if p.Validate() != nil {
 		return denial(p)
@@ -20,6 +22,7 @@ func wirePolicy(p *policy.Policy) *security.Authorization {
 	if p.Action == policy.Deny {
 		out.Action = security.Action_DENY
 	}
+	out.Extensions = wireAudit(p)
 	for _, rule := range p.Rules {
 		g := new(security.Group)
 		for _, clause := range rule {
@@ -34,12 +37,23 @@ func wirePolicy(p *policy.Policy) *security.Authorization {
 	return out
 }
 
+// audit is the name of Culvert's extension that makes a dry run an audit. It has
+// no content. Others' clients pass over it.
+const audit = "culvert.io/audit"
+
+func wireAudit(p *policy.Policy) []*workloadapi.Extension {
+	if p.Action != policy.Audit {
+		return nil
+	}
+	return []*workloadapi.Extension{{Name: audit}}
+}
+
 // denial is the policy that denies everything in the other one's place. A group
 // without rules matches always.
 func denial(p *policy.Policy) *security.Authorization {
 	return &security.Authorization{
 		Name: p.Name, Namespace: p.Namespace, DryRun: p.DryRun || p.Action == policy.Audit, Scope: wireScope(p.Scope),
-		Action: security.Action_DENY, Groups: []*security.Group{{}},
+		Action: security.Action_DENY, Groups: []*security.Group{{}}, Extensions: wireAudit(p),
 	}
 }
 

@@ -68,6 +68,7 @@ func Conform(t *testing.T, start func(t *testing.T) Source) {
 			{Policies: []*policy.Policy{{Namespace: "ns", Name: "p", Action: policy.Deny, Rules: [][][]policy.Match{{}}}}},
 			{Policies: []*policy.Policy{{Namespace: "ns", Name: "p", Action: policy.Deny, Scope: policy.WorkloadSelector, Rules: [][][]policy.Match{{}}}}},
 			{Policies: []*policy.Policy{{Namespace: "ns", Name: "q", Action: policy.Allow}}},
+			{Policies: []*policy.Policy{{Namespace: "ns", Name: "q", Action: policy.Audit, Rules: [][][]policy.Match{{}}}}},
 		}},
 	} {
 		t.Run(tc.name, func(t *testing.T) {

@@ -98,7 +98,7 @@ func entryOf(s *workload.Service) *unstructured.Unstructured {
 }
 
 func policyOf(p *policy.Policy) *unstructured.Unstructured {
-	spec := map[string]any{"action": map[policy.Action]string{policy.Allow: "ALLOW", policy.Deny: "DENY"}[p.Action]}
+	spec := map[string]any{"action": map[policy.Action]string{policy.Allow: "ALLOW", policy.Deny: "DENY", policy.Audit: "AUDIT"}[p.Action]}
 	var rules []any
 	for range p.Rules {
 		rules = append(rules, map[string]any{})

@@ -5,10 +5,12 @@ import (
 	"fmt"
 	"math"
 	"net/netip"
+	"slices"
 	"strings"
 
 	discovery "github.com/envoyproxy/go-control-plane/envoy/service/discovery/v3"
 	"google.golang.org/protobuf/proto"
+	"istio.io/istio/pkg/workloadapi"
 	"istio.io/istio/pkg/workloadapi/security"
 
 	"github.com/culvert-mesh/culvert/workload/policy"
@@ -86,6 +88,10 @@ func toPolicy(a *security.Authorization) (*policy.Policy, error) {
 		p.Action = unknownEnum
 		rejects = append(rejects, err)
 	}
+	// Only what decides nothing may become an audit, which decides nothing.
+	if p.DryRun && slices.ContainsFunc(a.GetExtensions(), isAudit) {
+		p.Action, p.DryRun = policy.Audit, false
+	}
 	for i, g := range a.GetGroups() {
 		rule, err := toRule(g)
 		if err != nil {
@@ -99,6 +105,9 @@ func toPolicy(a *security.Authorization) (*policy.Policy, error) {
 	}
 	return p, rejected
 }
+
+// isAudit knows Culvert's extension that makes a dry run an audit.
+func isAudit(e *workloadapi.Extension) bool { return e.GetName() == "culvert.io/audit" }
 
 // toRule converts a group of the wire, whose parts are called differently here: a
 // group is a rule, its rules are clauses.

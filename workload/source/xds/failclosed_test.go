@@ -6,6 +6,7 @@ import (
 
 	discovery "github.com/envoyproxy/go-control-plane/envoy/service/discovery/v3"
 	"google.golang.org/protobuf/encoding/protowire"
+	"istio.io/istio/pkg/workloadapi"
 	"istio.io/istio/pkg/workloadapi/security"
 
 	"github.com/culvert-mesh/culvert/identity"
@@ -44,6 +45,12 @@ func TestFailClosed(t *testing.T) {
 	}{
 		{"sound", named(authorization(func(*security.Authorization) {})), true, true, true},
 		{"not-decodable", garbage("ns/p", "v1", xds.AuthorizationType), false, false, true},
+		{"audit-of-what-decides", named(authorization(func(a *security.Authorization) {
+			a.Action, a.Extensions = security.Action_DENY, []*workloadapi.Extension{{Name: "culvert.io/audit"}}
+		})), true, false, true},
+		{"audit", named(authorization(func(a *security.Authorization) {
+			a.Action, a.DryRun, a.Extensions = security.Action_DENY, true, []*workloadapi.Extension{{Name: "culvert.io/audit"}}
+		})), true, true, true},
 		{"no-payload", &discovery.Resource{Name: "ns/p", Version: "v1"}, false, false, true},
 		{"no-name", named(&security.Authorization{Namespace: "ns"}), false, false, true},
 		{"unknown-scope", named(authorization(func(a *security.Authorization) { a.Scope = 9 })), false, false, true},

@@ -171,6 +171,9 @@ func wirePolicy(p *policy.Policy) *security.Authorization {
 		Name: p.Name, Namespace: p.Namespace, DryRun: p.DryRun,
 		Scope: security.Scope(p.Scope), Action: security.Action(p.Action),
 	}
+	if p.Action == policy.Audit {
+		out.Action, out.DryRun, out.Extensions = security.Action_ALLOW, true, []*workloadapi.Extension{{Name: "culvert.io/audit"}}
+	}
 	for _, rule := range p.Rules {
 		g := new(security.Group)
 		for _, clause := range rule {
