@@ -59,10 +59,20 @@ func CompanionSpec(p *networkingv1.NetworkPolicy, m Mesh) *networkingv1.NetworkP
 // CompanionName returns the name of a policy's companion: the policy's own, and what makes it different from every other's.
 // Further attempts give further names, for when one is taken.
 func CompanionName(p *networkingv1.NetworkPolicy, attempt int) string {
-	sum := sha256.Sum256(fmt.Appendf(nil, "%s %d", p.UID, attempt))
-	suffix := "-hbone-" + hex.EncodeToString(sum[:4])
+	suffix := companionSuffix(string(p.UID), attempt)
 	name := p.Name[:min(len(p.Name), validation.DNS1123SubdomainMaxLength-len(suffix))]
 	return strings.TrimRight(name, ".-") + suffix
+}
+
+// IsCompanionName reports whether CompanionName gives such a name to the companion of the policy with this UID, whatever
+// the policy's own name is.
+func IsCompanionName(name, uid string, attempt int) bool {
+	return strings.HasSuffix(name, companionSuffix(uid, attempt))
+}
+
+func companionSuffix(uid string, attempt int) string {
+	sum := sha256.Sum256(fmt.Appendf(nil, "%s %d", uid, attempt))
+	return "-hbone-" + hex.EncodeToString(sum[:4])
 }
 
 // SetCompanion makes a policy the companion of another: labels, owner and spec. Labels and annotations of others stay.
