@@ -15,7 +15,8 @@ import (
 )
 
 const (
-	// attempts is how often one set of conditions is tried to be written.
+	// attempts is how often one set of conditions and addresses is tried to be
+	// written.
 	attempts = 5
 	// DefaultBackoff is the wait after the first failure; it doubles.
 	DefaultBackoff = 500 * time.Millisecond
@@ -176,7 +177,7 @@ func (r *run) start(ctx context.Context, reports []kube.Report, now time.Time) (
 // attempt returns what is known of the object's writes. It begins anew when
 // something else is to be written.
 func (r *run) attempt(n name, report *kube.Report) *attempt {
-	want, have := fmt.Sprint(report.Want), fmt.Sprint(report.Have)
+	want, have := fmt.Sprint(report.Want, report.Addresses), fmt.Sprint(report.Have, report.HaveAddresses)
 	a := r.tried[n]
 	switch {
 	case a == nil:

@@ -27,6 +27,7 @@ func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
 var (
 	services = schema.GroupVersionResource{Version: "v1", Resource: "services"}
 	policies = schema.GroupVersionResource{Group: "security.istio.io", Version: "v1", Resource: "authorizationpolicies"}
+	entries  = schema.GroupVersionResource{Group: "networking.istio.io", Version: "v1", Resource: "serviceentries"}
 )
 
 // source is a Source whose answer tests set.
@@ -66,7 +67,7 @@ func start(t *testing.T, objects ...runtime.Object) *lab {
 	l := &lab{
 		t: t, source: &source{changed: make(chan struct{})},
 		client: dynamicfake.NewSimpleDynamicClientWithCustomListKinds(runtime.NewScheme(), map[schema.GroupVersionResource]string{
-			services: "ServiceList", policies: "AuthorizationPolicyList",
+			services: "ServiceList", policies: "AuthorizationPolicyList", entries: "ServiceEntryList",
 		}, objects...),
 	}
 	l.client.PrependReactor("patch", "*", func(a clienttesting.Action) (bool, runtime.Object, error) {

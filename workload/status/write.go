@@ -3,6 +3,7 @@ package status
 import (
 	"cmp"
 	"context"
+	"errors"
 	"fmt"
 	"slices"
 	"time"
@@ -16,8 +17,8 @@ import (
 	"github.com/culvert-mesh/culvert/workload/source/kube"
 )
 
-// write applies the report's conditions. An object that is gone, or another
-// one by now, is none of ours any more.
+// write applies the report's conditions and addresses. An object that is gone,
+// or another one by now, is none of ours any more.
 //
 // Kubernetes merges conditions of its own kinds by type. In Istio's kinds the
 // list is one value: there the conditions of others are written back with
@@ -29,6 +30,9 @@ func (w *Writer) write(ctx context.Context, r *kube.Report) error {
 	live, err := find(ctx, client, r)
 	if live == nil || err != nil {
 		return err
+	}
+	if !slices.Equal(kube.AssignedAddresses(live), r.HaveAddresses) {
+		return errors.New("apply status: others have written addresses meanwhile")
 	}
 	patch := patchOf(r, live, time.Now())
 	_, err = client.ApplyStatus(ctx, r.Name, patch, metav1.ApplyOptions{FieldManager: r.Manager, Force: true})
@@ -54,8 +58,8 @@ func find(ctx context.Context, client dynamic.ResourceInterface, r *kube.Report)
 	return nil, nil
 }
 
-// patchOf returns the object to apply. Without conditions in it the API server
-// takes away those that the field manager owns.
+// patchOf returns the object to apply. Without conditions or addresses in it
+// the API server takes away those that the field manager owns.
 func patchOf(r *kube.Report, live *unstructured.Unstructured, now time.Time) *unstructured.Unstructured {
 	there := conditionsOf(live)
 	var list []any
@@ -77,10 +81,28 @@ func patchOf(r *kube.Report, live *unstructured.Unstructured, now time.Time) *un
 	if !core {
 		patch.SetResourceVersion(live.GetResourceVersion())
 	}
+	status := map[string]any{}
 	if len(list) > 0 {
-		patch.Object["status"] = map[string]any{"conditions": list}
+		status["conditions"] = list
+	}
+	if len(r.Addresses)+len(r.HaveAddresses) > 0 {
+		status["addresses"] = addresses(r.Addresses)
+	}
+	if len(status) > 0 {
+		patch.Object["status"] = status
 	}
 	return patch
+}
+
+// addresses writes what was allocated to hosts. The list is one value, and
+// always written: without it the API server would take away what was written
+// before, and an empty one is how others' addresses go.
+func addresses(of []kube.HostAddress) []any {
+	out := make([]any, 0, len(of))
+	for _, a := range of {
+		out = append(out, map[string]any{"host": a.Host, "value": a.Addr.String()})
+	}
+	return out
 }
 
 // conditionsOf returns what of a status has the form of conditions.

@@ -66,6 +66,7 @@ func (st *state) flush() batch {
 		st.flushHost(host, &b)
 	}
 	clear(st.dirtyHosts)
+	st.allocate()
 	// Nothing below marks anything any more.
 	for r := range st.dirty {
 		switch r.kind {
@@ -205,11 +206,16 @@ func (st *state) winners(g *hostGroup) (winners map[string]ref, canonical ref) {
 		if best, ok := winners[r.namespace]; !ok || st.before(r, best) {
 			winners[r.namespace] = r
 		}
-		if canonical == (ref{}) || st.before(r, canonical) {
+		if !st.private(r) && (canonical == (ref{}) || st.before(r, canonical)) {
 			canonical = r
 		}
 	}
 	return winners, canonical
+}
+
+// private reports whether only clients of the object's own namespace see it.
+func (st *state) private(r ref) bool {
+	return r.kind == kindServiceEntry && st.serviceEntries.get(r.key).visibility == workload.VisibilityNamespace
 }
 
 func (st *state) before(a, b ref) bool {

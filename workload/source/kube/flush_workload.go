@@ -2,6 +2,7 @@ package kube
 
 import (
 	"fmt"
+	"net/netip"
 	"slices"
 	"strconv"
 	"strings"
@@ -156,14 +157,15 @@ func (st *state) entryWorkloads(r ref) []*workload.Workload {
 		st.settle(r)
 		return nil
 	}
-	st.reportEntry(r, o, ns)
 	var won []string
 	for _, host := range o.hosts {
 		if st.published[workload.NamespacedHostname{Namespace: o.namespace, Hostname: host}].ref == r {
 			won = append(won, host)
 		}
 	}
-	st.fault(r, st.entryFault(o, won))
+	fault := st.entryFault(o, won)
+	st.fault(r, fault)
+	st.reportEntry(r, o, ns, fault)
 	if len(won) == 0 {
 		return nil
 	}
@@ -206,18 +208,51 @@ func (st *state) entryFault(o *serviceEntryObject, won []string) string {
 	if o.fault != "" {
 		faults = append(faults, o.fault)
 	}
-	if n := len(o.hosts) - len(won); n > 0 {
+	if n := len(o.hosts) - len(won); n > 0 && !o.hidden {
 		faults = append(faults, fmt.Sprintf("%d of its hosts belong to an older object of the namespace", n))
 	}
-	if lost := st.claimed(o); len(lost) > 0 {
+	if lost := st.mistaken(o); len(lost) > 0 {
 		faults = append(faults, fmt.Sprintf("%d of its addresses, such as %s, belong to a Service or a pod", len(lost), lost[0]))
+	}
+	if other, a, ok := st.sharing(o); ok {
+		faults = append(faults, fmt.Sprintf("address %s is that of %s too, and leads to one of them only", a, other))
+	}
+	if o.wantsAddresses() && !st.allocations[o.key].enough {
+		faults = append(faults, "no address is left to allocate to all of its hosts")
 	}
 	return strings.Join(faults, "; ")
 }
 
-func (st *state) reportEntry(r ref, o *serviceEntryObject, ns *namespaceObject) {
+// sharing returns the oldest other ServiceEntry of the namespace that names one
+// of the addresses that o names, unless both let connections pass to where they
+// go.
+func (st *state) sharing(o *serviceEntryObject) (key, netip.Addr, bool) {
+	var oldest *serviceEntryObject
+	for _, a := range o.vips {
+		for r := range st.entriesOfAddress[a] {
+			other := st.serviceEntries.get(r.key)
+			if other == nil || r.key == o.key || r.namespace != o.namespace || !slices.Contains(other.vips, a) ||
+				o.resolution == resolutionNone && other.resolution == resolutionNone {
+				continue
+			}
+			if oldest == nil || older(&other.header, &oldest.header) {
+				oldest = other
+			}
+		}
+		if oldest != nil {
+			return oldest.key, a, true
+		}
+	}
+	return key{}, netip.Addr{}, false
+}
+
+// reportEntry says what is to be told of a ServiceEntry, its fault among that.
+func (st *state) reportEntry(r ref, o *serviceEntryObject, ns *namespaceObject, fault string) {
 	b, _ := st.bind(o.labels, o.canaryWeight, ns)
 	want := boundConditions(&b, o.labels, ns)
+	if fault != "" {
+		want = append(want, Condition{Type: conditionZtunnel, Reason: reasonInvalid, Message: bounded(fault)})
+	}
 	if b.waypoint == nil {
 		switch {
 		case slices.ContainsFunc(o.hosts, wildcard):
@@ -233,7 +268,7 @@ func (st *state) reportEntry(r ref, o *serviceEntryObject, ns *namespaceObject) 
 			})
 		}
 	}
-	st.report(r, &o.header, want, o.conditions)
+	st.reportWith(r, &o.header, want, o.conditions, st.allocations[o.key].want, o.assigned)
 }
 
 // ingressUse reports whether the label is there, on the service or else on the

@@ -191,7 +191,10 @@ type serviceEntryObject struct {
 	hosts        []string
 	vips         []netip.Addr
 	cidrs        []netip.Prefix
-	automatic    map[string][]netip.Addr // by host
+	assigned     []HostAddress           // in the status, in order
+	automatic    map[string][]netip.Addr // those of them that are for hosts of the entry
+	visibility   workload.Visibility
+	hidden       bool // nobody is to see it
 	ports        []servicePort
 	resolution   resolution
 	endpoints    []endpoint

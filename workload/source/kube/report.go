@@ -8,7 +8,8 @@ import (
 )
 
 // Report says which conditions the status of an object should have, of those
-// types that Managed lists, and which it has. They differ.
+// types that Managed lists, and which it has, and the same of addresses. They
+// differ.
 type Report struct {
 	Resource schema.GroupVersionResource
 	Kind     string
@@ -20,13 +21,16 @@ type Report struct {
 	// Want and Have are ordered by type. Conditions of other types are not in
 	// them and must be left alone.
 	Want, Have []Condition
+	// Addresses are what the status of a ServiceEntry should have, by host, and
+	// HaveAddresses what it has. They are in order.
+	Addresses, HaveAddresses []HostAddress
 }
 
 // Managed reports whether conditions of the type are written by this program.
 func Managed(conditionType string) bool { return managed(conditionType) }
 
-// Reports returns the objects whose conditions are not what they should be, in
-// no particular order, and a channel that is closed when the answer changes.
+// Reports returns the objects whose status is not what it should be, in no
+// particular order, and a channel that is closed when the answer changes.
 func (s *Source) Reports() ([]Report, <-chan struct{}) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -57,20 +61,25 @@ func (s *Source) publishReports(changed map[ref]*Report) {
 
 // report compares what an object's conditions should be with what they are.
 func (st *state) report(r ref, h *header, want, have []Condition) {
+	st.reportWith(r, h, want, have, nil, nil)
+}
+
+// reportWith does the same for conditions and allocated addresses.
+func (st *state) reportWith(r ref, h *header, want, have []Condition, addresses, haveAddresses []HostAddress) {
 	for i := range want {
 		want[i].ObservedGeneration = h.generation
 	}
 	byType := func(a, b Condition) int { return strings.Compare(a.Type, b.Type) }
 	slices.SortFunc(want, byType)
 	have = slices.SortedFunc(slices.Values(have), byType)
-	if slices.Equal(want, have) {
+	if slices.Equal(want, have) && slices.Equal(addresses, haveAddresses) {
 		st.settle(r)
 		return
 	}
 	k := reportingOf(r.kind)
 	next := &Report{
 		Resource: k.resource, Kind: r.kind.String(), Manager: k.manager, Namespace: r.namespace, Name: r.name,
-		UID: h.uid, Generation: h.generation, Want: want, Have: have,
+		UID: h.uid, Generation: h.generation, Want: want, Have: have, Addresses: addresses, HaveAddresses: haveAddresses,
 	}
 	st.pending[r] = true
 	st.reports[r] = next

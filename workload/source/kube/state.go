@@ -44,6 +44,9 @@ type state struct {
 	attached         links[ref]        // target ─► policies with targetRefs
 	entriesOfAddress links[netip.Addr] // ServiceEntries that claim it
 	servicesOfVIP    links[netip.Addr]
+	reserved         map[netip.Addr]key // for hosts of ServiceEntries; see allocate
+	reservedBy       map[key][]netip.Addr
+	allocations      map[key]allocation // of this flush
 	podsOfAddress    claims
 	network          *networkState
 
@@ -73,6 +76,8 @@ func newState(s settings, log *slog.Logger) *state {
 		selecting: newSelectorIndex(), governing: newSelectorIndex(),
 		namingWaypoint: make(links[key]), slicesOfService: make(links[key]), slicesOfPod: make(links[key]),
 		attached: make(links[ref]), entriesOfAddress: make(links[netip.Addr]),
+		reserved: make(map[netip.Addr]key), reservedBy: make(map[key][]netip.Addr),
+		allocations:   make(map[key]allocation),
 		servicesOfVIP: make(links[netip.Addr]), podsOfAddress: make(claims),
 		emitted: make(map[ref][]string), policies: make(map[ref]*policy.Policy), faults: make(map[ref]string),
 		twice: make(map[netip.Addr]bool), dirty: make(map[ref]struct{}), dirtyHosts: make(map[string]struct{}),
@@ -360,11 +365,26 @@ func betterClaim(a, b *podObject) bool {
 	}
 }
 
-// claimed returns those of a ServiceEntry's addresses that belong to Services
-// and pods, which go before.
+// claimed returns those of a ServiceEntry's addresses that it must not have:
+// Services and pods go before, and other entries where it did not ask for them
+// by name.
 func (st *state) claimed(o *serviceEntryObject) []netip.Addr {
+	lost := st.mistaken(o)
+	for _, list := range o.automatic {
+		for _, a := range list {
+			if st.loses(o, a) {
+				lost = append(lost, a)
+			}
+		}
+	}
+	return lost
+}
+
+// mistaken returns those of the addresses that a ServiceEntry names that belong
+// to Services and pods, in order.
+func (st *state) mistaken(o *serviceEntryObject) []netip.Addr {
 	var lost []netip.Addr
-	for _, a := range o.addresses() {
+	for _, a := range o.vips {
 		if len(st.servicesOfVIP[a])+len(st.podsOfAddress[a]) > 0 {
 			lost = append(lost, a)
 		}

@@ -157,6 +157,7 @@ func (st *state) setServiceEntry(r ref, old, next *serviceEntryObject) {
 	}
 	if next == nil {
 		st.serviceEntries.drop(r.key)
+		st.release(r.key)
 		st.settle(r)
 	} else {
 		st.serviceEntries.put(r.key, next)
@@ -164,19 +165,16 @@ func (st *state) setServiceEntry(r ref, old, next *serviceEntryObject) {
 		more = next.endpointLabels()
 	}
 	for h, there := range hosts {
-		st.setCandidate(h, r, there)
+		st.setCandidate(h, r, there && !next.hidden)
 	}
 	st.mark(r)
 	st.selecting.set(r, r.namespace, selector)
-	var before, after []netip.Addr
 	if old != nil {
-		before = old.addresses()
 		st.namingWaypoint.move(r, waypointsIn(r.namespace, old.endpointLabels()), nil)
 	}
-	if next != nil {
-		after = next.addresses()
-	}
+	before, after := old.addresses(), next.addresses()
 	st.entriesOfAddress.move(r, before, after)
+	st.markRivals(r, append(before, after...))
 	st.relabel(r, headOf(old), headOf(next), more...)
 	st.markAttached(r)
 }

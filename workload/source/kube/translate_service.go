@@ -111,6 +111,7 @@ func translateHost(o *serviceEntryObject, host string, in serviceSurroundings, s
 	out := &workload.Service{
 		Name: o.name, Namespace: o.namespace, Hostname: host, Ports: portsOf(o.ports),
 		SubjectAltNames: o.names, Waypoint: in.waypoint, WeightedWaypoints: in.weighted, Canonical: in.canonical,
+		Visibility: o.visibility,
 	}
 	out.AppProtocols = appProtocols(o.ports)
 	_, out.IngressUseWaypoint = ingressUse(o.labels, in.namespace)
@@ -121,11 +122,7 @@ func translateHost(o *serviceEntryObject, host string, in serviceSurroundings, s
 		out.LoadBalancer = nearest(o.distribution, in.namespace)
 	}
 	if len(o.vips)+len(o.cidrs) == 0 {
-		// Names with a wildcard have addresses only where each name below
-		// them is resolved by itself.
-		if !wildcard(host) || o.resolution == resolutionDynamicDNS {
-			out.VIPs = networkAddresses(s.network, o.automatic[host], in.lost)
-		}
+		out.VIPs = networkAddresses(s.network, o.automatic[host], in.lost)
 		return out
 	}
 	out.VIPs = networkAddresses(s.network, o.vips, in.lost)
@@ -144,6 +141,9 @@ func (o *serviceEntryObject) implicit() bool {
 
 // addresses returns all exact addresses that a ServiceEntry claims.
 func (o *serviceEntryObject) addresses() []netip.Addr {
+	if o == nil {
+		return nil
+	}
 	out := slices.Clone(o.vips)
 	for _, list := range o.automatic {
 		out = append(out, list...)

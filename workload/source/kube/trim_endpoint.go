@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"maps"
 	"net/netip"
+	"slices"
 	"strings"
 
 	networkingv1 "istio.io/api/networking/v1"
@@ -162,8 +163,15 @@ func trimServiceEntry(u *unstructured.Unstructured) *serviceEntryObject {
 			o.names = append(o.names, id)
 		}
 	}
-	if !strings.EqualFold(o.labels.value(labelAutoAllocate), "false") && o.resolution != resolutionNone {
-		o.automatic = automaticAddresses(u)
+	o.trimExport(spec.GetExportTo(), note)
+	o.assigned = AssignedAddresses(u)
+	if o.wantsAddresses() {
+		o.automatic = make(map[string][]netip.Addr)
+		for _, a := range o.assigned {
+			if a.Addr.IsValid() && slices.Contains(o.hosts, a.Host) && o.takesAddress(a.Host) {
+				o.automatic[a.Host] = append(o.automatic[a.Host], a.Addr)
+			}
+		}
 	}
 	o.fault = bounded(strings.Join(faults, "; "))
 	return o
@@ -218,22 +226,47 @@ func (o *serviceEntryObject) trimPorts(spec *networkingv1.ServiceEntry, note fun
 	}
 }
 
-// automaticAddresses reads the addresses that were allocated, by host.
-func automaticAddresses(u *unstructured.Unstructured) map[string][]netip.Addr {
+// maxAssigned bounds how many addresses of a status are looked at.
+const maxAssigned = 4096
+
+// AssignedAddresses reads the addresses that the status of a ServiceEntry has
+// for its hosts, in order. What cannot be read is there as one that is not
+// valid, so that it is seen to be wrong.
+func AssignedAddresses(u *unstructured.Unstructured) []HostAddress {
 	list, _, _ := unstructured.NestedSlice(u.Object, "status", "addresses")
-	var out map[string][]netip.Addr
-	for _, item := range list {
+	var out []HostAddress
+	for _, item := range list[:min(len(list), maxAssigned)] {
 		m, _ := item.(map[string]any)
 		value, _ := m["value"].(string)
 		host, _ := m["host"].(string)
-		a, ok := parseAddr(value)
-		if !ok || host == "" {
-			continue
+		var a HostAddress
+		if addr, ok := parseAddr(value); ok && host != "" {
+			a = HostAddress{strings.ToLower(strings.TrimSuffix(host, ".")), addr}
 		}
-		if out == nil {
-			out = make(map[string][]netip.Addr)
-		}
-		out[strings.ToLower(host)] = append(out[strings.ToLower(host)], a)
+		out = append(out, a)
 	}
+	slices.SortFunc(out, compareHostAddresses)
 	return out
+}
+
+// trimExport reads who is to see the entry. Agents are told of everybody and of
+// the entry's own namespace; a list of others cannot be told them and is read
+// as narrower than it is.
+func (o *serviceEntryObject) trimExport(exportTo []string, note func(error)) {
+	if len(exportTo) == 0 {
+		return
+	}
+	own := false
+	for _, to := range exportTo {
+		switch to {
+		case "*":
+			return
+		case ".", o.namespace:
+			own = true
+		case "~":
+		default:
+			note(fmt.Errorf("exportTo names namespace %q, to which alone nothing can be shown", bounded(to)))
+		}
+	}
+	o.visibility, o.hidden = workload.VisibilityNamespace, !own
 }
