@@ -11,7 +11,7 @@ import (
 )
 
 // Runner serves a pod's captured traffic. Its methods are called concurrently for
-// different pods, never for the same one.
+// different pods. For the same one, Start may be called while an earlier stop drains.
 type Runner interface {
 	// Start brings up everything that serves the pod (listeners inside its
 	// namespace, its identity) and returns when it is up. ctx bounds Start alone,

@@ -19,7 +19,9 @@
 // and a successor finds the pod as it was.
 //
 // A namespace has one pod at a time: its traffic has that pod's identity, so a second
-// claim is an error of the second.
+// claim is an error of the second. A pod that is wanted again while it drains is
+// enrolled at once: a new service takes the rules over, and the connections of the old
+// one go on in the time that they were given.
 //
 // The package leaves to others how pods are found, what a Runner does, and what the
 // rules are. All methods of Set may be called concurrently.

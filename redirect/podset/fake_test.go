@@ -134,6 +134,9 @@ func (w *world) start(cfg podset.Config) (end func()) {
 	cfg.NewCapture = func(pod podset.Pod) (podset.Capture, error) {
 		w.mu.Lock()
 		defer w.mu.Unlock()
+		if err := w.fail["new "+w.names[pod.NS.ID()]]; err != nil && pod.Options != nil {
+			return nil, err
+		}
 		return capture{w, w.names[pod.NS.ID()]}, nil
 	}
 	cfg.OnEvent = func(e podset.Event) {

@@ -81,6 +81,9 @@ func listen(ns *netns.NS, port int) (net.Listener, error) {
 	}
 	f := os.NewFile(uintptr(fd), "listener")
 	defer f.Close()
+	if err := unix.SetsockoptInt(fd, unix.SOL_SOCKET, unix.SO_REUSEPORT, 1); err != nil {
+		return nil, err
+	}
 	if err := unix.Bind(fd, &unix.SockaddrInet6{Port: port}); err != nil {
 		return nil, fmt.Errorf("listen on port %d of %s: %w", port, ns, err)
 	}
@@ -250,6 +253,52 @@ func TestEnrolAuditLeave(t *testing.T) {
 	}
 	_ = captured.Close()
 	if err := <-left; err != nil {
+		t.Fatal(err)
+	}
+	if have, err := nft.Read(n.pod); err != nil || have != nil {
+		t.Errorf("left behind: %s, %v", have.Text(), err)
+	}
+}
+
+// TestComesBackWhileDraining: the pod is wanted again while connections of before drain. New ones are captured at once,
+// those of before go on beyond that, and the rules stay when they end.
+func TestComesBackWhileDraining(t *testing.T) {
+	n := newNode(t, podset.Config{AuditInterval: 50 * time.Millisecond, DrainTimeout: 10 * time.Second})
+	if err := n.handOver(); err != nil {
+		t.Fatal(err)
+	}
+	who, before := n.calls()
+	if who != "15001" {
+		t.Fatalf("enrolled: served by %q", who)
+	}
+	for range 2 {
+		gone, cancel := context.WithCancel(t.Context())
+		cancel()
+		_ = n.set.RemoveWithin(gone, "u1", time.Hour)
+		if err := n.handOver(); err != nil {
+			t.Fatal(err)
+		}
+		who, c := n.calls()
+		if who != "15001" {
+			t.Fatalf("wanted again: served by %q", who)
+		}
+		_ = c.Close()
+		if err := echoes(before); err != nil {
+			t.Errorf("connection of before: %v", err)
+		}
+	}
+	_ = before.Close()
+	for deadline := time.Now().Add(10 * time.Second); len(n.set.Pods()) > 1; time.Sleep(10 * time.Millisecond) {
+		if time.Now().After(deadline) {
+			t.Fatalf("the connection of before has ended, and there are %v", n.set.Pods())
+		}
+	}
+	if who, c := n.calls(); who != "15001" {
+		t.Errorf("when connections of before have ended: served by %q", who)
+	} else {
+		_ = c.Close()
+	}
+	if err := n.takeBack(); err != nil {
 		t.Fatal(err)
 	}
 	if have, err := nft.Read(n.pod); err != nil || have != nil {

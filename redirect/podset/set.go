@@ -40,6 +40,7 @@ type entry struct {
 	drop    context.CancelCauseFunc
 	drain   context.Context // of the service of a removed pod: ended when it has had its time
 	cut     context.CancelFunc
+	settled chan struct{} // closed when it captures nothing new any more, and only drains
 	gone    chan struct{} // closed when it has left
 	wake    chan struct{} // capacity 1: try again at once
 
@@ -47,6 +48,8 @@ type entry struct {
 	patience *time.Timer       // calls cut; nil before the pod is removed
 	cutAt    time.Time         // when patience does
 	synced   bool              // seen in a Sync
+	draining bool              // settled, and its rules are not being deleted yet
+	heir     bool              // another entry of the pod has taken the namespace and its rules over
 	state    State
 	err      error
 	attempts int
@@ -139,8 +142,8 @@ func (s *Set) put(pod Pod, synced bool) (*entry, int, error) {
 		s.dropLocked(e, s.cfg.DrainTimeout)
 	}
 	e := &entry{
-		pod: pod, options: pod.Options, synced: synced, state: Starting, gone: make(chan struct{}),
-		wake: make(chan struct{}, 1), changed: make(chan struct{}),
+		pod: pod, options: pod.Options, synced: synced, state: Starting, settled: make(chan struct{}),
+		gone: make(chan struct{}), wake: make(chan struct{}, 1), changed: make(chan struct{}),
 	}
 	e.removed, e.drop = context.WithCancelCause(context.Background())
 	e.drain, e.cut = context.WithCancel(context.Background())

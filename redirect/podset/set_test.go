@@ -142,14 +142,75 @@ func TestReplaceAndReAdd(t *testing.T) {
 			t.Errorf("states %q", got)
 		}
 		w.took()
-		// The same namespace again while it is being left: one after the other.
-		go func() { _ = w.set.Remove(context.WithoutCancel(t.Context()), "uid-a") }()
-		synctest.Wait()
-		if err := w.set.Add(t.Context(), w.pod("a", ns[1])); err != nil {
-			t.Fatal(err)
+		// The same namespace again while it is being left: captured at once, and what drains has its time.
+		for range 2 {
+			go func() { _ = w.set.Remove(context.WithoutCancel(t.Context()), "uid-a") }()
+			synctest.Wait()
+			w.want("leaving", "stopnew a")
+			before = time.Now()
+			if err := w.set.Add(t.Context(), w.pod("a", ns[1])); err != nil {
+				t.Fatal(err)
+			}
+			if time.Since(before) > time.Second {
+				t.Errorf("coming back waited %v for connections of before", time.Since(before))
+			}
+			w.want("coming back", "reserve a", "start a", "apply a")
 		}
-		w.want("leaving and coming back", "stopnew a", "drained a", "delete a", "reserve a", "start a", "apply a")
+		w.events = nil
+		time.Sleep(11 * time.Second)
+		synctest.Wait()
+		w.want("connections of before end", "drained a", "drained a")
+		if got := w.states() + w.eventKinds(); got != "a:enrolled " {
+			t.Errorf("states and events %q", got)
+		}
+		_ = w.set.Remove(t.Context(), "uid-a")
+		w.want("leaving for good", "stopnew a", "drained a", "delete a")
 	})
+}
+
+// TestComesBackAndFails: who takes rules over also takes them away, however far it got.
+func TestComesBackAndFails(t *testing.T) {
+	for _, tt := range []struct {
+		name, fault string
+		want        []string
+	}{
+		{"capture", "new a", nil},
+		{"service", "start a", []string{"reserve a", "start a"}},
+	} {
+		ns := namespaces(t, 1)
+		t.Run(tt.name, func(t *testing.T) {
+			bubble(t, func(t *testing.T) {
+				w := newWorld(t)
+				w.drain = time.Minute
+				end := w.start(podset.Config{AuditInterval: time.Hour, RetryInterval: time.Hour})
+				defer end()
+				if err := w.set.Add(t.Context(), w.pod("a", ns[0])); err != nil {
+					t.Fatal(err)
+				}
+				go func() { _ = w.set.RemoveWithin(context.WithoutCancel(t.Context()), "uid-a", 2*time.Minute) }()
+				synctest.Wait()
+				w.took()
+				w.setFail(tt.fault, errPort)
+				again := w.pod("a", ns[0])
+				again.Options = &redirect.Options{DNS: true}
+				if err := w.set.Add(t.Context(), again); !errors.Is(err, errPort) {
+					t.Errorf("Add = %v", err)
+				}
+				w.want("coming back", tt.want...)
+				gone, cancel := context.WithCancel(t.Context())
+				cancel()
+				_ = w.set.RemoveWithin(gone, "uid-a", time.Minute)
+				synctest.Wait()
+				w.want("leaving again", "stopnew a", "delete a")
+				time.Sleep(2 * time.Minute)
+				synctest.Wait()
+				w.want("connections of before end", "drained a")
+				if got := w.states(); got != "" {
+					t.Errorf("states %q", got)
+				}
+			})
+		})
+	}
 }
 
 // TestSecondClaim: a namespace has the identity of one pod.

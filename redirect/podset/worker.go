@@ -14,8 +14,9 @@ import (
 type worker struct {
 	s       *Set
 	e       *entry
-	capture Capture
+	capture Capture               // nil before the namespace is the entry's
 	options *redirect.Options     // of capture
+	took    bool                  // the namespace was taken over, rules and all, from an entry that drains
 	stop    func(context.Context) // of the running service, nil without one
 	left    string                // findings that the last repair could not put right
 	foreign map[uint64]int        // how often a foreign socket was seen, by cookie
@@ -133,32 +134,50 @@ func (w *worker) wanted() *redirect.Options {
 	return w.e.options
 }
 
-// own makes the namespace this pod's. It waits for one that is leaving it and fails
-// when another pod has it.
+// own makes the namespace this pod's. It fails when another pod has it, and waits for
+// one that leaves. The pod's own connections of before may go on draining: it takes
+// the namespace over from them, rules and all.
 func (w *worker) own(ctx context.Context) error {
 	id := w.e.pod.NS.ID()
 	for {
 		w.s.mu.Lock()
 		other := w.s.owners[id]
-		if other == nil || other == w.e {
+		same := other != nil && other.pod.UID == w.e.pod.UID
+		if other == nil || other == w.e || same && other.draining {
+			if same && other != w.e {
+				other.heir, other.draining, w.took = true, false, true
+			}
 			w.s.owners[id] = w.e
 			w.s.mu.Unlock()
 			return nil
 		}
-		if other.removed.Err() != nil {
+		var next <-chan struct{} = other.gone
+		switch {
+		case other.removed.Err() == nil:
+			w.s.mu.Unlock()
+			return fmt.Errorf("network namespace %s belongs to pod %s (uid %s)", id, other.pod, other.pod.UID)
+		case same && !isClosed(other.settled):
+			next = other.settled
+		case !same:
 			other.hurryLocked(w.s.cfg.DrainTimeout) // while it drains, nothing new is captured
 		}
 		w.s.mu.Unlock()
-		if other.removed.Err() == nil {
-			return fmt.Errorf("network namespace %s belongs to pod %s (uid %s)", id, other.pod, other.pod.UID)
-		}
 		select {
-		case <-other.gone:
+		case <-next:
 		case <-w.e.removed.Done():
 			return ErrRemoved
 		case <-ctx.Done():
 			return context.Cause(ctx)
 		}
+	}
+}
+
+func isClosed(c <-chan struct{}) bool {
+	select {
+	case <-c:
+		return true
+	default:
+		return false
 	}
 }
 
@@ -255,23 +274,57 @@ func (w *worker) end(ctx context.Context) {
 }
 
 // leave undoes the enrolment. When the whole set ends, the rules stay unless they
-// shall be cleaned up; a pod that is removed leaves all the same.
+// shall be cleaned up; a pod that is removed leaves all the same. While it drains, the
+// pod may be enrolled again: then the rules are left to that.
 func (w *worker) leave(ctx context.Context) {
 	w.set(Leaving, nil)
 	var errs []error
-	undo := w.capture != nil && (w.e.removed.Err() != nil || w.s.cfg.Cleanup)
+	undo := (w.capture != nil || w.took) && (w.e.removed.Err() != nil || w.s.cfg.Cleanup)
+	if undo && w.capture == nil {
+		errs = append(errs, w.inherit())
+		undo = w.capture != nil
+	}
 	if undo {
 		errs = append(errs, w.capture.StopNew())
 	}
 	w.patience()
+	w.settle()
 	w.end(w.e.drain)
-	if undo {
+	mine := w.reclaim()
+	if undo && mine {
 		errs = append(errs, w.capture.Delete())
 	}
-	err := errors.Join(errs...)
-	if ctx.Err() == nil || undo {
-		w.event(Event{Kind: EventLeft, Err: err})
+	if mine && (ctx.Err() == nil || undo) {
+		w.event(Event{Kind: EventLeft, Err: errors.Join(errs...)})
 	}
+}
+
+// inherit makes a capture of the rules that were taken over, with which the pod never
+// got as far as options of its own.
+func (w *worker) inherit() error {
+	pod := w.e.pod
+	pod.Options = nil
+	c, err := w.s.cfg.NewCapture(pod)
+	if err == nil {
+		w.capture = c
+	}
+	return err
+}
+
+// settle lets the same pod take the namespace over from now on.
+func (w *worker) settle() {
+	w.s.mu.Lock()
+	defer w.s.mu.Unlock()
+	w.e.draining = w.e.removed.Err() != nil
+	close(w.e.settled)
+}
+
+// reclaim ends that, and reports whether nobody has.
+func (w *worker) reclaim() bool {
+	w.s.mu.Lock()
+	defer w.s.mu.Unlock()
+	w.e.draining = false
+	return !w.e.heir
 }
 
 // patience bounds the drain of a pod that ends with the whole set; a removed one has
