@@ -231,7 +231,7 @@ func compareClaims(a, b *Workload) int {
 
 func claim(w *Workload) int {
 	n := 0
-	if strings.Contains(w.UID, "//Pod/") {
+	if w.IsPod() {
 		n += 2
 	}
 	if w.Protocol == HBONE {

@@ -115,7 +115,8 @@ func (o *outbound) answered(h *h2.Header, err error) {
 		r := o.relay
 		o.established(nil)
 		o.open(&r.FromApp, &r.ToApp)
-		o.recheckOutbound()
+		o.reconsider()
+		o.recheckNetworks()
 		fd := o.fd
 		o.fd = -1
 		r.Start(fd)
@@ -152,7 +153,8 @@ func (o *outbound) established(pair *relay.Pair) {
 	o.plan = route.Plan{}
 	if pair != nil {
 		o.open(&pair.AToB, &pair.BToA)
-		o.recheckOutbound()
+		o.reconsider()
+		o.recheckNetworks()
 	}
 }
 

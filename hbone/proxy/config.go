@@ -14,6 +14,7 @@ import (
 	"github.com/culvert-mesh/culvert/identity/svid"
 	"github.com/culvert-mesh/culvert/workload"
 	"github.com/culvert-mesh/culvert/workload/egress"
+	"github.com/culvert-mesh/culvert/workload/netpol"
 	"github.com/culvert-mesh/culvert/workload/policy"
 )
 
@@ -50,9 +51,12 @@ const (
 
 // Config is what all pods of a node share. Store, Policies, Certificates and Loops are required.
 type Config struct {
-	Store        *workload.Store
-	Policies     *policy.Set
-	Certificates Certificates
+	Store    *workload.Store
+	Policies *policy.Set
+	// NetworkPolicies are evaluated too, at both ends of a connection; nil: they are left to others. Until the Set is ready
+	// connections wait, as for missing policies, and are refused then.
+	NetworkPolicies *netpol.Set
+	Certificates    Certificates
 	// Revocation may be nil: then nothing is revoked.
 	Revocation *mtls.Revocation
 	// Loops are running event loops; they must outlive the Proxy.
@@ -65,13 +69,15 @@ type Config struct {
 	// Network is the network that this node serves, Node its name: with one, only workloads of the node are looked at for
 	// its pods. Both may be empty.
 	Network, Node string
+	// OwnNode reports whether an address is one of this node's own, which Kubernetes does not let a NetworkPolicy cut off
+	// from its pods. Nil: none is. It must be quick and may be called concurrently.
+	OwnNode func(netip.Addr) bool
 	// HBONEPort is where peers accept HBONE; 0 means 15008.
 	HBONEPort uint16
 	// Source says whether inbound connections keep the client's address.
 	Source SourceMode
 	// SameNode joins two pods of this Proxy without a tunnel, after the same checks. Their bytes are in clear inside the
-	// agent and pass no packet filter on the way: set it only where no NetworkPolicy guards the pods, or whoever sets it
-	// evaluates every one of them.
+	// agent and pass no packet filter on the way: set it only with NetworkPolicies, or where none guards the pods.
 	SameNode bool
 	// HideWorkload leaves the baggage header out of answers.
 	HideWorkload bool
@@ -136,6 +142,9 @@ func (c Config) withDefaults() (Config, error) {
 	}
 	if c.Congestion == nil {
 		c.Congestion = []string{"cubic", "reno"}
+	}
+	if c.OwnNode == nil {
+		c.OwnNode = func(netip.Addr) bool { return false }
 	}
 	if c.HBONEPort == 0 {
 		c.HBONEPort = HBONEPort

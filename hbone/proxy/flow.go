@@ -123,7 +123,8 @@ type Flow struct {
 	facts              policy.Connection // inbound: what policy is asked about
 	toServer, toClient atomic.Pointer[atomic.Int64]
 	opened, finished   atomic.Bool
-	place              int // in the pod's table
+	waypoint           bool // outbound: to a waypoint, not to the application
+	place              int  // in the pod's table
 }
 
 // cutter ends a live connection with an error. It may be called from anywhere and more than once.

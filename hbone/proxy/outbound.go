@@ -31,6 +31,7 @@ type outbound struct {
 	counted  string // UID of the workload that the connection counts for
 	at       int    // target that is tried
 	again    int    // how often it was tried again
+	judged   uint64 // version of the network policies that let it go
 	deadline time.Time
 
 	// The attempt on a loop.
@@ -100,7 +101,7 @@ func (o *outbound) decide() {
 	}
 	t := &o.plan.Targets[0]
 	_, near := o.neighbour(t)
-	if t.Protocol == route.ProtocolHBONE && t.Dial.IsValid() && !near {
+	if t.Protocol == route.ProtocolHBONE && t.Dial.IsValid() && !near && o.mayReach(t).denied == nil {
 		if conn := p.pool.Take(o.key(t)); conn != nil {
 			o.begin()
 			if err := o.request(conn, false); err != nil {
@@ -137,6 +138,12 @@ func unseen(err error) bool {
 	return errors.Is(err, h2.ErrGoingAway) || errors.Is(err, h2.ErrStreamLimit)
 }
 
+// refusedHere reports a target that was not tried because policy does not let the pod connect to it.
+func refusedHere(err error) bool {
+	_, ok := errors.AsType[*DeniedError](err)
+	return ok
+}
+
 func rejection(plan route.Plan) error {
 	if plan.Err != nil {
 		return plan.Err
@@ -171,6 +178,7 @@ func (o *outbound) begin() {
 	t := &o.plan.Targets[o.at]
 	o.Attempts++
 	o.Destination = Peer{Addr: t.Dial, Workload: t.Workload}
+	o.waypoint = t.Waypoint
 	o.ActualDst, o.Authority, o.Protocol, o.Source.ID = t.Dial, "", TCP, identity.ID{}
 	if t.Protocol == route.ProtocolHBONE {
 		o.Protocol, o.Authority, o.Source.ID = HBONE, t.Authority, o.local.id
@@ -209,6 +217,9 @@ func (o *outbound) try() error {
 		if err := o.resolve(ctx, t); err != nil {
 			return err
 		}
+	}
+	if err := o.released(ctx, t); err != nil {
+		return err
 	}
 	switch t.Protocol {
 	case route.ProtocolTCP:
@@ -251,7 +262,7 @@ func (o *outbound) another(err error) bool {
 		o.again++
 		return true
 	}
-	if t := &o.plan.Targets[o.at]; t.Workload != nil {
+	if t := &o.plan.Targets[o.at]; t.Workload != nil && !refusedHere(err) {
 		o.pod.suspended.failed(t.Workload.UID, t.Dial)
 	}
 	if o.at+1 == len(o.plan.Targets) {

@@ -59,6 +59,10 @@ func (c *passthrough) run() {
 		c.fail(&DeniedError{Policy: d.Policy, Reason: d.Reason})
 		return
 	}
+	if err := p.admitted(p.ctx, local, &c.Flow); err != nil {
+		c.fail(err)
+		return
+	}
 	fd, err := p.appSocket(loop.Family(c.OriginalDst.Addr()))
 	if err != nil {
 		c.fail(err)

@@ -23,6 +23,7 @@ type Proxy struct {
 	penalties penalties
 	named     sync.Map // podName → *Pod, the newest of that name
 	judges    []judge
+	networks  *networks // nil: network policies are not evaluated
 
 	mu      sync.Mutex
 	pods    map[*Pod]struct{}
@@ -36,7 +37,11 @@ func New(cfg Config) (*Proxy, error) {
 		return nil, err
 	}
 	p := &Proxy{cfg: cfg, pods: make(map[*Pod]struct{})}
-	p.judges = []judge{&authorization{cfg.Policies}}
+	p.judges = []judge{&authorization{cfg.Policies}, &outside{cfg.Outbound, cfg.Store, cfg.Network}}
+	if cfg.NetworkPolicies != nil {
+		p.networks = &networks{set: cfg.NetworkPolicies, network: cfg.Network, ownNode: cfg.OwnNode, store: cfg.Store}
+		p.judges = append(p.judges, p.networks)
+	}
 	p.shares.init(cfg.Descriptors)
 	p.penalties.least = cfg.Penalty
 	return p, nil
@@ -111,7 +116,6 @@ func (p *Proxy) Run(ctx context.Context) error {
 		wg.Go(func() { p.watch(ctx, j) })
 	}
 	wg.Go(func() { p.watchStore(ctx) })
-	wg.Go(func() { p.watchOutbound(ctx) })
 	wg.Wait()
 	return nil
 }

@@ -211,7 +211,34 @@ func (c *inbound) decided(d policy.Decision) {
 		c.refuse(401, &DeniedError{Policy: d.Policy, Reason: d.Reason})
 		return
 	}
-	c.connect()
+	c.admit()
+}
+
+// admit asks network policies, which decide besides.
+func (c *inbound) admit() {
+	n := c.pod.proxy.networks
+	if n == nil {
+		c.connect()
+		return
+	}
+	switch v := n.incoming(c.local.workload, &c.Flow); {
+	case v.denied == nil:
+		c.connect()
+	case !v.open:
+		c.refuse(401, v.denied)
+	default:
+		local := c.local
+		c.pod.spawn(func() {
+			err := c.pod.admitted(c.pod.ctx, local, &c.Flow)
+			c.back(func() {
+				if err != nil {
+					c.refuse(401, err)
+				} else {
+					c.connect()
+				}
+			})
+		})
+	}
 }
 
 // settled reports whether a decision does not depend on policies that are missing.

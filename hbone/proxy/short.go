@@ -82,6 +82,12 @@ func (c *short) prepare(ctx context.Context, local *localState, t *route.Target)
 	case !d.Allowed:
 		return -1, c.refuse(401, &DeniedError{Policy: d.Policy, Reason: d.Reason})
 	}
+	if err := p.admitted(ctx, local, &c.Flow); err != nil {
+		if ctx.Err() != nil {
+			return -1, c.leave(context.Cause(ctx))
+		}
+		return -1, c.refuse(401, err)
+	}
 	family := loop.Family(up.Addr.Addr())
 	if fd = p.stash.take(family); fd < 0 {
 		if fd, err = p.appSocket(family); err != nil {
