@@ -184,7 +184,7 @@ func (w *World) explain(v *Verdict, to *pod, d *policy.Decision, c policy.Connec
 		v.Policy, v.Reason = "PeerAuthentication "+object, "mode STRICT: connections without mTLS are refused"
 	default:
 		v.Policy = "AuthorizationPolicy " + by.key()
-		v.Reason = strings.ToLower(by.action) + " policy matches"
+		v.Reason = "a rule of this " + by.action + " policy matches"
 		if by.invalid() {
 			v.Reason = "the policy cannot be understood and denies everything that it governs: " + by.policy.Invalid
 			return

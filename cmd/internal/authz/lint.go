@@ -85,6 +85,9 @@ func (l *linter) authorization(a *authorization) {
 	l.rules(a)
 	for i, r := range a.rules {
 		l.values(a, i, r.Clauses)
+		if i < len(a.written) && mentions(a.written[i], "spiffe://") {
+			l.add(Warning, "spiffe-prefix", a, i, "a principal is written with spiffe://, which counts here as without; elsewhere it matches nobody", "write it without")
+		}
 	}
 	if a.policy == nil {
 		return
@@ -246,22 +249,20 @@ func (l *linter) servicePorts(a *authorization, governed []*pod) {
 }
 
 func (l *linter) peerAuthentications() {
-	wide := make(map[string]int)
 	for _, p := range l.peers {
 		add := func(s Severity, check, text, remedy string) {
 			l.found = append(l.found, Finding{s, check, "PeerAuthentication", p.namespace, p.name, -1, text, remedy})
 		}
-		if p.fault != "" {
-			add(Error, "invalid", "it cannot be understood, and so counts as STRICT: "+p.fault, "correct the value")
+		switch c := p.condition; {
+		case c.Reason == "Invalid":
+			add(Error, "invalid", "it cannot be understood: "+c.Message, "correct the value")
+			continue
+		case c.Type != "" && !c.Status:
+			add(Warning, "overruled", "it is not in force: "+c.Message, "keep one of the two")
+		case c.Message != "":
+			add(Note, "root-namespace", c.Message, "move it to the namespace that it is for")
 		}
 		if len(p.selector) == 0 {
-			wide[p.namespace]++
-			if wide[p.namespace] == 2 {
-				add(Warning, "two-of-a-kind", "namespace "+p.namespace+" has several PeerAuthentications without a selector: only the oldest counts", "keep one")
-			}
-			if p.ports {
-				add(Warning, "ports-ignored", "modes for ports count only with a selector", "add a selector")
-			}
 			continue
 		}
 		here, selected := 0, 0
@@ -326,4 +327,21 @@ func (l *linter) plaintext(a *authorization, governed []*pod) {
 			}
 		}
 	}
+}
+
+// mentions reports whether a text inside of the value begins with the prefix.
+func mentions(v any, prefix string) bool {
+	switch v := v.(type) {
+	case string:
+		return strings.HasPrefix(v, prefix)
+	case []any:
+		return slices.ContainsFunc(v, func(e any) bool { return mentions(e, prefix) })
+	case map[string]any:
+		for _, e := range v {
+			if mentions(e, prefix) {
+				return true
+			}
+		}
+	}
+	return false
 }

@@ -27,21 +27,14 @@ func (l *linter) values(a *authorization, i int, r rule) {
 	}
 }
 
-// consequence says what a value that matches nobody does.
-const valueMatchesNobody = "it matches nobody"
-
 func (l *linter) principal(a *authorization, i int, p policy.StringMatch) {
 	text := stringMatch(p)
 	const form = "write trust-domain/ns/NAMESPACE/sa/ACCOUNT"
-	if rest, ok := strings.CutPrefix(p.Value, "spiffe://"); ok && p.Kind != policy.Suffix {
-		l.add(Error, "spiffe-prefix", a, i, fmt.Sprintf("principal %s: %s, because principals are written without spiffe://", text, valueMatchesNobody), "write "+rest)
-		return
-	}
 	switch p.Kind {
 	case policy.Exact:
 		account, ok := accountOf(p)
 		if !ok {
-			l.add(Error, "principal-form", a, i, fmt.Sprintf("principal %s: %s, because it is no identity", text, valueMatchesNobody), form)
+			l.add(Error, "principal-form", a, i, "principal "+text+" matches nobody, because it is no identity", form)
 			return
 		}
 		domain, _, _ := strings.Cut(p.Value, "/")

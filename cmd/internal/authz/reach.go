@@ -146,7 +146,8 @@ func (w *World) reach(pods []*pod) Reach {
 // view puts a policy into words.
 func (w *World) view(a *authorization) Governing {
 	g := Governing{Policy: a.key(), Action: a.action, Scope: w.scope(a), DryRun: a.dryRun, Status: a.condition.Reason, Rules: []RuleView{}}
-	if a.condition.Reason != "Accepted" {
+	said := func(m ruleMeaning) bool { return m.Note == a.condition.Message }
+	if a.condition.Reason != "Accepted" && !slices.ContainsFunc(a.rules, said) {
 		g.Status += ": " + a.condition.Message
 	}
 	for i, m := range a.rules {

@@ -84,6 +84,7 @@ type authorization struct {
 	policy          *policy.Policy // what agents judge by; nil when nothing
 	condition       kube.Condition // what its status is to say
 	rules           []kube.RuleMeaning
+	written         []any // the rules as they are written
 }
 
 func (a *authorization) key() string { return a.namespace + "/" + a.name }
@@ -99,8 +100,7 @@ func (a *authorization) invalid() bool { return a.policy != nil && a.policy.Inva
 type peerAuthentication struct {
 	namespace, name string
 	selector        map[string]string
-	ports           bool // it has modes for ports
-	fault           string
+	condition       kube.Condition // what its status is to say; zero when it is simply in force
 }
 
 // GroupResources are the resources whose objects New wants to have all of.
@@ -214,16 +214,13 @@ func (w *World) collectPolicies() {
 				namespace: u.GetNamespace(), name: u.GetName(), action: cmp.Or(action, "ALLOW"), selector: selector,
 				condition: condition, rules: w.translation.Rules(u),
 			}
+			a.written, _, _ = unstructured.NestedSlice(u.Object, "spec", "rules")
 			a.policy = w.policies.Policy(a.key())
 			a.dryRun = a.policy != nil && a.policy.DryRun
 			a.attached = condition.Type == "WaypointAccepted"
 			w.authz, w.byKey[a.key()] = append(w.authz, a), a
 		case "PeerAuthentication":
-			ports, _, _ := unstructured.NestedMap(u.Object, "spec", "portLevelMtls")
-			p := &peerAuthentication{namespace: u.GetNamespace(), name: u.GetName(), selector: selector, ports: len(ports) > 0}
-			if condition.Type != "" && !condition.Status {
-				p.fault = condition.Message
-			}
+			p := &peerAuthentication{namespace: u.GetNamespace(), name: u.GetName(), selector: selector, condition: condition}
 			w.peers = append(w.peers, p)
 		}
 	}
