@@ -149,7 +149,7 @@ func TestEvaluate(t *testing.T) {
 func equalDecision(t *testing.T, got, want policy.Decision) {
 	t.Helper()
 	if got.Allowed != want.Allowed || got.Policy != want.Policy || got.Reason != want.Reason || got.Denied != want.Denied ||
-		!slices.Equal(got.DryRun, want.DryRun) || !slices.Equal(got.Missing, want.Missing) {
+		!slices.Equal(got.DryRun, want.DryRun) || !slices.Equal(got.Audit, want.Audit) || !slices.Equal(got.Missing, want.Missing) {
 		t.Errorf("got  %+v\nwant %+v", got, want)
 	}
 }
