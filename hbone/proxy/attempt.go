@@ -116,7 +116,6 @@ func (o *outbound) answered(h *h2.Header, err error) {
 		o.established(nil)
 		o.open(&r.FromApp, &r.ToApp)
 		o.reconsider()
-		o.recheckNetworks()
 		fd := o.fd
 		o.fd = -1
 		r.Start(fd)
@@ -154,7 +153,6 @@ func (o *outbound) established(pair *relay.Pair) {
 	if pair != nil {
 		o.open(&pair.AToB, &pair.BToA)
 		o.reconsider()
-		o.recheckNetworks()
 	}
 }
 

@@ -212,7 +212,6 @@ func (o *outbound) mayReach(t *route.Target) verdict {
 	if n == nil {
 		return verdict{}
 	}
-	o.judged = n.set.Snapshot().Version()
 	return n.outgoing(o.local.workload, t)
 }
 
@@ -240,17 +239,4 @@ func (o *outbound) released(ctx context.Context, t *route.Target) error {
 		return errGone
 	}
 	return err
-}
-
-// recheckNetworks is for a connection that has just been opened: a change while it was being established passed it by.
-func (o *outbound) recheckNetworks() {
-	n := o.pod.proxy.networks
-	if n == nil || n.set.Snapshot().Version() == o.judged {
-		return
-	}
-	if _, look := n.sit(o.pod, o.local); look != nil {
-		if err := look(&o.Flow); err != nil {
-			o.cut(err)
-		}
-	}
 }

@@ -31,7 +31,6 @@ type outbound struct {
 	counted  string // UID of the workload that the connection counts for
 	at       int    // target that is tried
 	again    int    // how often it was tried again
-	judged   uint64 // version of the network policies that let it go
 	deadline time.Time
 
 	// The attempt on a loop.
