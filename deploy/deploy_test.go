@@ -74,6 +74,7 @@ func everything() map[string]any {
 			"extraArgs": []any{"--lease-duration=30s"}, "tolerations": []any{map[string]any{"operator": "Exists"}},
 			"affinity": map[string]any{"nodeAffinity": map[string]any{}}, "podLabels": map[string]any{"x": "y"}, "podAnnotations": map[string]any{"x": "y"},
 		},
+		"netpol":        map[string]any{"companions": true},
 		"monitoring":    map[string]any{"enabled": true, "labels": map[string]any{"release": "p"}},
 		"resourceQuota": map[string]any{"enabled": true},
 		"openshift":     map[string]any{"enabled": true},
@@ -282,6 +283,25 @@ func TestRights(t *testing.T) {
 	for _, u := range objects(t, "x", map[string]any{"taint": map[string]any{"remove": false}}) {
 		if text, _ := yaml.Marshal(u.Object); u.GetName() == "culvert-controller" && u.GetKind() == "ClusterRole" && slices.Contains(rights(find[rbacv1.ClusterRole](t, []*unstructured.Unstructured{u}, "ClusterRole", "culvert-controller").Rules), "nodes: patch") {
 			t.Errorf("nodes may be changed though taints are left alone:\n%s", text)
+		}
+	}
+}
+
+// Who may write NetworkPolicies may open and isolate any pod, so only what was chosen brings that right.
+func TestRightsOfCompanions(t *testing.T) {
+	const right = "networking.k8s.io/networkpolicies: create delete get list update watch"
+	for _, on := range []bool{false, true} {
+		all := objects(t, "x", map[string]any{"netpol": map[string]any{"companions": on}})
+		got := rights(find[rbacv1.ClusterRole](t, all, "ClusterRole", "culvert-controller").Rules)
+		if slices.Contains(got, right) != on {
+			t.Errorf("with companions %v the controller may\n%s", on, strings.Join(got, "\n"))
+		}
+		writes := slices.ContainsFunc(got, func(r string) bool {
+			return strings.Contains(r, "networkpolicies: ") && strings.Contains(r, "create")
+		})
+		args := find[appsv1.Deployment](t, all, "Deployment", "culvert-controller").Spec.Template.Spec.Containers[0].Args
+		if writes != on || slices.Contains(args, "--netpol-companions=true") != on {
+			t.Errorf("with companions %v: writes %v, args %v", on, writes, args)
 		}
 	}
 }

@@ -12,8 +12,11 @@ import (
 	"k8s.io/client-go/tools/clientcmd"
 
 	"github.com/culvert-mesh/culvert/cmd/internal/admin"
+	"github.com/culvert-mesh/culvert/cmd/internal/companion"
 	"github.com/culvert-mesh/culvert/cmd/internal/conf"
+	"github.com/culvert-mesh/culvert/cmd/internal/enrol"
 	"github.com/culvert-mesh/culvert/cmd/internal/kubeca"
+	"github.com/culvert-mesh/culvert/cmd/internal/netpolcheck"
 	"github.com/culvert-mesh/culvert/cmd/internal/run"
 	"github.com/culvert-mesh/culvert/workload"
 	"github.com/culvert-mesh/culvert/workload/policy"
@@ -73,7 +76,8 @@ type controller struct {
 	nodes     *kubeca.NodeAuthorizer
 	door      *doorkeeper
 	publisher *publish.Server
-	taints    *taints // nil when they are left alone
+	taints    *taints           // nil when they are left alone
+	companion *companion.Writer // nil without companions of NetworkPolicies
 	election  *election
 	figures   *figures
 	ready     admin.Readiness
@@ -178,6 +182,14 @@ func (c *controller) buildElection() ([]run.Component, error) {
 	if s.removeTaints {
 		c.taints = &taints{client: c.clients.core, namespace: s.namespace, log: c.scope("taints")}
 		tasks = append(tasks, run.Component{Name: "taints", Run: c.taints.Run})
+	}
+	if s.companions {
+		mesh := netpolcheck.Mesh{DNS: s.agentsDNS, Enrolment: enrol.Settings{Exclude: s.exclude}}
+		c.companion, err = companion.New(companion.Config{Client: c.clients.core, Mesh: mesh, Logger: c.scope("companions")})
+		if err != nil {
+			return nil, err
+		}
+		tasks = append(tasks, run.Component{Name: "companions", Run: c.companion.Run})
 	}
 	c.election = &election{
 		client: c.clients.core, namespace: s.namespace, identity: s.pod, lease: s.lease, tasks: tasks, log: c.scope("election"),

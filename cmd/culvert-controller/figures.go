@@ -165,6 +165,10 @@ func (c *controller) samples(emit func(admin.Sample)) {
 		emit(admin.Sample{Name: "culvert_taints_removed_total", Help: "Nodes whose taint was removed.", Counter: true, Value: float64(t.removed.Load())})
 		emit(admin.Sample{Name: "culvert_taint_failures_total", Help: "Failed attempts to remove a node's taint.", Counter: true, Value: float64(t.failed.Load())})
 	}
+	if w := c.companion; w != nil {
+		emit(admin.Sample{Name: "culvert_netpol_companions_written_total", Help: "Companions of NetworkPolicies that were created, changed or deleted.", Counter: true, Value: float64(w.Written())})
+		emit(admin.Sample{Name: "culvert_netpol_companion_failures_total", Help: "Failed attempts at that.", Counter: true, Value: float64(w.Failed())})
+	}
 	st := c.authority.Status()
 	trouble := 0.0
 	if st.Trouble != nil {

@@ -31,6 +31,9 @@ type settings struct {
 	audiences            []string
 	removeTaints         bool
 
+	companions, agentsDNS bool
+	exclude               []string
+
 	ttl, maxTTL, rootTTL time.Duration
 	settle, overlap      time.Duration
 
@@ -44,7 +47,7 @@ func readSettings(args []string, lookup func(string) (string, bool)) (*settings,
 	s := &settings{
 		namespace: "culvert-system", trustDomain: identity.MustTrustDomain("cluster.local"), cluster: "Kubernetes", domain: "cluster.local",
 		grpc: netip.MustParseAddrPort("[::]:15012"), metrics: netip.MustParseAddrPort("[::]:15014"), admin: netip.MustParseAddrPort("127.0.0.1:15000"),
-		audiences: []string{kubeca.DefaultAudience}, removeTaints: true,
+		audiences: []string{kubeca.DefaultAudience}, removeTaints: true, agentsDNS: true,
 		ttl: authority.DefaultTTL, maxTTL: authority.DefaultMaxTTL, rootTTL: authority.DefaultRootTTL,
 		lease: 15 * time.Second, drain: 5 * time.Second, logLevel: "info", logFormat: "text",
 	}
@@ -80,6 +83,9 @@ func (s *settings) declareCluster(set *conf.Set) {
 	conf.Add(set, &s.network, conf.String, conf.Option{Flag: "network", Env: []string{"NETWORK"}, Usage: "name of the network that the cluster's addresses are in"})
 	conf.Add(set, &s.lenientL7, conf.Bool, conf.Option{Flag: "lenient-l7", Env: []string{"CULVERT_LENIENT_L7"}, Usage: "read layer 7 conditions that nothing enforces as Istio does, instead of denying by the rest of their rule"})
 	conf.Add(set, &s.removeTaints, conf.Bool, conf.Option{Flag: "remove-taints", Env: []string{"CULVERT_REMOVE_TAINTS"}, Usage: "take the taints " + strings.Join(taintKeys[:], " and ") + " off nodes whose agent is ready"})
+	conf.Add(set, &s.companions, conf.Bool, conf.Option{Flag: "netpol-companions", Usage: "keep a NetworkPolicy beside each of the users' that names ports without HBONE's: the same pods and peers, TCP 15008"})
+	conf.Add(set, &s.exclude, conf.List(conf.String), conf.Option{Flag: "exclude-namespaces", Usage: "namespaces that are never in the mesh, as the agents are told: they get no such policy"})
+	conf.Add(set, &s.agentsDNS, conf.Bool, conf.Option{Flag: "agents-capture-dns", Usage: "the agents capture DNS: what is for it alone needs no such policy"})
 	conf.Add(set, &s.lease, conf.Duration(3*time.Second, 10*time.Minute), conf.Option{Flag: "lease-duration", Usage: "after how long a leader that is not heard of is replaced"})
 }
 
