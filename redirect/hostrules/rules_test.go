@@ -114,6 +114,25 @@ func TestAddRemove(t *testing.T) {
 	}
 }
 
+// TestNftLists: administrators look at a node's rules with the nft of the node's system. That of Debian 12 (1.0.6) aborts
+// at rules for bridges whose matches come in an order that it would not have written itself.
+func TestNftLists(t *testing.T) {
+	l := &lab{TB: t, host: netnstest.New(t)}
+	for _, k := range []hostrules.Kubelet{{UID: 7}, {UID: 0}} {
+		r := newRules(t, l.host, &finder{k: k})
+		must(t, r.Apply(map[netip.Addr]string{netip.MustParseAddr("10.0.0.1"): "a", netip.MustParseAddr("fd00::1"): "a"}))
+		for _, command := range []string{"nft list ruleset", "nft -j list ruleset", "nft list tables"} {
+			all := l.shell(command)
+			for _, family := range []string{"inet", "bridge"} {
+				if !strings.Contains(all, "table "+family+" culvert-host") && !strings.Contains(all, `"family": "`+family+`", "name": "culvert-host"`) {
+					t.Errorf("%s has no table %s:\n%s", command, family, all)
+				}
+			}
+		}
+		must(t, r.Delete())
+	}
+}
+
 func TestRefusedPods(t *testing.T) {
 	r := newRules(t, netnstest.New(t), &finder{})
 	for _, pod := range []struct{ addr, uid string }{
