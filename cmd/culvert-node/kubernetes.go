@@ -161,8 +161,7 @@ func (n *node) buildKubernetes(parts []run.Component) ([]run.Component, error) {
 		run.Component{Name: "hand-off", Run: func(ctx context.Context) error {
 			err := server.Run(ctx)
 			if c.left.Load() && !c.superseded() {
-				_ = os.Remove(c.socket)
-				_ = os.Remove(filepath.Dir(c.socket)) // unless there is something of others in it
+				c.removeFiles()
 			}
 			return err
 		}},
@@ -266,6 +265,15 @@ func (c *cluster) leave(ctx context.Context) {
 	}
 	c.host.remove()
 	c.left.Store(true)
+}
+
+// removeFiles removes what the agent has made to be called. Directories stay that have something of others in them.
+func (c *cluster) removeFiles() {
+	_ = os.Remove(c.socket)
+	_ = os.Remove(filepath.Dir(c.socket))
+	if err := install.RemoveEmpty(filepath.Join(c.settings.procRoot, "1", "root"), c.settings.runDir); err != nil {
+		c.log.Info("a directory stays on the node", "error", err)
+	}
 }
 
 // superseded reports whether a newer agent has taken the hand-off socket.

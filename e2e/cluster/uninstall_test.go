@@ -118,7 +118,7 @@ func (p picture) namespaceFacts(t *testing.T, what, netns string) {
 }
 
 // nodeFacts are files and mounts of a node: whatever it has ever written lies in its own layer. What the kubelet and the
-// runtime write for every pod is left out, and so is the directory that the kubelet made for the agent, which is empty.
+// runtime write for every pod is left out.
 func (p picture) nodeFacts(t *testing.T, name string) {
 	t.Helper()
 	m := shared.nodes.Node(name)
@@ -139,7 +139,7 @@ func (p picture) nodeFacts(t *testing.T, name string) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	const rest = `find /run -xdev \( -name '*culvert*' -o -name '*istio*' \) ! \( -path /run/culvert -empty \); grep -E 'culvert-node|culvert-cni|/run/culvert|istio' /proc/1/mounts; true`
+	const rest = `find /run -xdev \( -name '*culvert*' -o -name '*istio*' \); grep -E 'culvert-node|culvert-cni|/run/culvert|istio' /proc/1/mounts; true`
 	out, err := m.Command(t.Context(), "sh", "-c", rest).Output()
 	if err != nil {
 		t.Fatal(err)
