@@ -27,6 +27,47 @@ func TestConnectionsSurviveEnrolment(t *testing.T) {
 	t.Logf("within the node: %+v", beside.unbroken())
 }
 
+// A label that comes back while connections drain takes effect at once, and breaks none of these.
+func TestRelabelWhileDraining(t *testing.T) {
+	mesh(t)
+	n1, n2 := twoNodes(t)
+	ns := namespace(t, modeLabel+"=ambient")
+	client, server := ns.run("client", onNode(n1)).enrolled(), ns.run("server", onNode(n2)).enrolled()
+	wantTLS(t, client, server)
+	load := client.start("load", "--pause=20ms", "http://"+server.ip+":8080/")
+	var across []*session
+	for range 2 {
+		across = append(across, client.hold(4, server.ip+":9000"))
+		ns.leave()
+		client.released()
+		server.released()
+		begin := time.Now()
+		ns.enrol()
+		client.enrolled()
+		server.enrolled()
+		if took := time.Since(begin); took > 20*time.Second { // a drain lasts for 25 s at least
+			t.Errorf("the pods were in the mesh again after %v", took)
+		}
+		wantTLS(t, client, server)
+	}
+	for _, s := range across {
+		t.Logf("connections of before: %+v", s.unbroken())
+	}
+	load.faultless()
+	ns.leave()
+	client.released()
+	server.released()
+	if shared.nodes == nil {
+		return
+	}
+	wait(t, "the rules are gone", func() error {
+		if client.captured() || server.captured() {
+			return errors.New("a table is there")
+		}
+		return nil
+	})
+}
+
 // Leaving the mesh breaks no connection: those in tunnels go on until they end, new ones are direct, then the rules go.
 func TestUnlabelDrains(t *testing.T) {
 	mesh(t)
