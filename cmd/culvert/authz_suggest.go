@@ -176,7 +176,7 @@ func printSuggestion(out io.Writer, flows *authz.Flows, s *authz.Suggestion) err
 	if !flows.Since.IsZero() {
 		fmt.Fprintf(&b, " since %s", flows.Since.UTC().Format(time.RFC3339))
 	}
-	fmt.Fprintf(&b, "; with these %d policies %d work and %d are refused.\n", len(s.Policies), s.Kept, len(s.Refused))
+	fmt.Fprintf(&b, "; with these %d policies %d of them work and %d would be refused.\n", len(s.Policies), s.Kept, len(s.Refused))
 	for _, m := range flows.Missing {
 		fmt.Fprintf(&b, "# not known: %s\n", m)
 	}

@@ -237,7 +237,7 @@ func (w *World) summary(p *pod, governing []*authorization, mode kube.PeerMode) 
 	case allow > 0 && len(s.Allowed) == 0:
 		return Summary{Who: Nobody, Text: "nobody: there are ALLOW policies, and none of their rules can let anybody in"}
 	case allow > 0:
-		s.Who, s.Text = Only, "only whom an ALLOW policy names"
+		s.Who, s.Text = Only, "only those that an ALLOW policy names"
 	case strict && len(mode.Ports) == 0:
 		s.Who, s.Text = Identified, "everybody with an identity (mTLS)"
 	case strict:
