@@ -34,9 +34,12 @@ func netpolCommand() *cobra.Command {
 		Short: "Say what a CNI that enforces NetworkPolicies would cut of the mesh, and add what is missing",
 		Args:  cobra.NoArgs,
 	}
-	cmd.AddCommand(netpolCheckCommand(), netpolFixCommand())
+	cmd.AddCommand(netpolCheckCommand(kubeFlags.connect), netpolFixCommand(kubeFlags.connect))
 	return cmd
 }
+
+// connector reaches the cluster that flags name.
+type connector func(kubeFlags) (*access.Access, error)
 
 // netpolFlags say where policies come from and what mesh they are judged for.
 type netpolFlags struct {
@@ -48,9 +51,10 @@ type netpolFlags struct {
 	noDNS     bool
 	namespace *string
 	changed   func(flag string) bool
+	connect   connector
 }
 
-func addNetpolFlags(cmd *cobra.Command) *netpolFlags {
+func addNetpolFlags(cmd *cobra.Command, connect connector) *netpolFlags {
 	kubeconfig, context, namespace := "", "", ""
 	f := &netpolFlags{kube: kubeFlags{genericclioptions.NewConfigFlags(true)}, namespace: &namespace}
 	f.kube.KubeConfig, f.kube.Context, f.kube.Namespace = &kubeconfig, &context, &namespace
@@ -63,7 +67,7 @@ func addNetpolFlags(cmd *cobra.Command) *netpolFlags {
 	flags.StringSliceVar(&f.assume, "assume-enrolled", nil, "namespaces to judge as if they were labelled for the mesh already; * is all of them")
 	flags.StringSliceVar(&f.exclude, "exclude-namespaces", []string{"kube-system"}, "namespaces that are never in the mesh; default as the cluster's agents")
 	flags.BoolVar(&f.noDNS, "no-dns-capture", false, "the agents do not capture DNS; default as the cluster's agents")
-	f.changed = flags.Changed
+	f.changed, f.connect = flags.Changed, connect
 	cmd.SetFlagErrorFunc(func(_ *cobra.Command, err error) error { return withStatus{exitTrouble, err} })
 	cmd.Args = func(cmd *cobra.Command, args []string) error {
 		if err := cobra.NoArgs(cmd, args); err != nil {
@@ -98,10 +102,7 @@ func (f *netpolFlags) load(ctx context.Context, stdin io.Reader) (*netpolInput, 
 		}
 		return in, nil, in.addDocuments(docs, *f.namespace)
 	}
-	if !f.kube.configured() {
-		return nil, nil, errNoCluster
-	}
-	a, err := access.Connect(f.kube)
+	a, err := f.connect(f.kube)
 	if err != nil {
 		return nil, nil, err
 	}
@@ -209,7 +210,7 @@ func (f *netpolFlags) check(in *netpolInput) []netpolcheck.Finding {
 	return slices.DeleteFunc(found, func(x netpolcheck.Finding) bool { return x.Namespace != "" && x.Namespace != *f.namespace })
 }
 
-func netpolCheckCommand() *cobra.Command {
+func netpolCheckCommand(connect connector) *cobra.Command {
 	var output string
 	cmd := &cobra.Command{
 		Use:   "check",
@@ -225,7 +226,7 @@ The exit status is 1 when something is missing, 2 when the question could not be
   culvert netpol check -n shop --assume-enrolled=shop
   culvert netpol check -f manifests/`,
 	}
-	f := addNetpolFlags(cmd)
+	f := addNetpolFlags(cmd, connect)
 	cmd.Flags().StringVarP(&output, "output", "o", "text", "text or json")
 	cmd.RunE = func(cmd *cobra.Command, _ []string) error {
 		if output != "text" && output != "json" {

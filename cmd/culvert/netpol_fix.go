@@ -5,6 +5,7 @@ import (
 	"cmp"
 	"context"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"io"
 	"os"
@@ -27,7 +28,7 @@ import (
 	"github.com/culvert-mesh/culvert/cmd/internal/yamltext"
 )
 
-func netpolFixCommand() *cobra.Command {
+func netpolFixCommand(connect connector) *cobra.Command {
 	var apply bool
 	cmd := &cobra.Command{
 		Use:   "fix",
@@ -43,31 +44,33 @@ The exit status is 1 when something is missing that was not added, 2 when someth
   culvert netpol fix -n shop --apply
   culvert netpol fix -f manifests/ --apply`,
 	}
-	f := addNetpolFlags(cmd)
+	f := addNetpolFlags(cmd, connect)
 	cmd.Flags().BoolVar(&apply, "apply", false, "write the policies where they came from")
-	cmd.RunE = func(cmd *cobra.Command, _ []string) error {
-		var rest []netpolcheck.Finding
-		var err error
-		switch {
-		case len(f.files) > 0:
-			rest, err = f.fixFiles(cmd, apply)
-		case apply:
-			rest, err = f.fixCluster(cmd)
-		default:
-			rest, err = f.printFixed(cmd)
-		}
-		if err != nil {
-			return withStatus{exitTrouble, err}
-		}
-		for i := range rest {
-			if r := &rest[i]; r.Wrong() && (r.Policy == nil || len(r.Patch) == 0) {
-				fmt.Fprintf(cmd.ErrOrStderr(), "%s cannot be fixed here; culvert netpol check says what to do\n", inspect.Clean(r.About()))
-				err = withStatus{exitMissing, fmt.Errorf("something is missing still")}
-			}
-		}
-		return err
-	}
+	cmd.RunE = func(cmd *cobra.Command, _ []string) error { return f.fix(cmd, apply) }
 	return cmd
+}
+
+func (f *netpolFlags) fix(cmd *cobra.Command, apply bool) error {
+	var found []netpolcheck.Finding
+	var err error
+	switch {
+	case len(f.files) > 0:
+		found, err = f.fixFiles(cmd, apply)
+	case apply:
+		found, err = f.fixCluster(cmd)
+	default:
+		found, err = f.printFixed(cmd)
+	}
+	if err != nil {
+		return withStatus{exitTrouble, err}
+	}
+	for i := range found {
+		if x := &found[i]; x.Wrong() && (x.Policy == nil || len(x.Patch) == 0) {
+			fmt.Fprintf(cmd.ErrOrStderr(), "%s cannot be fixed here; culvert netpol check says what to do\n", inspect.Clean(x.About()))
+			err = withStatus{exitMissing, errors.New("something is missing still")}
+		}
+	}
+	return err
 }
 
 // fixed returns the object of a finding with what it lacks; nil when it lacks nothing that can be added.
