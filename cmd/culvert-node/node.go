@@ -1,11 +1,11 @@
 package main
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
 	"log/slog"
-	"net"
 	"net/netip"
 	"os"
 	"time"
@@ -24,6 +24,7 @@ import (
 	"github.com/culvert-mesh/culvert/redirect/podset"
 	"github.com/culvert-mesh/culvert/workload"
 	"github.com/culvert-mesh/culvert/workload/dns"
+	"github.com/culvert-mesh/culvert/workload/dns/lookup"
 	"github.com/culvert-mesh/culvert/workload/egress"
 	"github.com/culvert-mesh/culvert/workload/policy"
 	"github.com/culvert-mesh/culvert/workload/source/file"
@@ -56,6 +57,7 @@ type node struct {
 	plaintext    *plaintext
 	flows        *flows
 	passing      *passing
+	resolvConf   *resolvConf
 	ready        admin.Readiness
 	group        *run.Group
 }
@@ -70,7 +72,7 @@ func newNode(s *settings, set *conf.Set, levels *admin.Levels, log *slog.Logger,
 	if err != nil {
 		return nil, fmt.Errorf("--trust-domain: %w", err)
 	}
-	n := &node{settings: s, conf: set, log: log, store: workload.New(), policies: policy.New(), outbound: egress.New(s.outbound), plaintext: newPlaintext(), flows: newFlows(), passing: newPassing()}
+	n := &node{settings: s, conf: set, log: log, store: workload.New(), policies: policy.New(), outbound: egress.New(s.outbound), plaintext: newPlaintext(), flows: newFlows(), passing: newPassing(), resolvConf: &resolvConf{path: cmp.Or(s.resolvConf, "/etc/resolv.conf")}}
 	n.ready.Block(waitState)
 	n.ready.Block(waitPods)
 	var parts []run.Component
@@ -168,9 +170,14 @@ func (n *node) buildProxy() ([]run.Component, error) {
 		Store: n.store, Policies: n.policies, Certificates: n.certificates, Loops: n.loops, Observer: observer{n.telemetry, n.plaintext, n.passing, n.flows},
 		Logger: n.scope("proxy"), Network: s.network, Node: s.node, Outbound: n.outbound, PoolIdle: s.poolIdle, SameNode: s.sameNode == short,
 		Source: map[toggle]proxy.SourceMode{auto: proxy.SourceAuto, on: proxy.SourceAlways, off: proxy.SourceNever}[s.originalSrc],
-		Resolve: func(ctx context.Context, host string) ([]netip.Addr, error) {
-			return net.DefaultResolver.LookupNetIP(ctx, "ip", host)
-		},
+	}
+	names, err := lookup.New(lookup.Config{Nameservers: n.resolvConf.nameservers, Dial: controlDialer(s).DialContext})
+	if err != nil {
+		return nil, err
+	}
+	cfg.Resolve = func(ctx context.Context, source *workload.Workload, host string) ([]netip.Addr, error) {
+		n.telemetry.OnDemandDNS(source, host)
+		return names.Lookup(ctx, host)
 	}
 	if cfg.PoolMaxStreams = s.poolStreams; s.poolIdle == 0 {
 		cfg.PoolIdle = -1
@@ -184,11 +191,14 @@ func (n *node) buildProxy() ([]run.Component, error) {
 		cfg.Revocation = rev
 		parts = append(parts, run.Component{Name: "revocation lists", Run: rev.Watch})
 	}
-	var err error
 	if n.proxy, err = proxy.New(cfg); err != nil {
 		return nil, err
 	}
-	parts = append(parts, run.Component{Name: "heap", Run: keepHeap})
+	parts = append(parts, run.Component{Name: "heap", Run: keepHeap}, run.Component{Name: "host names", Run: func(ctx context.Context) error {
+		<-ctx.Done()
+		names.Close()
+		return nil
+	}})
 	return append(parts, run.Component{Name: "proxy", Run: n.proxy.Run, Drain: func(ctx context.Context) error {
 		if n.cluster != nil {
 			n.cluster.leave(ctx) // before: pods that leave the mesh are served until nothing of them is captured
@@ -232,10 +242,7 @@ func (n *node) buildSource() ([]run.Component, error) {
 
 func (n *node) buildPods(td identity.TrustDomain) ([]run.Component, error) {
 	s := n.settings
-	rc := &resolvConf{path: s.resolvConf}
-	if rc.path == "" {
-		rc.path = "/etc/resolv.conf"
-	}
+	rc := n.resolvConf
 	n.pods = &pods{
 		log: n.log, proxy: n.proxy, certificates: n.certificates, store: n.store, telemetry: n.telemetry, trustDomain: td,
 		node: s.node, mark: packetMark, nameservers: rc.nameservers, running: make(map[string]*servedPod),

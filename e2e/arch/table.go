@@ -25,6 +25,7 @@ func planeEdges() []Edge {
 		{From: "workload/egress"},
 		{From: "workload/route", To: []string{"workload", "workload/egress", "identity"}},
 		{From: "workload/dns", To: []string{"workload"}},
+		{From: "workload/dns/lookup"},
 		{From: "workload/dns/server", To: []string{"workload/dns", "workload"}},
 		{From: "workload/netpol", To: []string{"workload/internal/hamt"}},
 		{From: "workload/netpol/netpolpb"},

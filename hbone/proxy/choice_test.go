@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"net/netip"
+	"slices"
 	"testing"
 
 	"github.com/culvert-mesh/culvert/hbone/proxy"
@@ -41,7 +42,10 @@ func TestHostnameOfAWorkload(t *testing.T) {
 	r := newRig(t)
 	addrs := []netip.Addr{netip.MustParseAddr("::1"), netip.MustParseAddr("127.0.30.1")}
 	one := r.node(func(c *proxy.Config) {
-		c.Resolve = func(_ context.Context, host string) ([]netip.Addr, error) {
+		c.Resolve = func(_ context.Context, source *workload.Workload, host string) ([]netip.Addr, error) {
+			if source == nil || source.Name != "client" {
+				t.Errorf("%v asks", source)
+			}
 			if host != "external.example" {
 				return nil, errors.New("no such host")
 			}
@@ -64,5 +68,26 @@ func TestHostnameOfAWorkload(t *testing.T) {
 	wantReset(t, client.dial(vip))
 	if f := one.seen.ended(t, proxy.Outbound, 1); f.Flag != proxy.FlagConnect || f.Err.Error() != "resolve nobody.example: no such host" {
 		t.Errorf("flow ended with %v, flag %s", f.Err, f.Flag)
+	}
+}
+
+// Of several addresses of a name those that refuse cost nobody a connection.
+func TestAddressesOfAName(t *testing.T) {
+	r := newRig(t)
+	good := netip.MustParseAddr("127.0.30.4")
+	dead := []netip.Addr{netip.MustParseAddr("127.0.30.1"), netip.MustParseAddr("127.0.30.2"), netip.MustParseAddr("127.0.30.3")}
+	one := r.node(func(c *proxy.Config) {
+		c.Resolve = func(context.Context, *workload.Workload, string) ([]netip.Addr, error) {
+			return append(slices.Clone(dead), good), nil
+		}
+	})
+	client := one.pod("client", "127.0.10.1")
+	dst := r.echo(good)
+	w := r.workloadAt("external", "127.0.30.9", func(w *workload.Workload) {
+		w.Addresses, w.Hostname, w.Protocol = nil, "external.example", workload.TCP
+	})
+	vip := r.service("127.0.20.1", 80, dst.Port(), w)
+	for range 10 {
+		exchange(t, client.dial(vip), "hello")
 	}
 }

@@ -84,9 +84,9 @@ type Config struct {
 	// Outbound says which namespaces may connect to destinations that the registry does not have. Live connections follow
 	// it too. Nil means all.
 	Outbound *egress.Modes
-	// Resolve looks up the addresses of a host name, for workloads that have no address. Nil means that those cannot be
-	// reached.
-	Resolve func(ctx context.Context, host string) ([]netip.Addr, error)
+	// Resolve looks up the addresses of a host name, for workloads that have no address; source is who connects. It is
+	// asked for each connection. Nil means that those cannot be reached.
+	Resolve func(ctx context.Context, source *workload.Workload, host string) ([]netip.Addr, error)
 	// Congestion are the algorithms, in order of preference, for sockets that face an application where the system's
 	// default paces (bbr). Nil means cubic, then reno; an empty list changes nothing.
 	Congestion []string

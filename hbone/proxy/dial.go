@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"math/rand/v2"
 	"net/netip"
+	"slices"
 	"time"
 
 	"github.com/culvert-mesh/culvert/hbone/loop"
@@ -86,30 +87,37 @@ func (p *Pod) dialTunnel(ctx context.Context, source identity.ID, t *route.Targe
 
 var errNoResolver = errors.New("workload has only a host name and nothing resolves it")
 
-// resolve gives a target that has only a host name an address, of the family that the application dialled if there is
-// one.
-func (o *outbound) resolve(ctx context.Context, t *route.Target) error {
-	resolve := o.pod.proxy.cfg.Resolve
+// resolve gives the current target, which has only a host name, an address, of the family that the application dialled
+// if there is one. What else the name leads to is tried next, as far as there is room.
+func (o *outbound) resolve(ctx context.Context) error {
+	resolve, t := o.pod.proxy.cfg.Resolve, o.plan.Targets[o.at]
 	if resolve == nil {
 		return errNoResolver
 	}
-	addrs, err := resolve(ctx, t.Hostname)
+	all, err := resolve(ctx, o.local.workload, t.Hostname)
 	if err != nil {
 		return fmt.Errorf("resolve %s: %w", t.Hostname, err)
 	}
-	var same []netip.Addr
-	for _, a := range addrs {
-		if a.Unmap().Is4() == o.OriginalDst.Addr().Is4() {
-			same = append(same, a)
+	var addrs []netip.Addr
+	for _, a := range all {
+		if a.Unmap().Is4() == o.OriginalDst.Addr().Unmap().Is4() {
+			addrs = append(addrs, a)
 		}
 	}
-	if len(same) > 0 {
-		addrs = same
+	if len(addrs) == 0 {
+		addrs = slices.Clone(all)
 	}
 	if len(addrs) == 0 {
 		return fmt.Errorf("resolve %s: no address", t.Hostname)
 	}
-	*t = t.Resolved(addrs[rand.IntN(len(addrs))])
+	rand.Shuffle(len(addrs), func(i, j int) { addrs[i], addrs[j] = addrs[j], addrs[i] })
+	room := max(1, 1+route.MaxTargets-len(o.plan.Targets))
+	var targets []route.Target
+	for _, a := range addrs[:min(len(addrs), room)] {
+		targets = append(targets, t.Resolved(a))
+	}
+	o.plan.Targets = slices.Replace(o.plan.Targets, o.at, o.at+1, targets...)
+	t = targets[0]
 	o.Destination.Addr, o.ActualDst = t.Dial, t.Dial
 	if o.Protocol == HBONE {
 		o.Authority = t.Authority

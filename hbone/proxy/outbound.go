@@ -213,9 +213,10 @@ func (o *outbound) try() error {
 	ctx, cancel := context.WithTimeoutCause(o.pod.ctx, o.budget(), ErrConnectTimeout)
 	defer cancel()
 	if !t.Dial.IsValid() {
-		if err := o.resolve(ctx, t); err != nil {
+		if err := o.resolve(ctx); err != nil {
 			return err
 		}
+		t = &o.plan.Targets[o.at]
 	}
 	if err := o.released(ctx, t); err != nil {
 		return err
