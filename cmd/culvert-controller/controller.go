@@ -19,6 +19,7 @@ import (
 	"github.com/culvert-mesh/culvert/cmd/internal/netpolcheck"
 	"github.com/culvert-mesh/culvert/cmd/internal/run"
 	"github.com/culvert-mesh/culvert/workload"
+	"github.com/culvert-mesh/culvert/workload/netpol"
 	"github.com/culvert-mesh/culvert/workload/policy"
 	"github.com/culvert-mesh/culvert/workload/publish"
 	"github.com/culvert-mesh/culvert/workload/source/kube"
@@ -71,6 +72,7 @@ type controller struct {
 
 	store     *workload.Store
 	policies  *policy.Set
+	networks  *netpol.Set // nil: network policies are not for agents
 	source    *kube.Source
 	authority *kubeca.CA
 	nodes     *kubeca.NodeAuthorizer
@@ -89,6 +91,9 @@ type controller struct {
 // newController makes everything that the settings ask for. Nothing is asked of the API server before run.
 func newController(s *settings, set *conf.Set, reach clients, levels *admin.Levels, log *slog.Logger, signals <-chan os.Signal) (*controller, error) {
 	c := &controller{settings: s, conf: set, log: log, clients: reach, store: workload.New(), policies: policy.New(), figures: newFigures()}
+	if s.networkPolicies {
+		c.networks = netpol.New()
+	}
 	c.ready.Block(waitCluster)
 	c.ready.Block(waitAuthority)
 	var parts []run.Component
@@ -124,7 +129,7 @@ func (c *controller) buildSource() ([]run.Component, error) {
 	var err error
 	c.source, err = kube.New(kube.Config{
 		Config: c.clients.rest, Clients: c.clients.source, ClusterID: s.cluster, TrustDomain: s.trustDomain.String(), TrustDomainAliases: s.aliases(),
-		Domain: s.domain, Network: s.network, RootNamespace: s.rootNamespace, LenientL7: s.lenientL7, Store: c.store, Policies: c.policies, Logger: c.scope("cluster"),
+		Domain: s.domain, Network: s.network, NetworkPolicies: c.networks, RootNamespace: s.rootNamespace, LenientL7: s.lenientL7, Store: c.store, Policies: c.policies, Logger: c.scope("cluster"),
 	})
 	if err != nil {
 		return nil, err

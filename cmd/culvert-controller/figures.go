@@ -123,6 +123,8 @@ func shortType(typeURL string) string {
 		return "wds"
 	case publish.AuthorizationType:
 		return "wads"
+	case publish.NetworkPolicyType:
+		return "netpol"
 	default:
 		return "other" // clients choose the words, but not the labels of metrics
 	}
@@ -156,6 +158,9 @@ func (c *controller) samples(emit func(admin.Sample)) {
 	emit(admin.Sample{Name: "pilot_services", Help: "Services that are known.", Value: float64(snap.ServiceCount())})
 	emit(admin.Sample{Name: "culvert_workloads", Help: "Workloads that are known.", Value: float64(snap.WorkloadCount())})
 	emit(admin.Sample{Name: "culvert_policies", Help: "Policies that are known.", Value: float64(c.policies.Snapshot().Len())})
+	if c.networks != nil {
+		emit(admin.Sample{Name: "culvert_network_policies", Help: "NetworkPolicies and ClusterNetworkPolicies that are known.", Value: float64(c.networks.Snapshot().Policies())})
+	}
 	leading := 0.0
 	if c.election.leading.Load() {
 		leading = 1

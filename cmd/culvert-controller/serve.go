@@ -34,7 +34,7 @@ func (c *controller) buildServers() ([]run.Component, error) {
 	s := c.settings
 	var err error
 	c.publisher, err = publish.New(publish.Config{
-		Store: c.store, Policies: c.policies, Ready: c.source.Synced(), Authenticate: c.door.agent,
+		Store: c.store, Policies: c.policies, NetworkPolicies: c.networks, Ready: c.source.Synced(), Authenticate: c.door.agent,
 		Observer: c.figures, Logger: c.scope("discovery"),
 	})
 	if err != nil {

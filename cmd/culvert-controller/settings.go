@@ -30,6 +30,7 @@ type settings struct {
 	agents               []kubeca.Account
 	audiences            []string
 	removeTaints         bool
+	networkPolicies      bool
 
 	companions, agentsDNS bool
 	exclude               []string
@@ -47,7 +48,7 @@ func readSettings(args []string, lookup func(string) (string, bool)) (*settings,
 	s := &settings{
 		namespace: "culvert-system", trustDomain: identity.MustTrustDomain("cluster.local"), cluster: "Kubernetes", domain: "cluster.local",
 		grpc: netip.MustParseAddrPort("[::]:15012"), metrics: netip.MustParseAddrPort("[::]:15014"), admin: netip.MustParseAddrPort("127.0.0.1:15000"),
-		audiences: []string{kubeca.DefaultAudience}, removeTaints: true, agentsDNS: true,
+		audiences: []string{kubeca.DefaultAudience}, removeTaints: true, networkPolicies: true, agentsDNS: true,
 		ttl: authority.DefaultTTL, maxTTL: authority.DefaultMaxTTL, rootTTL: authority.DefaultRootTTL,
 		lease: 15 * time.Second, drain: 5 * time.Second, logLevel: "info", logFormat: "text",
 	}
@@ -86,6 +87,7 @@ func (s *settings) declareCluster(set *conf.Set) {
 	conf.Add(set, &s.companions, conf.Bool, conf.Option{Flag: "netpol-companions", Usage: "keep a NetworkPolicy beside each of the users' that names ports without HBONE's: the same pods and peers, TCP 15008"})
 	conf.Add(set, &s.exclude, conf.List(conf.String), conf.Option{Flag: "exclude-namespaces", Usage: "namespaces that are never in the mesh, as the agents are told: they get no such policy"})
 	conf.Add(set, &s.agentsDNS, conf.Bool, conf.Option{Flag: "agents-capture-dns", Usage: "the agents capture DNS: what is for it alone needs no such policy"})
+	conf.Add(set, &s.networkPolicies, conf.Bool, conf.Option{Flag: "network-policies", Usage: "read NetworkPolicies and ClusterNetworkPolicies and send them to the agents"})
 	conf.Add(set, &s.lease, conf.Duration(3*time.Second, 10*time.Minute), conf.Option{Flag: "lease-duration", Usage: "after how long a leader that is not heard of is replaced"})
 }
 

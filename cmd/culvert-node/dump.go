@@ -30,7 +30,8 @@ func (n *node) dump() map[string]func() (any, error) {
 		"policies": func() (any, error) {
 			return section(file.State{Policies: n.policies.Snapshot().Policies()}, "policies")
 		},
-		"stagedServices": n.dumpStaged,
+		"networkPolicies": n.dumpNetworks,
+		"stagedServices":  n.dumpStaged,
 		"staticConfig": func() (any, error) {
 			return map[string]any{"workloads": []any{}, "services": []any{}, "policies": []any{}}, nil
 		},

@@ -63,6 +63,14 @@ func newHostSide(procRoot string, log *slog.Logger) *hostSide {
 	return h
 }
 
+// owns reports whether the address is one of the host's.
+func (h *hostSide) owns(addr netip.Addr) bool {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	_, found := slices.BinarySearchFunc(h.addrs, addr.Unmap(), netip.Addr.Compare)
+	return found
+}
+
 // rulesOrNil returns the rules as what kubenode wants, or nil.
 func (h *hostSide) rulesOrNil() kubenode.HostRules {
 	if h.rules == nil {

@@ -26,6 +26,7 @@ import (
 	"github.com/culvert-mesh/culvert/workload/dns"
 	"github.com/culvert-mesh/culvert/workload/dns/lookup"
 	"github.com/culvert-mesh/culvert/workload/egress"
+	"github.com/culvert-mesh/culvert/workload/netpol"
 	"github.com/culvert-mesh/culvert/workload/policy"
 	"github.com/culvert-mesh/culvert/workload/source/file"
 	"github.com/culvert-mesh/culvert/workload/source/xds"
@@ -47,6 +48,7 @@ type node struct {
 	loops        []*loop.Loop
 	store        *workload.Store
 	policies     *policy.Set
+	networks     *netpol.Set // nil: network policies are not evaluated
 	outbound     *egress.Modes
 	certificates *certificates
 	telemetry    *telemetry.Telemetry
@@ -73,6 +75,9 @@ func newNode(s *settings, set *conf.Set, levels *admin.Levels, log *slog.Logger,
 		return nil, fmt.Errorf("--trust-domain: %w", err)
 	}
 	n := &node{settings: s, conf: set, log: log, store: workload.New(), policies: policy.New(), outbound: egress.New(s.outbound), plaintext: newPlaintext(), flows: newFlows(), passing: newPassing(), resolvConf: &resolvConf{path: cmp.Or(s.resolvConf, "/etc/resolv.conf")}}
+	if s.evaluates() {
+		n.networks = netpol.New()
+	}
 	n.ready.Block(waitState)
 	n.ready.Block(waitPods)
 	var parts []run.Component
@@ -95,7 +100,7 @@ func (n *node) run(ctx context.Context) error {
 	for _, l := range n.loops {
 		go l.Run()
 	}
-	n.log.Info("starting", "version", version, "mode", string(n.settings.mode), "node", n.settings.node, "loops", len(n.loops))
+	n.log.Info("starting", "version", version, "mode", string(n.settings.mode), "node", n.settings.node, "loops", len(n.loops), "network_policies", n.networkState())
 	err := n.group.Run(ctx)
 	if errors.Is(err, run.ErrForced) {
 		n.cut()
@@ -167,7 +172,7 @@ func (n *node) buildProxy() ([]run.Component, error) {
 		n.loops = append(n.loops, l)
 	}
 	cfg := proxy.Config{
-		Store: n.store, Policies: n.policies, Certificates: n.certificates, Loops: n.loops, Observer: observer{n.telemetry, n.plaintext, n.passing, n.flows},
+		Store: n.store, Policies: n.policies, NetworkPolicies: n.networks, OwnNode: n.ownNode, Certificates: n.certificates, Loops: n.loops, Observer: observer{n.telemetry, n.plaintext, n.passing, n.flows},
 		Logger: n.scope("proxy"), Network: s.network, Node: s.node, Outbound: n.outbound, PoolIdle: s.poolIdle, SameNode: s.sameNode == short,
 		Source: map[toggle]proxy.SourceMode{auto: proxy.SourceAuto, on: proxy.SourceAlways, off: proxy.SourceNever}[s.originalSrc],
 	}
@@ -211,7 +216,7 @@ func (n *node) buildProxy() ([]run.Component, error) {
 func (n *node) buildSource() ([]run.Component, error) {
 	s := n.settings
 	if s.workloads != "" {
-		src, err := file.New(file.Config{Path: s.workloads, Store: n.store, Policies: n.policies, Logger: n.scope("state")})
+		src, err := file.New(file.Config{Path: s.workloads, Store: n.store, Policies: n.policies, NetworkPolicies: n.networks, Logger: n.scope("state")})
 		if err != nil {
 			return nil, err
 		}
@@ -224,13 +229,13 @@ func (n *node) buildSource() ([]run.Component, error) {
 	c, err := xds.New(xds.Config{
 		Address: s.xdsAddress, RootCA: s.xdsRootCA, AltHostname: s.xdsHostname, TokenFile: s.tokenFile, ClusterID: s.cluster,
 		Node:  xds.Node{IP: s.instanceIP, PodName: s.podName, Namespace: s.podNamespace, NodeName: s.node},
-		Store: n.store, Policies: n.policies, Observer: n.telemetry.XDS(), Logger: n.scope("xds"),
+		Store: n.store, Policies: n.policies, NetworkPolicies: n.networks, Observer: n.telemetry.XDS(), Logger: n.scope("xds"),
 		Dial: controlDial(s),
 	})
 	if err != nil {
 		return nil, err
 	}
-	return []run.Component{{Name: "discovery", Run: c.Run}, {Name: "discovery readiness", Run: func(ctx context.Context) error {
+	return []run.Component{{Name: "discovery", Run: c.Run}, {Name: "network policies", Run: n.followNetworks}, {Name: "discovery readiness", Run: func(ctx context.Context) error {
 		select {
 		case <-c.Ready():
 			n.ready.Clear(waitState)

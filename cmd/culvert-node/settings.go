@@ -40,6 +40,16 @@ const (
 	short   sameNode = "short"   // from one application to the other
 )
 
+// networkPolicies says who evaluates Kubernetes' NetworkPolicies.
+type networkPolicies string
+
+const (
+	networkAuto networkPolicies = "auto"  // the agent, where it has them from a file
+	networkOn   networkPolicies = "true"  // the agent
+	networkOff  networkPolicies = "false" // the CNI alone
+	networkNone networkPolicies = "none"  // nobody: the administrator's word that none selects pods of the mesh
+)
+
 // workloadName is namespace/name/service account.
 type workloadName struct{ namespace, name, serviceAccount string }
 
@@ -92,6 +102,7 @@ type settings struct {
 	originalSrc  toggle
 	outbound     egress.Mode
 	sameNode     sameNode
+	networkPol   networkPolicies
 	loops        int
 	drain        time.Duration
 	poolIdle     time.Duration
@@ -114,7 +125,7 @@ type settings struct {
 func readSettings(args []string) (*settings, *conf.Set, error) {
 	s := &settings{
 		mode: modeNode, secretTTL: 24 * time.Hour, cluster: "Kubernetes", domain: "cluster.local", trustDomain: "cluster.local",
-		dns: true, ipv6: true, originalSrc: auto, sameNode: encrypt, loops: max(1, runtime.NumCPU()/4), drain: 5 * time.Second, poolIdle: 5 * time.Minute,
+		dns: true, ipv6: true, originalSrc: auto, sameNode: encrypt, networkPol: networkAuto, loops: max(1, runtime.NumCPU()/4), drain: 5 * time.Second, poolIdle: 5 * time.Minute,
 		admin: netip.MustParseAddrPort("127.0.0.1:15000"), metrics: netip.MustParseAddrPort("[::]:15020"), ready: netip.MustParseAddrPort("[::]:15021"),
 		logLevel: "info", logFormat: "text", accessLog: on, kubernetes: kubernetesDefaults(),
 	}
@@ -174,7 +185,8 @@ func (s *settings) declareHow(set *conf.Set) {
 	conf.Add(set, &s.ipv6, conf.Bool, conf.Option{Flag: "ipv6", Env: []string{"IPV6_ENABLED"}, Usage: "serve IPv6 too"})
 	conf.Add(set, &s.originalSrc, conf.OneOf(auto, on, off), conf.Option{Flag: "original-source", Env: []string{"ENABLE_ORIG_SRC"}, Usage: "let applications see the client's own address: true, false or auto"})
 	conf.Add(set, &s.outbound, egress.ParseMode, conf.Option{Flag: "outbound-traffic-policy", Env: []string{"CULVERT_OUTBOUND_TRAFFIC_POLICY"}, Usage: "what becomes of connections to destinations that the registry does not have: ALLOW_ANY: they pass through; REGISTRY_ONLY: they are refused. A namespace's annotation " + enrol.AnnotationOutbound + " goes before"})
-	conf.Add(set, &s.sameNode, conf.OneOf(encrypt, short), conf.Option{Flag: "same-node", Env: []string{"CULVERT_SAME_NODE"}, Usage: "between pods of this node: encrypt: a tunnel as between nodes; short: from application to application after the same checks, in clear inside the agent. short passes by the CNI's NetworkPolicy, which this agent does not evaluate: only where no NetworkPolicy selects enrolled pods"})
+	conf.Add(set, &s.sameNode, conf.OneOf(encrypt, short), conf.Option{Flag: "same-node", Env: []string{"CULVERT_SAME_NODE"}, Usage: "between pods of this node: encrypt: a tunnel as between nodes; short: from application to application after the same checks, in clear inside the agent. What goes the short way passes by the CNI's NetworkPolicy: it needs --network-policies"})
+	conf.Add(set, &s.networkPol, conf.OneOf(networkAuto, networkOn, networkOff, networkNone), conf.Option{Flag: "network-policies", Env: []string{"CULVERT_NETWORK_POLICIES"}, Usage: "true: evaluate Kubernetes' NetworkPolicies, by the real peer and the port inside of the tunnel; Culvert's controller sends them, istiod does not; false: do not; none: neither, because there are none that select pods of the mesh; auto: true with --workloads, else false"})
 	conf.Add(set, &s.loops, conf.Int(1, 256), conf.Option{Flag: "loops", Env: []string{"CULVERT_LOOPS"}, Usage: "event loops (threads) that move bytes"})
 	conf.Add(set, &s.drain, conf.Duration(0, 24*time.Hour), conf.Option{Flag: "drain-timeout", Env: []string{"CONNECTION_TERMINATION_DEADLINE"}, Usage: "how long connections may go on after the signal to stop"})
 	conf.Add(set, &s.poolIdle, conf.Duration(0, 24*time.Hour), conf.Option{Flag: "pool-idle-timeout", Env: []string{"POOL_UNUSED_RELEASE_TIMEOUT"}, Usage: "how long a tunnel without connections is kept; 0: not at all"})
@@ -193,6 +205,11 @@ func parseMode(text string) (mode, error) {
 		return modeNode, nil
 	}
 	return conf.OneOf(modeNode, modeDedicated)(text)
+}
+
+// evaluates reports whether the agent evaluates NetworkPolicies.
+func (s *settings) evaluates() bool {
+	return s.networkPol == networkOn || s.networkPol == networkAuto && s.workloads != ""
 }
 
 // check declares what must hold between settings.
@@ -221,6 +238,12 @@ func (s *settings) check(set *conf.Set) {
 			return errors.New("give --pods, --handoff-socket or --kubernetes in node mode")
 		case s.mode == modeDedicated && (s.pods != "" || s.handoff != ""):
 			return errors.New("--pods and --handoff-socket are only for --mode=node")
+		}
+		return nil
+	})
+	set.Check("same-node", func() error {
+		if s.sameNode == short && !s.evaluates() && s.networkPol != networkNone {
+			return errors.New("short passes by the CNI's NetworkPolicies: give --network-policies=true, so that the agent evaluates them, or none, if there are none")
 		}
 		return nil
 	})
