@@ -44,6 +44,80 @@ func TestAgentRollout(t *testing.T) {
 	wantTLS(t, client, server)
 }
 
+// `culvert upgrade` keeps the values of before and the pods in the mesh, and no request fails meanwhile. An upgrade that does not
+// become ready says why and is undone, and nobody notices that either.
+func TestUpgrade(t *testing.T) {
+	m := mesh(t)
+	n1, n2 := twoNodes(t)
+	ns := namespace(t, modeLabel+"=ambient")
+	ns.strict()
+	client, server := ns.run("client", onNode(n1)).enrolled(), ns.run("server", onNode(n2)).enrolled()
+	client.reach("http://" + server.ip + ":8080/")
+	load := client.start("load", "--pause=5ms", "http://"+server.ip+":8080/")
+	mark := fmt.Sprint(time.Now().Unix())
+	out, err := m.culvert(t.Context(), "upgrade", "--set-string=agent.podAnnotations.e2e="+mark+",controller.podAnnotations.e2e="+mark, "--timeout=3m")
+	if err != nil {
+		t.Fatalf("%v\n%s\n%s", err, out, m.report(t.Context()))
+	}
+	for _, node := range []string{n1, n2} {
+		agent, err := m.agent(t.Context(), node)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if got := agent.Annotations["e2e"]; got != mark || agent.Spec.Containers[0].Image != meshImage {
+			t.Errorf("the agent on %s is annotated %q and has image %s", node, got, agent.Spec.Containers[0].Image)
+		}
+	}
+	wantTLS(t, client, server)
+
+	out, err = m.culvert(t.Context(), "upgrade", "--set=image.tag=missing", "--timeout=20s")
+	if err == nil || !contains(out, "ErrImageNeverPull") || !contains(out, "rolled back to revision") {
+		t.Errorf("an upgrade to an image that is not there: %v\n%s", err, out)
+	}
+	wait(t, "the agents are those of before", func() error {
+		list, err := shared.client.CoreV1().Pods(system).List(t.Context(), metav1.ListOptions{})
+		if err != nil {
+			return err
+		}
+		for _, p := range list.Items {
+			if p.Spec.Containers[0].Image != meshImage || !ready(&p) {
+				return fmt.Errorf("%s has image %s, ready: %v", p.Name, p.Spec.Containers[0].Image, ready(&p))
+			}
+		}
+		return nil
+	})
+	wantTLS(t, client, server)
+	t.Logf("%d requests", load.faultless().Requests)
+}
+
+// Whoever deletes manifests in any order takes the agents' permissions away first. They leave the pods all the same.
+func TestUninstallWithoutPermissions(t *testing.T) {
+	m := mesh(t)
+	n1, n2 := twoNodes(t)
+	ns := namespace(t, modeLabel+"=ambient")
+	client, server := ns.run("client", onNode(n1)).enrolled(), ns.run("server", onNode(n2)).enrolled()
+	wantTLS(t, client, server)
+	load := client.start("load", "--pause=5ms", "http://"+server.ip+":8080/")
+	for _, kind := range []string{"clusterrolebinding", "clusterrole"} {
+		if _, err := kubectl(t.Context(), nil, "delete", kind, "culvert-node", "culvert-controller"); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if _, err := kubectl(t.Context(), nil, "delete", "rolebinding,role", "-n", system, "--all"); err != nil {
+		t.Fatal(err)
+	}
+	if err := m.remove(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	client.mustGet("http://" + server.ip + ":8080/")
+	t.Logf("%d requests", load.faultless().Requests)
+	if shared.nodes != nil && (client.captured() || server.captured()) {
+		t.Error("rules stay in a pod: its traffic is refused for ever")
+	}
+	fresh := ns.run("fresh", onNode(n2)) // the CNI plugin keeps nobody from starting
+	client.mustGet("http://" + fresh.ip + ":8080/")
+}
+
 // Agents keep serving with what they know while no controller is there, and follow changes when one is back.
 func TestControllerGone(t *testing.T) {
 	mesh(t)
