@@ -4,6 +4,7 @@ import (
 	"archive/tar"
 	"bytes"
 	"io"
+	"path"
 
 	v1 "github.com/google/go-containerregistry/pkg/v1"
 	"github.com/google/go-containerregistry/pkg/v1/empty"
@@ -42,10 +43,10 @@ func build(o options, programs []program, bom []byte) (v1.Image, error) {
 	config.Config = v1.Config{
 		User:       nobody,
 		Env:        []string{"PATH=/" + binDir},
-		Entrypoint: []string{"/" + binDir + "/culvert"},
+		Entrypoint: []string{"/" + binDir + "/" + programs[0].name},
 		WorkingDir: "/",
 		Labels: map[string]string{
-			"org.opencontainers.image.title":    "culvert",
+			"org.opencontainers.image.title":    path.Base(o.name),
 			"org.opencontainers.image.version":  o.version,
 			"org.opencontainers.image.revision": programs[0].setting("vcs.revision"),
 			"org.opencontainers.image.licenses": "Apache-2.0",

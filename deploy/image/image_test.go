@@ -100,6 +100,13 @@ func TestImageIsValidBothWays(t *testing.T) {
 	if config.Config.User != nobody || config.OS != "linux" || config.Architecture == "" {
 		t.Errorf("config: user %q, platform %s/%s", config.Config.User, config.OS, config.Architecture)
 	}
+	programs, err := readPrograms(testPrograms(t))
+	if err != nil {
+		t.Fatal(err)
+	}
+	if got := config.Config.Entrypoint; len(got) != 1 || got[0] != "/usr/local/bin/"+programs[0].name {
+		t.Errorf("entry point %q", got)
+	}
 }
 
 func TestImageIsReproducible(t *testing.T) {

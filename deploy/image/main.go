@@ -4,7 +4,8 @@
 //
 // The file is an OCI image layout in a tar that is a docker-archive at the same time, so that `ctr images import`,
 // `docker load`, `podman load`, `kind load image-archive` and skopeo take it. The same programs give the same bytes: times
-// are those of the commit, owners are root, order is by name. Nothing is pulled or pushed.
+// are those of the commit, owners are root, order is by name. The first of them is what runs when a container names none.
+// Nothing is pulled or pushed.
 package main
 
 import (
