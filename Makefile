@@ -17,7 +17,7 @@ TESTFLAGS ?=
 
 export PATH := $(PATH):/usr/sbin:/sbin
 
-.PHONY: help build test hostile netlab fuzz bench bench-scale bench-fair bench-hostile soak lint generate verify image demo interop deps clean
+.PHONY: help build test hostile netlab fuzz bench bench-scale bench-fair bench-hostile soak lint generate verify image bookstore-image demo interop deps clean
 .PHONY: cluster cluster-down e2e
 
 help: ## this list
@@ -122,6 +122,11 @@ verify: ## what must be clean before a change lands: format, vet, tidy, generate
 
 image: build ## container image with all programs: bin/culvert-image.tar (OCI layout that docker load takes too) and its SBOM
 	go run ./deploy/image -out bin/culvert-image.tar -version '$(VERSION)' $(addprefix bin/,$(PROGRAMS))
+
+bookstore-image: ## image of the sample application in deploy/samples/bookstore: bin/bookstore-image.tar
+	@mkdir -p bin/samples
+	CGO_ENABLED=0 go build -trimpath -ldflags '-s -w' -o bin/samples/ ./deploy/samples/bookstore
+	go run ./deploy/image -out bin/bookstore-image.tar -name culvert-bookstore -version v1 bin/samples/bookstore
 
 demo: build ## two nodes, four pods, real traffic, on this machine, in a minute
 	bin/culvert demo $(DEMOFLAGS)

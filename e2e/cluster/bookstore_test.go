@@ -20,7 +20,7 @@ func TestBookstore(t *testing.T) {
 	}
 	ns := namespace(t, modeLabel+"=ambient")
 	ns.strict()
-	ns.apply(strings.ReplaceAll(string(manifests), "culvert-bookstore:latest", bookstoreImage))
+	ns.apply(strings.ReplaceAll(string(manifests), "culvert-bookstore:v1", bookstoreImage))
 	client := ns.run("browser").enrolled()
 	wait(t, "all deployments are available", func() error {
 		list, err := shared.client.AppsV1().Deployments(ns.name).List(t.Context(), metav1.ListOptions{})
