@@ -1,6 +1,7 @@
 package netpol_test
 
 import (
+	"fmt"
 	"net/netip"
 	"testing"
 
@@ -212,6 +213,12 @@ func TestUnknown(t *testing.T) {
 				t.Errorf("%+v", d)
 			}
 		})
+	}
+	for i := range 20 { // so many that they are looked up
+		set.Apply([]netpol.Object{np(fmt.Sprintf("q%d", i), all, from(pods(&all, others)))}, nil)
+	}
+	if d := set.Snapshot().Evaluate(conn{peer: "a/new"}.query()); d.Allowed || !d.Unknown {
+		t.Errorf("with many policies: %+v", d)
 	}
 	if d := netpol.New().Snapshot().Evaluate(conn{}.query()); !d.Allowed {
 		t.Errorf("without a policy: %+v", d)

@@ -2,6 +2,7 @@ package netpol_test
 
 import (
 	"encoding/json"
+	"fmt"
 	"math/rand/v2"
 	"net/netip"
 	"slices"
@@ -141,7 +142,7 @@ func (d *dice) rule(namespaced bool) netpol.Rule {
 }
 
 func (d *dice) policy() *netpol.Policy {
-	p := &netpol.Policy{Name: choose(d, "p", "q", "r"), Tier: netpol.Namespaced, Namespace: choose(d, "a", "b"), Priority: int32(d.roll(3))}
+	p := &netpol.Policy{Name: fmt.Sprintf("p%d", d.roll(12)), Tier: netpol.Namespaced, Namespace: choose(d, "a", "b"), Priority: int32(d.roll(3))}
 	namespaced := d.roll(2) == 0
 	p.Pods = *d.selector()
 	if !namespaced {
@@ -179,7 +180,7 @@ func (d *dice) objects() []netpol.Object {
 		}
 		out = append(out, node)
 	}
-	for range d.roll(12) {
+	for range d.roll(20) {
 		p := d.policy()
 		out = slices.DeleteFunc(out, func(o netpol.Object) bool { return o.Key() == p.Key() })
 		out = append(out, p)
@@ -244,11 +245,65 @@ func FuzzEvaluate(f *testing.F) {
 
 func octets(seed uint64) []byte {
 	rng := rand.New(rand.NewPCG(seed, 1))
-	b := make([]byte, 1500+rng.IntN(3000))
+	b := make([]byte, 4000+rng.IntN(6000))
 	for i := range b {
 		b[i] = byte(rng.Uint32())
 	}
 	return b
+}
+
+// TestManyPolicies is about pods that so many policies select that their rules are looked up.
+func TestManyPolicies(t *testing.T) {
+	decided := make(map[bool]int)
+	for seed := range uint64(60) {
+		d := &dice{octets(seed)}
+		objects := slices.DeleteFunc(d.objects(), func(o netpol.Object) bool { return o.Key().Kind == netpol.KindPolicy })
+		for i := range 5 + d.roll(60) {
+			p := np(fmt.Sprintf("p%d", i), all)
+			p.IngressRules = []netpol.Rule{d.rule(true), d.rule(true)}
+			p.EgressRules = []netpol.Rule{d.rule(true), d.rule(true)}
+			for j := range 2 { // nearly all rules are about some peers and all ports
+				p.IngressRules[j] = narrow(d, p.IngressRules[j])
+				p.EgressRules[j] = narrow(d, p.EgressRules[j])
+			}
+			objects = append(objects, p)
+		}
+		set := netpol.New()
+		set.Apply(objects, nil)
+		model := newPlain(objects)
+		for range 100 {
+			q := d.query()
+			got, want := set.Snapshot().Evaluate(q), model.decide(q)
+			if (answer{got.Allowed, got.Policy, got.Rule}) != want {
+				t.Fatalf("seed %d: %+v\ngot  %+v\nwant %+v", seed, q, got, want)
+			}
+			if want.policy != "" {
+				decided[want.allowed]++
+			}
+		}
+	}
+	t.Logf("%d allowed, %d refused", decided[true], decided[false])
+	if decided[true] < 300 || decided[false] < 300 {
+		t.Error("the cases are of one kind: they show little")
+	}
+}
+
+func narrow(d *dice, r netpol.Rule) netpol.Rule {
+	if r.AnyPeer && d.roll(50) > 0 {
+		r.AnyPeer, r.Peers = false, []netpol.Peer{d.peer(true)}
+	}
+	if d.roll(3) == 0 {
+		r.AnyPort, r.Ports = true, nil
+	}
+	for i := range r.Peers {
+		for s := r.Peers[i].Pods; s != nil && len(s.Requirements) == 0; {
+			s.Requirements = some(d, 2, d.requirement)
+			if d.roll(3) == 0 {
+				break
+			}
+		}
+	}
+	return r
 }
 
 func TestDifferential(t *testing.T) {

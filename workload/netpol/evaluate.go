@@ -27,7 +27,10 @@ type selected struct {
 }
 
 // tiers are policies of one direction.
-type tiers struct{ admin, namespaced, baseline []*compiled }
+type tiers struct {
+	admin, namespaced, baseline []*compiled
+	index                       *index // of the rules of namespaced, if they are many
+}
 
 // selecting returns what selects the pod.
 func (s *Snapshot) selecting(p *podState, d *domain) *selected {
@@ -50,6 +53,7 @@ func (s *Snapshot) selecting(p *podState, d *domain) *selected {
 	for dir := range out.by {
 		t := &out.by[dir]
 		t.admin, t.namespaced, t.baseline = slices.Clip(t.admin), slices.Clip(t.namespaced), slices.Clip(t.baseline)
+		t.index = newIndex(t.namespaced, Direction(dir))
 	}
 	p.selected.Store(out)
 	return out
@@ -139,7 +143,7 @@ func (f *facts) decide(t *tiers) Decision {
 		return d
 	}
 	if len(t.namespaced) > 0 {
-		return f.namespaced(t.namespaced)
+		return f.namespaced(t)
 	}
 	if d, final := f.ordered(t.baseline); final {
 		return d
@@ -176,7 +180,7 @@ func (f *facts) ordered(policies []*compiled) (Decision, bool) {
 
 // namespaced decides for a pod that is isolated by the policies. They add up:
 // one rule that matches is enough.
-func (f *facts) namespaced(policies []*compiled) Decision {
+func (f *facts) namespaced(t *tiers) Decision {
 	q := &f.query
 	if f.peer != nil && f.peer.UID == q.Subject {
 		return Decision{Allowed: true, Reason: reasonSelf}
@@ -184,25 +188,36 @@ func (f *facts) namespaced(policies []*compiled) Decision {
 	if q.PeerIsNode {
 		return Decision{Allowed: true, Reason: reasonNode}
 	}
-	for _, c := range policies {
-		rules := c.rules[q.Direction]
-		for i := range rules {
-			if f.match(&rules[i]) == yes {
-				return Decision{Allowed: true, Policy: c.name, Rule: rules[i].name, Reason: reasonAllowed}
-			}
-		}
+	if p := f.firstMatch(t); p.rule != nil {
+		return Decision{Allowed: true, Policy: p.policy.name, Rule: p.rule.name, Reason: reasonAllowed}
 	}
-	d := Decision{Policy: policies[0].name, Reason: "selected by a network policy, and no rule allows it"}
-	if n := len(policies); n > 1 {
+	d := Decision{Policy: t.namespaced[0].name, Reason: "selected by a network policy, and no rule allows it"}
+	if n := len(t.namespaced); n > 1 {
 		d.Reason = fmt.Sprintf("selected by %d network policies, and no rule allows it", n)
 	}
-	for _, c := range policies {
+	for _, c := range t.namespaced {
 		if c.fault != nil {
 			d.Policy, d.Reason = c.name, d.Reason+" ("+c.name+" is "+invalid(c.fault)+")"
 			break
 		}
 	}
 	return d
+}
+
+// firstMatch returns the first rule of Namespaced that surely matches, if any.
+func (f *facts) firstMatch(t *tiers) placed {
+	if t.index != nil && !f.query.PeerUnproven {
+		return t.index.first(f)
+	}
+	for _, c := range t.namespaced {
+		rules := c.rules[f.query.Direction]
+		for i := range rules {
+			if f.match(&rules[i]) == yes {
+				return placed{c, &rules[i]}
+			}
+		}
+	}
+	return placed{}
 }
 
 // facts are a query with what the snapshot knows about it.

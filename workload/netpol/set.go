@@ -19,7 +19,8 @@ import (
 // a policy besides to the number of those in its namespace (of the cluster's,
 // if it has none), whose order is copied. What a Set needs above its objects is
 // proportional to them, and for every pod that was a Subject 8 octets for each
-// policy that selects it.
+// policy that selects it; if these are NetworkPolicies with more than a few
+// rules, about 100 octets for each of the rules too.
 type Set struct {
 	mu       sync.Mutex
 	snapshot atomic.Pointer[Snapshot]
