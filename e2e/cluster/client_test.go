@@ -154,7 +154,7 @@ type session struct {
 	t      *testing.T
 	name   string
 	cmd    *exec.Cmd
-	stdin  io.Closer
+	stdin  io.WriteCloser
 	out    *bufio.Scanner
 	diag   *bytes.Buffer
 	once   sync.Once

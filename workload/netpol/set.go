@@ -294,6 +294,10 @@ func (k Key) compare(o Key) int {
 	return cmp.Or(cmp.Compare(k.Kind, o.Kind), strings.Compare(k.Namespace, o.Namespace), strings.Compare(k.Name, o.Name))
 }
 
+// Policies returns how many policies the Set holds. Without any, everything is
+// allowed.
+func (s *Snapshot) Policies() int { return s.policies.Len() }
+
 // Fault returns what of the policy with the key cannot be understood, or nil
 // when all of it can or the policy is not in the Set.
 func (s *Snapshot) Fault(k Key) error {

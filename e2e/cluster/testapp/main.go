@@ -7,6 +7,7 @@
 //	testapp hold [--conns 1] ADDR                      connections that talk until the standard input ends
 //	testapp load URL                                   requests on new connections until the standard input ends
 //	testapp resolve NAME                               addresses of a name
+//	testapp probe                                      tables of which addresses answer, for lists from the standard input
 package main
 
 import (
@@ -21,7 +22,7 @@ func main() {
 		os.Exit(2)
 	}
 	commands := map[string]func([]string) (any, error){
-		"serve": serve, "get": get, "talk": talk, "hold": hold, "load": load, "resolve": resolve,
+		"serve": serve, "get": get, "talk": talk, "hold": hold, "load": load, "resolve": resolve, "probe": probe,
 	}
 	command, ok := commands[os.Args[1]]
 	if !ok {
