@@ -6,6 +6,7 @@ import (
 	"io"
 	"strconv"
 	"strings"
+	"unicode"
 
 	"github.com/spf13/cobra"
 	corev1 "k8s.io/api/core/v1"
@@ -156,8 +157,13 @@ func withTrouble(cmd *cobra.Command, run func(*cobra.Command, []string) error) *
 	return cmd
 }
 
-func indent(out io.Writer, label string, lines []string) {
-	for _, l := range lines {
-		fmt.Fprintf(out, "%s%s\n", label, l)
-	}
+// writeText writes lines that may hold foreign text, without control characters.
+func writeText(out io.Writer, text string) error {
+	_, err := io.WriteString(out, strings.Map(func(r rune) rune {
+		if r != '\n' && !unicode.IsPrint(r) {
+			return ' '
+		}
+		return r
+	}, strings.ToValidUTF8(text, "?")))
+	return err
 }

@@ -144,7 +144,8 @@ func (f *checkFlags) decide(out io.Writer, w *authz.World, q authz.Question) err
 	return err
 }
 
-func printVerdicts(out io.Writer, verdicts []authz.Verdict) error {
+func printVerdicts(to io.Writer, verdicts []authz.Verdict) error {
+	out := new(strings.Builder)
 	for _, v := range verdicts {
 		word := "DENIED"
 		if v.Allowed {
@@ -166,10 +167,17 @@ func printVerdicts(out io.Writer, verdicts []authz.Verdict) error {
 		indent(out, "  audited by: ", v.Audit)
 		indent(out, "  note: ", v.Notes)
 	}
-	return nil
+	return writeText(to, out.String())
 }
 
-func printReach(out io.Writer, found []authz.Reach) error {
+func indent(out io.Writer, label string, lines []string) {
+	for _, l := range lines {
+		fmt.Fprintf(out, "%s%s\n", label, l)
+	}
+}
+
+func printReach(to io.Writer, found []authz.Reach) error {
+	out := new(strings.Builder)
 	for i, r := range found {
 		if i > 0 {
 			fmt.Fprintln(out)
@@ -192,7 +200,7 @@ func printReach(out io.Writer, found []authz.Reach) error {
 		}
 		indent(out, "  note: ", r.Notes)
 	}
-	return nil
+	return writeText(to, out.String())
 }
 
 func podsText(pods []string) string {

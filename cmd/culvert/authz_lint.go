@@ -1,9 +1,9 @@
 package main
 
 import (
-	"errors"
 	"fmt"
 	"io"
+	"strings"
 
 	"github.com/spf13/cobra"
 
@@ -52,18 +52,16 @@ The exit status is 1 when there is an error or a warning, 0 when there are only 
 }
 
 func printLint(out io.Writer, found []authz.Finding) error {
-	if len(found) == 0 {
-		_, err := fmt.Fprintln(out, "nothing found")
-		return err
-	}
-	var errs []error
+	var b strings.Builder
 	for _, f := range found {
 		rule := ""
 		if f.Rule >= 0 {
 			rule = fmt.Sprintf(" rule %d", f.Rule)
 		}
-		_, err := fmt.Fprintf(out, "%s  %s %s/%s%s: %s [%s]\n    remedy: %s\n", f.Severity, f.Kind, f.Namespace, f.Name, rule, f.Text, f.Check, f.Remedy)
-		errs = append(errs, err)
+		fmt.Fprintf(&b, "%s  %s %s/%s%s: %s [%s]\n    remedy: %s\n", f.Severity, f.Kind, f.Namespace, f.Name, rule, f.Text, f.Check, f.Remedy)
 	}
-	return errors.Join(errs...)
+	if len(found) == 0 {
+		b.WriteString("nothing found\n")
+	}
+	return writeText(out, b.String())
 }

@@ -67,8 +67,7 @@ func prometheusFlows(ctx context.Context, server string, window time.Duration) (
 			flows.Flows = append(flows.Flows, f)
 		}
 	}
-	flows.Merge(&authz.Flows{}) // puts them in order
-	return flows, nil
+	return authz.MergeFlows(flows), nil
 }
 
 // flowOf reads the labels of a series. It reports false for one whose destination is not known.

@@ -109,7 +109,7 @@ func (f *suggestFlags) read(cmd *cobra.Command) ([]*unstructured.Unstructured, *
 		return nil, nil, err
 	}
 	var all []*unstructured.Unstructured
-	var flows *authz.Flows
+	var seen []*authz.Flows
 	for _, d := range docs {
 		if d.IsObject() {
 			all = append(all, &unstructured.Unstructured{Object: d.Object})
@@ -123,15 +123,14 @@ func (f *suggestFlags) read(cmd *cobra.Command) ([]*unstructured.Unstructured, *
 		if err != nil {
 			return nil, nil, fmt.Errorf("%s: %w", d.File, err)
 		}
-		if flows == nil {
-			flows = &authz.Flows{}
-		}
-		flows.Merge(more)
+		seen = append(seen, more)
 	}
+	var flows *authz.Flows
 	switch {
-	case flows != nil && f.prometheus != "":
+	case len(seen) > 0 && f.prometheus != "":
 		return nil, nil, errors.New("flows are given by -f and by --prometheus: want one of them")
-	case flows != nil:
+	case len(seen) > 0:
+		flows = authz.MergeFlows(seen...)
 	case f.prometheus != "":
 		flows, err = prometheusFlows(cmd.Context(), f.prometheus, f.window)
 	default:
@@ -146,16 +145,18 @@ func (f *suggestFlags) observed(cmd *cobra.Command) (*authz.Flows, error) {
 	if err != nil {
 		return nil, err
 	}
-	flows := &authz.Flows{Flows: []authz.Flow{}}
+	var seen []*authz.Flows
 	missing, err := inspect.AskAll(cmd.Context(), a, inspect.NewAgents(a), f.mesh, "/flows", func(body []byte) error {
 		one, err := authz.ParseFlows(body)
 		if err == nil {
-			flows.Merge(one)
+			seen = append(seen, one)
 		}
 		return err
 	})
-	flows.Missing = append(flows.Missing, missing...)
-	return flows, err
+	if err != nil {
+		return nil, err
+	}
+	return authz.MergeFlows(append(seen, &authz.Flows{Missing: missing})...), nil
 }
 
 func suggestionJSON(flows *authz.Flows, s *authz.Suggestion) any {

@@ -31,9 +31,16 @@ const (
 	byPlaintext = "plaintext"
 )
 
-// arrive tells how a connection from the source to a port of the pod arrives, by the routing that agents do.
-func (w *World) arrive(from source, to *pod, port uint16) arrival {
-	destination := netip.AddrPortFrom(to.addr, port)
+// dialled is what a client asks for of a pod.
+type dialled struct {
+	port uint16 // of the pod
+	// service is the address of a Service, if that was dialled and its traffic goes through a waypoint.
+	service netip.AddrPort
+}
+
+// arrive tells how a connection from the source to the pod arrives, by the routing that agents do.
+func (w *World) arrive(from source, to *pod, d dialled) arrival {
+	destination := netip.AddrPortFrom(to.addr, d.port)
 	a := arrival{how: byPlaintext, connection: policy.Connection{SourceIP: from.addr, Destination: destination}}
 	switch {
 	case from.pod == nil && !from.id.IsZero():
@@ -51,7 +58,11 @@ func (w *World) arrive(from source, to *pod, port uint16) arrival {
 	if !from.pod.in {
 		return a
 	}
-	plan := route.Make(route.Input{Snapshot: w.store, Source: from.pod.workload, Destination: destination, Network: w.settings.Network, Rand: func(int) int { return 0 }})
+	asked := destination
+	if d.service.IsValid() {
+		asked = d.service
+	}
+	plan := route.Make(route.Input{Snapshot: w.store, Source: from.pod.workload, Destination: asked, Network: w.settings.Network, Rand: func(int) int { return 0 }})
 	switch {
 	case plan.Kind == route.Reject:
 		a.refused = plan.Reason

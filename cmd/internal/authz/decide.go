@@ -113,11 +113,11 @@ func (s source) title() string {
 	}
 }
 
-// targetPorts returns the port that is reached at each pod.
-func (w *World) targetPorts(q Question, to []*pod) (map[*pod]uint16, error) {
-	out := make(map[*pod]uint16, len(to))
+// targetPorts returns what is dialled of each pod.
+func (w *World) targetPorts(q Question, to []*pod) (map[*pod]dialled, error) {
+	out := make(map[*pod]dialled, len(to))
 	for _, p := range to {
-		out[p] = q.Port
+		out[p] = dialled{port: q.Port}
 	}
 	if q.To.kind != "Service" {
 		return out, nil
@@ -130,20 +130,25 @@ func (w *World) targetPorts(q Question, to []*pod) (map[*pod]uint16, error) {
 			return nil, fmt.Errorf("service %s has no port %d: it has %s", q.To, q.Port, list("", slices.Sorted(maps.Keys(svc.Ports)), portText))
 		}
 		for _, p := range to {
+			d := dialled{port: q.Port}
 			if own, ok := p.workload.Services[svc.Key()]; ok && own[q.Port] != 0 {
-				out[p] = own[q.Port]
+				d.port = own[q.Port]
 			} else if svc.Ports[q.Port] != 0 {
-				out[p] = svc.Ports[q.Port]
+				d.port = svc.Ports[q.Port]
 			}
+			if svc.Waypoint != nil && len(svc.VIPs) > 0 {
+				d.service = netip.AddrPortFrom(svc.VIPs[0].Addr, q.Port)
+			}
+			out[p] = d
 		}
 	}
 	return out, nil
 }
 
 // decide asks the evaluator about one connection to a pod.
-func (w *World) decide(from source, to *pod, port uint16) Verdict {
-	a := w.arrive(from, to, port)
-	v := Verdict{Port: port, How: a.how, Rule: -1, Notes: w.notes(from, to, &a)}
+func (w *World) decide(from source, to *pod, d dialled) Verdict {
+	a := w.arrive(from, to, d)
+	v := Verdict{Port: d.port, How: a.how, Rule: -1, Notes: w.notes(from, to, &a)}
 	if !a.connection.Source.IsZero() {
 		v.Identity = a.connection.Source.Principal()
 	}
@@ -155,12 +160,12 @@ func (w *World) decide(from source, to *pod, port uint16) Verdict {
 		v.Allowed, v.Reason = true, "the destination is not in the mesh: no policy is enforced there"
 		return v
 	}
-	d := w.policies.Evaluate(to.workload, a.connection)
-	v.Allowed, v.Audit = d.Allowed, d.Audit
-	for _, dry := range d.DryRun {
+	decision := w.policies.Evaluate(to.workload, a.connection)
+	v.Allowed, v.Audit = decision.Allowed, decision.Audit
+	for _, dry := range decision.DryRun {
 		v.DryRun = append(v.DryRun, dry.String())
 	}
-	w.explain(&v, to, &d, a.connection)
+	w.explain(&v, to, &decision, a.connection)
 	return v
 }
 
@@ -215,6 +220,9 @@ func (w *World) notes(from source, to *pod, a *arrival) []string {
 	}
 	if strings.HasPrefix(a.how, "waypoint ") {
 		notes = append(notes, "the waypoint judges the source; at the destination the waypoint's identity counts")
+	}
+	if from.pod == nil && to.workload.Waypoint != nil {
+		notes = append(notes, "clients of the mesh come through waypoint "+to.workload.Waypoint.String()+", as its identity")
 	}
 	if (to.template || from.pod != nil && from.pod.template) && w.asksAddresses(to) {
 		notes = append(notes, "policies here ask for addresses, which pods get only when they run")

@@ -106,43 +106,42 @@ func (f *Flow) check() error {
 	return nil
 }
 
-// Merge adds the flows of another watcher. The same connection is seen by one agent only, so counts are added.
-func (f *Flows) Merge(o *Flows) {
+// MergeFlows joins what several watchers have seen, in an order of its own. A connection is seen by one agent only, so counts
+// are added.
+func MergeFlows(all ...*Flows) *Flows {
 	type id struct {
 		source      FlowSource
 		destination FlowDestination
 		port        uint16
 	}
-	idOf := func(f *Flow) id {
-		source := f.Source
-		if source.Principal != "" || source.Workload != "" {
-			source.Address = "" // the last of many
+	out := &Flows{Flows: []Flow{}}
+	at := make(map[id]int)
+	for _, one := range all {
+		for _, flow := range one.Flows {
+			key := id{flow.Source, flow.Destination, flow.Port}
+			if key.source.Principal != "" || key.source.Workload != "" {
+				key.source.Address = "" // the last of many
+			}
+			i, there := at[key]
+			if !there {
+				at[key] = len(out.Flows)
+				out.Flows = append(out.Flows, flow)
+				continue
+			}
+			have := &out.Flows[i]
+			have.Count += flow.Count
+			if flow.LastSeen.After(have.LastSeen) {
+				have.LastSeen, have.Source.Address = flow.LastSeen, flow.Source.Address
+			}
 		}
-		return id{source, f.Destination, f.Port}
-	}
-	at := make(map[id]int, len(f.Flows))
-	for i := range f.Flows {
-		at[idOf(&f.Flows[i])] = i
-	}
-	for _, flow := range o.Flows {
-		i, there := at[idOf(&flow)]
-		if !there {
-			at[idOf(&flow)] = len(f.Flows)
-			f.Flows = append(f.Flows, flow)
-			continue
+		out.Dropped += one.Dropped
+		if one.Since.After(out.Since) {
+			out.Since = one.Since
 		}
-		have := &f.Flows[i]
-		have.Count += flow.Count
-		if flow.LastSeen.After(have.LastSeen) {
-			have.LastSeen, have.Source.Address = flow.LastSeen, flow.Source.Address
-		}
+		out.Missing = append(out.Missing, one.Missing...)
 	}
-	f.Dropped += o.Dropped
-	if o.Since.After(f.Since) {
-		f.Since = o.Since
-	}
-	f.Missing = append(f.Missing, o.Missing...)
-	slices.SortFunc(f.Flows, compareFlows)
+	slices.SortFunc(out.Flows, compareFlows)
+	return out
 }
 
 func compareFlows(a, b Flow) int {

@@ -302,6 +302,15 @@ func (l *linter) portFor(r rule, p *pod) uint16 {
 	return otherPort(known)
 }
 
+// takesPlaintext reports whether PeerAuthentication lets plaintext through to the port.
+func (l *linter) takesPlaintext(p *pod, port uint16) bool {
+	mode := l.translation.PeerMode(p.namespace, p.labels)
+	if own, ok := mode.Ports[port]; ok {
+		return own != "STRICT"
+	}
+	return mode.Mode != "STRICT"
+}
+
 // plaintext looks at rules about identities where connections without one are taken.
 func (l *linter) plaintext(a *authorization, governed []*pod) {
 	noted := false
@@ -310,7 +319,8 @@ func (l *linter) plaintext(a *authorization, governed []*pod) {
 			continue
 		}
 		for _, p := range governed {
-			if !p.in || l.derived(p) != nil {
+			port := l.portFor(r.Clauses, p)
+			if !p.in || !l.takesPlaintext(p, port) {
 				continue
 			}
 			if a.policy.Action == policy.Allow {
@@ -320,7 +330,7 @@ func (l *linter) plaintext(a *authorization, governed []*pod) {
 				}
 				break
 			}
-			arrival := l.arrive(source{addr: unknownAddr()}, p, l.portFor(r.Clauses, p))
+			arrival := l.arrive(source{addr: unknownAddr()}, p, dialled{port: port})
 			if l.policies.Evaluate(p.workload, arrival.connection).Allowed {
 				l.add(Warning, "plaintext-evades", a, i, "it refuses by identity, and "+p.title()+" also takes plaintext: whoever is refused can come without an identity", "a STRICT PeerAuthentication closes that")
 				break

@@ -312,7 +312,7 @@ func (w *World) sources(to *pod, ports []uint16) []Source {
 		allowed := make([]bool, len(probe))
 		how := ""
 		for i, port := range probe {
-			a := w.arrive(from, to, port)
+			a := w.arrive(from, to, dialled{port: port})
 			allowed[i], how = a.refused == "" && w.policies.Evaluate(to.workload, a.connection).Allowed, a.how
 		}
 		g := &group{Source: Source{Source: label, How: how, Ports: portsText(ports, allowed)}, workloads: map[string]bool{}}

@@ -342,7 +342,7 @@ func (w *World) refusal(f *Flow, pods []*pod) string {
 			if port == 0 {
 				port = otherPort(nil)
 			}
-			if v := w.decide(from, p, port); !v.Allowed {
+			if v := w.decide(from, p, dialled{port: port}); !v.Allowed {
 				why := v.Reason
 				if v.Policy != "" {
 					why += " (" + v.Policy + ")"

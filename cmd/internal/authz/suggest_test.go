@@ -174,8 +174,7 @@ func TestFlowsMerge(t *testing.T) {
 	a.Count, a.LastSeen, a.Source.Address = 2, early, "10.0.0.1"
 	b.Count, b.LastSeen, b.Source.Address = 3, late, "10.0.0.2"
 	stranger, other := Flow{Source: FlowSource{Address: "1.1.1.1"}}, Flow{Source: FlowSource{Address: "2.2.2.2"}}
-	f := &Flows{Since: early, Flows: []Flow{a, stranger}, Dropped: 1}
-	f.Merge(&Flows{Since: late, Flows: []Flow{b, other}, Dropped: 2, Missing: []string{"n2"}})
+	f := MergeFlows(&Flows{Since: early, Flows: []Flow{a, stranger}, Dropped: 1}, &Flows{Since: late, Flows: []Flow{b, other}, Dropped: 2, Missing: []string{"n2"}})
 	if len(f.Flows) != 3 || f.Dropped != 3 || !f.Since.Equal(late) || len(f.Missing) != 1 {
 		t.Fatalf("got %+v", f)
 	}

@@ -236,6 +236,7 @@ func list(ctx context.Context, a *access.Access, r schema.GroupVersionResource) 
 		}
 		out = slices.Grow(out, len(l.Items))
 		for i := range l.Items {
+			l.Items[i].SetManagedFields(nil) // as large as the rest, and nobody asks for it
 			out = append(out, &l.Items[i])
 		}
 		if options.Continue = l.GetContinue(); options.Continue == "" {
