@@ -10,6 +10,7 @@ import (
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 
+	"github.com/culvert-mesh/culvert/cmd/internal/netpolcheck"
 	"github.com/culvert-mesh/culvert/deploy"
 )
 
@@ -89,6 +90,7 @@ func (i *Installer) removeMade(ctx context.Context, keepCA bool) error {
 		core.ConfigMaps(i.Namespace).Delete(ctx, "culvert-ca-crl", opts),
 		i.Access.Kube.CoordinationV1().Leases(i.Namespace).Delete(ctx, deploy.Deployment, opts),
 	}
+	errs = append(errs, i.removeCompanions(ctx))
 	if !keepCA {
 		errs = append(errs, core.Secrets(i.Namespace).Delete(ctx, "culvert-ca", opts))
 	}
@@ -100,6 +102,22 @@ func (i *Installer) removeMade(ctx context.Context, keepCA bool) error {
 	}
 	if len(failed) > 0 {
 		return fmt.Errorf("remove what the controller made: %w", errors.Join(failed...))
+	}
+	return nil
+}
+
+// removeCompanions deletes the companions of NetworkPolicies: nobody would make them follow any more, and without the mesh
+// there is nothing that they let through.
+func (i *Installer) removeCompanions(ctx context.Context) error {
+	list, err := i.Access.Kube.NetworkingV1().NetworkPolicies("").List(ctx, metav1.ListOptions{LabelSelector: netpolcheck.CompanionSelector})
+	if err != nil {
+		return err
+	}
+	for _, p := range list.Items {
+		err := i.Access.Kube.NetworkingV1().NetworkPolicies(p.Namespace).Delete(ctx, p.Name, metav1.DeleteOptions{Preconditions: &metav1.Preconditions{UID: &p.UID}})
+		if err != nil && !apierrors.IsNotFound(err) {
+			return err
+		}
 	}
 	return nil
 }

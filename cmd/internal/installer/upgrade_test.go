@@ -7,6 +7,7 @@ import (
 	"time"
 
 	corev1 "k8s.io/api/core/v1"
+	networkingv1 "k8s.io/api/networking/v1"
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/runtime"
@@ -98,6 +99,10 @@ func TestUninstall(t *testing.T) {
 	made := []runtime.Object{
 		&corev1.Secret{ObjectMeta: metav1.ObjectMeta{Name: "culvert-ca", Namespace: namespace}},
 		&corev1.ConfigMap{ObjectMeta: metav1.ObjectMeta{Name: "culvert-ca-root", Namespace: namespace}},
+		&networkingv1.NetworkPolicy{ObjectMeta: metav1.ObjectMeta{Name: "web", Namespace: "shop", Labels: map[string]string{"app.kubernetes.io/managed-by": "culvert"}}},
+		&networkingv1.NetworkPolicy{ObjectMeta: metav1.ObjectMeta{Name: "web-hbone-1", Namespace: "shop", Labels: map[string]string{
+			"app.kubernetes.io/managed-by": "culvert", "culvert.io/companion-of": "uid",
+		}}},
 	}
 	tests := []struct {
 		name   string
@@ -131,6 +136,10 @@ func TestUninstall(t *testing.T) {
 			_, err = r.kube.CoreV1().Namespaces().Get(t.Context(), namespace, metav1.GetOptions{})
 			if got := !apierrors.IsNotFound(err); got != tt.ns {
 				t.Errorf("namespace is there: %v", got)
+			}
+			policies, err := r.kube.NetworkingV1().NetworkPolicies("").List(t.Context(), metav1.ListOptions{})
+			if err != nil || len(policies.Items) != 1 || policies.Items[0].Name != "web" {
+				t.Errorf("of a user's policy and its companion there are %v %v", policies.Items, err)
 			}
 			if got := len(r.dynamic.Actions()); got != 0 {
 				t.Errorf("definitions were touched: %v", r.dynamic.Actions())

@@ -19,6 +19,8 @@ const (
 	ManagedBy      = "culvert"
 	// LabelCompanionOf is on every companion, with the UID of the policy that it belongs to.
 	LabelCompanionOf = "culvert.io/companion-of"
+	// CompanionSelector finds them all.
+	CompanionSelector = LabelManagedBy + "=" + ManagedBy + "," + LabelCompanionOf
 )
 
 // IsCompanion reports whether a policy is a companion; such a one has none of its own.
