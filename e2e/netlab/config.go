@@ -17,6 +17,7 @@ type Workload struct {
 	ServiceAccount        string                       `yaml:"serviceAccount"`
 	TrustDomain           string                       `yaml:"trustDomain,omitempty"`
 	WorkloadIPs           []string                     `yaml:"workloadIps"`
+	Hostname              string                       `yaml:"hostname,omitempty"`
 	Protocol              string                       `yaml:"protocol"`
 	Node                  string                       `yaml:"node"`
 	Network               string                       `yaml:"network"`
@@ -44,9 +45,18 @@ type Service struct {
 	Namespace       string            `yaml:"namespace"`
 	Hostname        string            `yaml:"hostname"`
 	VIPs            []string          `yaml:"vips"`
+	CIDRVIPs        []string          `yaml:"cidrVips,omitempty"`
 	Ports           map[uint16]uint16 `yaml:"ports"`
 	SubjectAltNames []string          `yaml:"subjectAltNames,omitempty"`
 	Waypoint        *Gateway          `yaml:"waypoint,omitempty"`
+	LoadBalancer    *LoadBalancer     `yaml:"loadBalancer,omitempty"`
+	Visibility      string            `yaml:"visibility,omitempty"`
+}
+
+// LoadBalancer is how a service chooses endpoints; mode Passthrough chooses none.
+type LoadBalancer struct {
+	Mode               string   `yaml:"mode"`
+	RoutingPreferences []string `yaml:"routingPreferences"`
 }
 
 // Policy is an entry of the workload file: rules of clauses of matches, fields as in the reference.
