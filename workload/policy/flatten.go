@@ -17,8 +17,8 @@ type conjunction struct {
 // many conjunctions; a longer list of alternatives may have a few times as many
 // as it has matches. What goes beyond is checked after the index.
 const (
-	mostProducts   = 256
-	productsAMatch = 4
+	mostProducts   = 64
+	productsAMatch = 8
 )
 
 // flatten returns the conjunctions of a policy: it matches when one of them does.

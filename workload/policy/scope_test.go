@@ -116,3 +116,25 @@ func TestSharedNames(t *testing.T) {
 		basis = next
 	}
 }
+
+// TestThousandsOfRules: one policy may fill several indexes.
+func TestThousandsOfRules(t *testing.T) {
+	const n = 10_000
+	p := pol("ns/p", policy.Namespace, policy.Allow, nil)
+	for i := range n {
+		// Nine alternatives, and one more test of the same field.
+		ports := make([]policy.Match, 9)
+		for j := range ports {
+			ports[j].DestinationPorts = []uint16{uint16(i), uint16(20_000 + j)}
+		}
+		p.Rules = append(p.Rules, [][]policy.Match{ports, {{NotDestinationPorts: []uint16{uint16(20_000 + i%9)}}}, {{DestinationPorts: []uint16{uint16(i)}}}})
+	}
+	set := policy.New()
+	set.Apply([]*policy.Policy{p}, nil)
+	for _, port := range []uint16{0, 1, 4095, 4096, 5000, n - 1, n, 20_000} {
+		got := set.Snapshot().Evaluate(server, policy.Connection{Destination: netip.AddrPortFrom(here.Addr(), port)})
+		if want := port < n; got.Allowed != want {
+			t.Errorf("port %d: allowed = %t, want %t", port, got.Allowed, want)
+		}
+	}
+}
