@@ -104,7 +104,7 @@ func TestCoversAgreesWithTheEvaluator(t *testing.T) {
 	random := rand.New(rand.NewPCG(seed, seed))
 	connections := allConnections()
 	said, nothing := 0, 0
-	for range 6000 {
+	for range 2500 {
 		a, b := randomRule(random), randomRule(random)
 		ina, inb := evaluator(t, a), evaluator(t, b)
 		saysCovers, saysNever := covers(a, b), never(b)
@@ -129,7 +129,7 @@ func TestCoversAgreesWithTheEvaluator(t *testing.T) {
 			said++
 		}
 	}
-	if said < 200 || nothing < 50 {
+	if said < 80 || nothing < 20 {
 		t.Errorf("only %d rules were covered and %d never matched: the values are too many", said, nothing)
 	}
 }
