@@ -110,10 +110,11 @@ func (w *Workload) HasAddress(addr netip.Addr) bool {
 	return slices.Contains(w.Addresses, addr.Unmap())
 }
 
-// External reports whether a ServiceEntry's endpoint is all that the workload
-// is: somebody's address, which the mesh knows for the services that lead there.
+// External reports whether an endpoint of a ServiceEntry or of an EndpointSlice
+// is all that the workload is: somebody's address, which the mesh knows for the
+// services that lead there.
 func (w *Workload) External() bool {
-	return strings.Contains(w.UID, "/networking.istio.io/ServiceEntry/")
+	return strings.Contains(w.UID, "/networking.istio.io/ServiceEntry/") || strings.Contains(w.UID, "/discovery.k8s.io/EndpointSlice/")
 }
 
 // String names the workload for logs: "namespace/name".

@@ -13,7 +13,7 @@ import (
 //	address of a pod or another member of the mesh  → yes, every port
 //	address of a visible service with endpoints     → yes; its ports decide further on
 //	address or prefix of a visible service without  → the ports that it declares
-//	address of an endpoint of a ServiceEntry        → the target ports of visible services
+//	address of an External endpoint                 → the target ports of visible services
 //	anything else                                   → no
 //
 // Where nothing is chosen in the registry the port must be there too: an entry

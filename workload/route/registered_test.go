@@ -17,6 +17,12 @@ func external(w *workload.Workload) {
 	w.Protocol = workload.TCP
 }
 
+// slice makes a workload one that only an EndpointSlice names.
+func slice(w *workload.Workload) {
+	w.UID = "cluster1/discovery.k8s.io/EndpointSlice/" + w.Namespace + "/" + w.Name + "/address"
+	w.Protocol = workload.TCP
+}
+
 func TestRegistered(t *testing.T) {
 	original := wt.Balance(workload.LBPassthrough)
 	for _, tc := range []struct {
@@ -54,6 +60,12 @@ func TestRegistered(t *testing.T) {
 		}, false, route.Reject},
 		{"endpoint-of-private", "192.0.2.9:8080", []any{
 			wt.Service("other/x.example.com", []string{"10.1.0.1"}, wt.Private), wt.Pod("other/x", []string{"192.0.2.9"}, external, wt.In("other/x.example.com")),
+		}, false, route.Reject},
+		{"endpoint-of-a-slice", "192.0.2.9:6443", []any{
+			wt.Service("default/kubernetes", []string{"10.1.0.1"}, wt.Ports(443, 6443)), wt.Pod("default/kubernetes", []string{"192.0.2.9"}, slice, wt.In("default/kubernetes")),
+		}, true, route.TCP},
+		{"endpoint-of-a-slice-other-port", "192.0.2.9:22", []any{
+			wt.Service("default/kubernetes", []string{"10.1.0.1"}, wt.Ports(443, 6443)), wt.Pod("default/kubernetes", []string{"192.0.2.9"}, slice, wt.In("default/kubernetes")),
 		}, false, route.Reject},
 		{"endpoint-of-nothing", "192.0.2.9:8080", []any{wt.Pod("ns/x", []string{"192.0.2.9"}, external)}, false, route.Reject},
 	} {
