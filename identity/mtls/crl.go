@@ -2,19 +2,61 @@ package mtls
 
 import (
 	"bytes"
+	"crypto/sha256"
 	"crypto/x509"
 	"encoding/pem"
 	"errors"
 	"fmt"
+	"slices"
 	"sync"
+
+	"github.com/culvert-mesh/culvert/identity"
 )
 
 // crlSet is what one state of the file says. It is immutable but for the
-// memory of signatures checked.
+// memory of signatures and chains checked.
 type crlSet struct {
 	byIssuer map[string][]*crl // key: raw DER of the issuer's name
 	lists    int
 	entries  int
+
+	mu      sync.Mutex
+	checked map[chainKey]*x509.Certificate // what trace returned
+}
+
+// chainKey stands for a peer's chain and the roots that it is traced to.
+type chainKey struct {
+	chain [sha256.Size]byte
+	roots *identity.Bundle
+}
+
+// maxChecked bounds the memory of chains. A node has as many as its peers have
+// certificates.
+const maxChecked = 4096
+
+// check is trace for a peer's chain. Live connections are many, and most of them
+// have the chain of another one, for which signatures need not be verified again.
+func (s *crlSet) check(chain []*x509.Certificate, roots *identity.Bundle) *x509.Certificate {
+	key := chainKey{roots: roots}
+	h := sha256.New()
+	for _, cert := range chain {
+		h.Write(cert.Raw) // DER says where it ends
+	}
+	h.Sum(key.chain[:0])
+	s.mu.Lock()
+	bad, known := s.checked[key]
+	s.mu.Unlock()
+	if known {
+		return bad
+	}
+	bad = s.trace(chain[0], slices.Concat(roots.Certificates(), chain[1:]), roots, len(chain))
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.checked == nil || len(s.checked) >= maxChecked {
+		s.checked = make(map[chainKey]*x509.Certificate)
+	}
+	s.checked[key] = bad
+	return bad
 }
 
 // crl is one revocation list.

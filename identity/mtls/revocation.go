@@ -9,7 +9,6 @@ import (
 	"fmt"
 	"io/fs"
 	"log/slog"
-	"slices"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -100,8 +99,7 @@ func (r *Revocation) Check(chain []*x509.Certificate, roots *identity.Bundle) er
 	if set.entries == 0 {
 		return nil
 	}
-	candidates := slices.Concat(roots.Certificates(), chain[1:])
-	if bad := set.trace(chain[0], candidates, roots, len(chain)); bad != nil {
+	if bad := set.check(chain, roots); bad != nil {
 		return revokedError(chain[0], bad)
 	}
 	return nil

@@ -124,6 +124,18 @@ func TestCheckOfLiveConnections(t *testing.T) {
 	if err := rev.Check(junk, root.Bundle()); mtls.Reason(err) != mtls.ReasonRevoked {
 		t.Errorf("with certificates that do not belong to it: error %v", err)
 	}
+	// What was found out about a chain counts for it alone, and for its roots.
+	for range 2 {
+		if err := rev.Check(expired.Certificates, root.Bundle()); mtls.Reason(err) != mtls.ReasonRevoked {
+			t.Errorf("asked again: error %v", err)
+		}
+		if err := rev.Check(root.SVID(t, apiID).Certificates, root.Bundle()); err != nil {
+			t.Errorf("another chain: error %v", err)
+		}
+		if err := rev.Check(expired.Certificates, stranger.Bundle()); err != nil {
+			t.Errorf("roots that it leads not to: error %v", err)
+		}
+	}
 	if err := rev.Check(nil, root.Bundle()); err != nil {
 		t.Errorf("no chain: error %v", err)
 	}
@@ -388,4 +400,18 @@ func FuzzRevocationFile(f *testing.F) {
 			_ = rev.Check(s.Certificates, ca.Bundle())
 		}
 	})
+}
+
+// BenchmarkCheck asks about one of the live connections that share a chain.
+func BenchmarkCheck(b *testing.B) {
+	root := identitytest.NewCA(b, "td")
+	low := root.Intermediate(b)
+	s := low.SVID(b, apiID)
+	rev := lists(b, root.CRL(b, root.SVID(b, apiID).Leaf()))
+	b.ReportAllocs()
+	for b.Loop() {
+		if err := rev.Check(s.Certificates, s.Bundle); err != nil {
+			b.Fatal(err)
+		}
+	}
 }
