@@ -123,8 +123,9 @@ type Flow struct {
 	facts              policy.Connection // inbound: what policy is asked about
 	toServer, toClient atomic.Pointer[atomic.Int64]
 	opened, finished   atomic.Bool
-	waypoint           bool // outbound: to a waypoint, not to the application
-	place              int  // in the pod's table
+	waiting            atomic.Bool // inbound: for what network policies need to know
+	waypoint           bool        // outbound: to a waypoint, not to the application
+	place              int         // in the pod's table
 }
 
 // cutter ends a live connection with an error. It may be called from anywhere and more than once.

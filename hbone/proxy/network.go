@@ -132,17 +132,14 @@ func (n *networks) egress(local, peer *workload.Workload, dst netip.AddrPort) ne
 // changed implements judge.
 func (n *networks) changed() <-chan struct{} { return n.set.Changed() }
 
-// networkBasis is what verdicts about the flows of a pod follow from.
-type networkBasis struct {
-	version uint64
-	subject string
-}
-
 // sit implements judge. What is not known, of the policies or of a pod, ends nothing.
 func (n *networks) sit(_ *Pod, local *localState) (basis any, look func(*Flow) error) {
 	snap := n.set.Snapshot()
-	return networkBasis{snap.Version(), local.workload.UID}, func(f *Flow) error {
-		if !snap.Ready() || free(snap, local.workload) {
+	if !snap.Ready() || free(snap, local.workload) {
+		return snap, allowed
+	}
+	return snap, func(f *Flow) error {
+		if f.waiting.Load() {
 			return nil
 		}
 		var q netpol.Query
@@ -157,6 +154,8 @@ func (n *networks) sit(_ *Pod, local *localState) (basis any, look func(*Flow) e
 		return nil
 	}
 }
+
+func allowed(*Flow) error { return nil }
 
 // awaitNetworks asks again and again, as long as Config says, while the answer is open. It returns nil or why not.
 func (p *Pod) awaitNetworks(ctx context.Context, ask func() verdict) error {
@@ -189,12 +188,21 @@ func (p *Pod) admitted(ctx context.Context, local *localState, f *Flow) error {
 	if n == nil {
 		return nil
 	}
-	return p.awaitNetworks(ctx, func() verdict {
+	ask := func() verdict {
 		if newer := p.localNow(); newer != nil {
 			local = newer
 		}
 		return n.incoming(local.workload, f)
-	})
+	}
+	// While it waits nobody else ends the flow, so that its client gets an answer; what has passed it by meanwhile is asked
+	// for in the end.
+	f.waiting.Store(true)
+	err := p.awaitNetworks(ctx, ask)
+	f.waiting.Store(false)
+	if v := ask(); err == nil && v.denied != nil {
+		err = v.denied
+	}
+	return err
 }
 
 // reach is the address and port by which network policies know a target: the application's own, which the authority names,
