@@ -14,6 +14,8 @@ type outside struct {
 	network string
 }
 
+func (j *outside) concerns(d Direction) bool { return d == Outbound }
+
 func (j *outside) changed() <-chan struct{} { return j.modes.Changed() }
 
 func (j *outside) sit(p *Pod, local *localState) (basis any, look func(*Flow) error) {
@@ -22,7 +24,7 @@ func (j *outside) sit(p *Pod, local *localState) (basis any, look func(*Flow) er
 	}
 	snap := j.store.Snapshot()
 	return snap.Version(), func(f *Flow) error {
-		if f.Direction != Outbound || !f.leaves() {
+		if !f.leaves() {
 			return nil
 		}
 		in := route.Input{Snapshot: snap, Source: local.workload, Destination: f.OriginalDst, Network: j.network}

@@ -129,6 +129,9 @@ func (n *networks) egress(local, peer *workload.Workload, dst netip.AddrPort) ne
 	return q
 }
 
+// concerns implements judge.
+func (n *networks) concerns(Direction) bool { return true }
+
 // changed implements judge.
 func (n *networks) changed() <-chan struct{} { return n.set.Changed() }
 

@@ -21,6 +21,8 @@ const storePause = 100 * time.Millisecond
 // A flow is looked at when what the judge goes by changes for its pod, once it is open. A flow that a judge has allowed
 // before it was open, and that did not ask again since, has to be looked at when it opens: see Flow.reconsider.
 type judge interface {
+	// concerns reports whether the judge has anything to say about flows of a direction.
+	concerns(d Direction) bool
 	// changed returns a channel that is closed at the next change of what the judge goes by. It is taken before looking, so
 	// that nothing is missed. Changes of the workload store need not be told: they are always followed.
 	changed() <-chan struct{}
@@ -32,14 +34,13 @@ type judge interface {
 // authorization is the judge of inbound flows by authorization policies. Policies that are missing now end nothing.
 type authorization struct{ policies *policy.Set }
 
+func (a *authorization) concerns(d Direction) bool { return d == Inbound }
+
 func (a *authorization) changed() <-chan struct{} { return a.policies.Changed() }
 
 func (a *authorization) sit(_ *Pod, local *localState) (basis any, look func(*Flow) error) {
 	snap := a.policies.Snapshot()
 	return snap.Basis(local.workload), func(f *Flow) error {
-		if f.Direction != Inbound {
-			return nil
-		}
 		if d := snap.Evaluate(local.workload, f.facts); d.EndsLive() {
 			return &policyChange{d.Policy}
 		}
@@ -68,7 +69,7 @@ func (p *Pod) rejudge(j judge) {
 		return
 	}
 	for _, f := range p.flows.all() {
-		if !f.opened.Load() {
+		if !j.concerns(f.Direction) || !f.opened.Load() {
 			continue
 		}
 		if err := look(f); err != nil {
@@ -81,13 +82,16 @@ func (p *Pod) rejudge(j judge) {
 	p.review.basis[j] = basis
 }
 
-// reconsider has all judges look at a flow that has just been opened, and cuts it if one of them says so.
+// reconsider has all judges of its direction look at a flow that has just been opened, and cuts it if one of them says so.
 func (f *Flow) reconsider() {
 	local := f.pod.localNow()
 	if local == nil {
 		return
 	}
 	for _, j := range f.pod.proxy.judges {
+		if !j.concerns(f.Direction) {
+			continue
+		}
 		_, look := j.sit(f.pod, local)
 		if err := look(f); err != nil {
 			f.owner.cut(err)

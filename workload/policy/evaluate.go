@@ -62,11 +62,26 @@ func (v *verdict) add(x *index, f *facts, r *room) {
 	}
 	v.deny = x.lowest(f, hits, 0, x.ends[effectDeny], v.deny)
 	v.allow = x.lowest(f, hits, x.ends[effectDeny], x.ends[effectAllow], v.allow)
-	end := x.ends[effectNote]
+	v.note(x, f, hits)
+}
+
+// note takes the dry-run and Audit policies, of each kind those with the lowest
+// keys: more are not told, so an index need not give more.
+func (v *verdict) note(x *index, f *facts, hits bitset) {
+	var last *compiled
+	dry, audit, end := 0, 0, x.ends[effectNote]
 	for n, ok := hits.next(x.ends[effectAllow], end); ok; n, ok = hits.next(n+1, end) {
-		if x.passes(n, f) && !slices.Contains(v.notes, x.owners[n]) {
-			v.notes = append(v.notes, x.owners[n])
+		c := x.owners[n]
+		count := &audit
+		if c.policy.DryRun {
+			count = &dry
 		}
+		if c == last || *count == maxNotes || !x.passes(n, f) {
+			continue
+		}
+		last = c // owners are in order
+		*count++
+		v.notes = append(v.notes, c)
 	}
 }
 
@@ -108,7 +123,7 @@ func (v *verdict) decide(p *plan) Decision {
 // report fills in what dry-run and Audit policies say, in a fixed order.
 func (v *verdict) report(d *Decision) {
 	slices.SortFunc(v.notes, func(a, b *compiled) int { return cmp.Compare(a.key, b.key) })
-	for _, c := range v.notes {
+	for _, c := range slices.Compact(v.notes) { // one that is named may be of the namespace too
 		switch {
 		case c.policy.DryRun && len(d.DryRun) < maxNotes:
 			d.DryRun = append(d.DryRun, DryRun{Action: c.action, Policy: c.key})

@@ -1,6 +1,7 @@
 package policy_test
 
 import (
+	"fmt"
 	"net/netip"
 	"slices"
 	"strings"
@@ -288,5 +289,39 @@ func TestSetChanges(t *testing.T) {
 	set.Replace(nil)
 	if set.Snapshot().Len() != 0 {
 		t.Error("Replace with nothing leaves policies")
+	}
+}
+
+// TestManyNotes: of more policies that do not decide than are told, those with the lowest keys are, whatever their kinds.
+func TestManyNotes(t *testing.T) {
+	set := policy.New()
+	var all []*policy.Policy
+	for i := range 1000 {
+		p := pol(fmt.Sprintf("ns/p%04d", i), policy.Scope(i%3), policy.Audit, onPort80)
+		p.DryRun = i >= 500
+		p.Rules = append(p.Rules, onPort80...)
+		all = append(all, p)
+	}
+	set.Apply(all, nil)
+	named := &workload.Workload{Namespace: "ns"}
+	for _, p := range all[:10] {
+		named.AuthorizationPolicies = append(named.AuthorizationPolicies, p.Key()) // some of another scope, too
+	}
+	d := set.Snapshot().Evaluate(named, tls)
+	var dry []string
+	for _, n := range d.DryRun {
+		dry = append(dry, n.Policy)
+	}
+	var wantAudit, wantDry []string
+	for i := range 500 {
+		if i < 10 || i%3 != 2 {
+			wantAudit = append(wantAudit, fmt.Sprintf("ns/p%04d", i))
+		}
+		if (500+i)%3 != 2 {
+			wantDry = append(wantDry, fmt.Sprintf("ns/p%04d", 500+i))
+		}
+	}
+	if !d.Allowed || !slices.Equal(d.Audit, wantAudit[:16]) || !slices.Equal(dry, wantDry[:16]) {
+		t.Errorf("got %+v, want audit by %v and dry runs of %v", d, wantAudit[:16], wantDry[:16])
 	}
 }
