@@ -41,6 +41,14 @@ func (n *node) dump() map[string]func() (any, error) {
 		"config":        n.dumpConfig,
 		"certificates":  n.dumpCertificates,
 		"workloadState": n.dumpPods,
+		"outboundTrafficPolicy": func() (any, error) {
+			mesh, own := n.outbound.All()
+			namespaces := make(map[string]string, len(own))
+			for name, mode := range own {
+				namespaces[name] = mode.String()
+			}
+			return map[string]any{"mode": mesh.String(), "namespaces": namespaces}, nil
+		},
 	}
 	if n.cluster != nil {
 		parts["kubernetes"] = n.cluster.dump

@@ -13,22 +13,22 @@ import (
 func TestPassing(t *testing.T) {
 	shop := proxy.Peer{Workload: &workload.Workload{Namespace: "team"}}
 	p := newPassing()
-	for _, f := range []proxy.Flow{
+	for _, f := range []*proxy.Flow{
 		{Source: shop},
 		{Source: shop, Service: &workload.Service{Hostname: "api.example.com"}},
 		{Source: shop, Destination: shop},
 		{Source: shop, Direction: proxy.Inbound},
 	} {
-		p.opened(&f)
-		p.closed(&f)
+		p.opened(f)
+		p.closed(f)
 	}
-	for _, f := range []proxy.Flow{
+	for _, f := range []*proxy.Flow{
 		{Source: shop, Err: fmt.Errorf("%w: 192.0.2.1:80", route.ErrNotRegistered)},
 		{Err: route.ErrNotRegistered},
 		{Source: shop, Err: proxy.ErrOutboundPolicy},
 		{Source: shop, Err: proxy.ErrDrain},
 	} {
-		p.closed(&f)
+		p.closed(f)
 	}
 	got := map[string]float64{}
 	p.samples(func(s telemetry.Sample) { got[s.Labels[0].Value+" "+s.Labels[1].Value] = s.Value })

@@ -83,20 +83,13 @@ func (m *Modes) Of(namespace string) Mode {
 	return m.mesh
 }
 
-// Strict reports whether any namespace may be RegistryOnly.
-func (m *Modes) Strict() bool {
+// All returns the mode of the mesh, and those of namespaces that have one of
+// their own, which are the caller's.
+func (m *Modes) All() (mesh Mode, own map[string]Mode) {
 	if m == nil {
-		return false
+		return AllowAny, nil
 	}
-	if m.mesh == RegistryOnly {
-		return true
-	}
-	for _, own := range m.now.Load().own {
-		if own == RegistryOnly {
-			return true
-		}
-	}
-	return false
+	return m.mesh, maps.Clone(m.now.Load().own)
 }
 
 // Changed returns a channel that is closed at the next change. Take it before

@@ -52,9 +52,6 @@ func TestModes(t *testing.T) {
 		}
 	}
 	want("a", egress.AllowAny)
-	if m.Strict() {
-		t.Error("strict without reason")
-	}
 	before := m.Changed()
 	if !m.Set("a", egress.RegistryOnly) || !closed(before) {
 		t.Error("a change is not told")
@@ -65,10 +62,10 @@ func TestModes(t *testing.T) {
 	}
 	want("a", egress.RegistryOnly)
 	want("b", egress.AllowAny)
-	if !m.Strict() {
-		t.Error("not strict")
+	if mesh, own := m.All(); mesh != egress.AllowAny || len(own) != 1 || own["a"] != egress.RegistryOnly {
+		t.Errorf("all are %s and %v", mesh, own)
 	}
-	if !m.Clear("a") || !closed(before) || m.Strict() {
+	if !m.Clear("a") || !closed(before) {
 		t.Error("the end of a mode is not told")
 	}
 	want("a", egress.AllowAny)
@@ -77,13 +74,10 @@ func TestModes(t *testing.T) {
 	want("a", egress.RegistryOnly)
 	m.Set("a", egress.AllowAny)
 	want("a", egress.AllowAny)
-	if !m.Strict() {
-		t.Error("the mesh is not strict")
-	}
 
 	m = nil
 	want("a", egress.AllowAny)
-	if m.Strict() || m.Changed() != nil {
-		t.Error("nil is strict or changes")
+	if mesh, own := m.All(); mesh != egress.AllowAny || own != nil || m.Changed() != nil {
+		t.Errorf("nil is %s, %v or changes", mesh, own)
 	}
 }
