@@ -143,6 +143,13 @@ func (st *state) workloadEntry(r ref) []*workload.Workload {
 	b := waypoints(st.waypoint).bind(o.labels, ns, trafficWorkload)
 	in.waypoint = b.address
 	st.report(r, &o.header, boundConditions(&b, pairs{}, ns), o.conditions)
+	fault := o.fault
+	for _, a := range o.addresses() {
+		if fault == "" && len(st.podsOfAddress[a]) > 0 {
+			fault = "its address " + a.String() + " belongs to a pod, which is what is meant by it"
+		}
+	}
+	st.fault(r, fault)
 	w := translateWorkloadEntry(o, in, &st.settings)
 	if w == nil {
 		return nil

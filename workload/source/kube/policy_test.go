@@ -222,3 +222,28 @@ func TestInstancesOfGatewaysStayAnnounced(t *testing.T) {
 		t.Errorf("it is announced as %v", p.Protocol)
 	}
 }
+
+// TestMachineWithAPodsAddress: the pod has it, and the log says so as long as it
+// does.
+func TestMachineWithAPodsAddress(t *testing.T) {
+	w := newWorld(t)
+	r := ref{kindWorkloadEntry, key{"ns", "vm"}}
+	w.set(custom(t, `{apiVersion: networking.istio.io/v1, kind: WorkloadEntry, metadata: {name: vm}, spec: {address: 10.0.0.1}}`))
+	check := func(said bool) {
+		t.Helper()
+		if got := w.st.faults[r]; strings.Contains(got, "belongs to a pod") != said {
+			t.Errorf("fault is %q", got)
+		}
+	}
+	check(false)
+	w.set(pod("one", []string{"10.0.0.1"}))
+	check(true)
+	w.drop(pod("one", []string{"10.0.0.1"}))
+	check(false)
+	w.set(pod("one", []string{"10.0.0.1"}))
+	w.drop(custom(t, `{apiVersion: networking.istio.io/v1, kind: WorkloadEntry, metadata: {name: vm}, spec: {}}`))
+	check(false)
+	if len(w.st.machinesAt) > 0 {
+		t.Errorf("left over: %v", w.st.machinesAt)
+	}
+}

@@ -43,6 +43,7 @@ type state struct {
 	slicesOfPod      links[key]
 	attached         links[ref]        // target ─► policies with targetRefs
 	entriesOfAddress links[netip.Addr] // ServiceEntries that claim it
+	machinesAt       links[netip.Addr] // WorkloadEntries that have it
 	servicesOfVIP    links[netip.Addr]
 	reserved         map[netip.Addr]key // for hosts of ServiceEntries; see allocate
 	reservedBy       map[key][]netip.Addr
@@ -75,7 +76,7 @@ func newState(s settings, log *slog.Logger) *state {
 		published: make(map[workload.NamespacedHostname]publishedService),
 		selecting: newSelectorIndex(), governing: newSelectorIndex(),
 		namingWaypoint: make(links[key]), slicesOfService: make(links[key]), slicesOfPod: make(links[key]),
-		attached: make(links[ref]), entriesOfAddress: make(links[netip.Addr]),
+		attached: make(links[ref]), entriesOfAddress: make(links[netip.Addr]), machinesAt: make(links[netip.Addr]),
 		reserved: make(map[netip.Addr]key), reservedBy: make(map[key][]netip.Addr),
 		allocations:   make(map[key]allocation),
 		servicesOfVIP: make(links[netip.Addr]), podsOfAddress: make(claims),

@@ -35,6 +35,9 @@ func (st *state) setPod(r ref, old, next *podObject) {
 		}
 		if len(before) != len(after) || !slices.Contains(before, a) || !slices.Contains(after, a) {
 			st.markEntriesOf(a)
+			for entry := range st.machinesAt[a] {
+				st.mark(entry)
+			}
 		}
 	}
 	if old != nil && next != nil && old.uid == next.uid && len(old.ips) > 0 && !slices.Equal(old.ips, next.ips) {
@@ -196,10 +199,17 @@ func (st *state) setWorkloadEntry(r ref, old, next *workloadEntryObject) {
 		st.settle(r)
 	} else {
 		st.workloadEntries.put(r.key, next)
-		st.fault(r, next.fault)
 	}
+	st.machinesAt.move(r, old.addresses(), next.addresses())
 	st.mark(r)
 	st.relabel(r, headOf(old), headOf(next))
+}
+
+func (o *workloadEntryObject) addresses() []netip.Addr {
+	if o == nil || !o.endpoint.address.IsValid() {
+		return nil
+	}
+	return []netip.Addr{o.endpoint.address}
 }
 
 // meshMode and namespaceMode are the modes that workloads inherit.
