@@ -2,11 +2,12 @@ package cluster
 
 import (
 	"bufio"
+	"bytes"
 	"context"
 	"encoding/json"
 	"fmt"
+	"io"
 	"net/http"
-	"os"
 	"slices"
 	"strings"
 	"testing"
@@ -72,17 +73,21 @@ func dumpOf(t *testing.T, node string) *dumper {
 	if err != nil {
 		t.Fatal(err)
 	}
-	cmd.Stderr = os.Stderr
+	var diag bytes.Buffer
+	cmd.Stderr = &diag
 	if err := cmd.Start(); err != nil {
 		t.Fatal(err)
 	}
 	t.Cleanup(func() {
 		_ = cmd.Process.Kill()
 		_ = cmd.Wait()
+		if t.Failed() && diag.Len() > 0 {
+			t.Logf("port-forward to the agent on %s: %s", node, diag.String())
+		}
 	})
 	line, err := bufio.NewReader(stdout).ReadString('\n')
 	if err != nil {
-		t.Fatalf("port-forward: %v", err)
+		t.Fatalf("port-forward to the agent on %s: %v", node, err)
 	}
 	addr, _, _ := strings.Cut(strings.TrimPrefix(line, "Forwarding from "), " ")
 	return &dumper{node: node, url: "http://" + addr + "/config_dump"}
@@ -96,6 +101,7 @@ func (d *dumper) holds(t *testing.T, w *truth.Round) {
 		want = append(want, p.Namespace+"/"+p.Name)
 	}
 	slices.Sort(want)
+	client := &http.Client{Timeout: patience}
 	wait(t, "the agent on "+d.node+" has the policies", func() error {
 		var dump struct {
 			NetworkPolicies struct {
@@ -105,12 +111,16 @@ func (d *dumper) holds(t *testing.T, w *truth.Round) {
 				} `json:"objects"`
 			} `json:"networkPolicies"`
 		}
-		resp, err := http.Get(d.url)
+		resp, err := client.Get(d.url)
 		if err != nil {
 			return err
 		}
-		defer func() { _ = resp.Body.Close() }()
-		if err := json.NewDecoder(resp.Body).Decode(&dump); err != nil {
+		body, err := io.ReadAll(resp.Body)
+		_ = resp.Body.Close()
+		if err != nil {
+			return err
+		}
+		if err := json.Unmarshal(body, &dump); err != nil {
 			return err
 		}
 		var got []string
