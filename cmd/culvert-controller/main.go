@@ -5,17 +5,13 @@ package main
 
 import (
 	"context"
-	"errors"
-	"fmt"
-	"log/slog"
 	"os"
-	"os/signal"
-	"syscall"
 
 	"k8s.io/klog/v2"
 
 	"github.com/culvert-mesh/culvert/cmd/internal/admin"
 	"github.com/culvert-mesh/culvert/cmd/internal/conf"
+	"github.com/culvert-mesh/culvert/cmd/internal/launch"
 )
 
 // Set by the linker; see the Makefile.
@@ -25,55 +21,22 @@ var (
 )
 
 func main() {
-	os.Exit(start(os.Args[1:]))
+	os.Exit(launch.Program[*settings]{
+		Name: "culvert-controller", Version: version, Revision: revision, Build: build,
+		Read: func(args []string) (*settings, *conf.Set, error) { return readSettings(args, os.LookupEnv) },
+		Logs: func(s *settings) (string, string) { return s.logLevel, s.logFormat },
+	}.Start(os.Args[1:]))
 }
 
-// start runs the program and returns its exit code.
-func start(args []string) int {
-	if len(args) == 1 && (args[0] == "version" || args[0] == "--version") {
-		fmt.Printf("culvert-controller %s (%s)\n", version, revision)
-		return 0
-	}
-	s, set, err := readSettings(args, os.LookupEnv)
-	switch {
-	case errors.Is(err, conf.ErrHelp):
-		set.Usage(os.Stdout)
-		return 0
-	case err != nil:
-		fmt.Fprintf(os.Stderr, "culvert-controller: faulty settings:\n%v\n", err)
-		return 2
-	}
-	levels, err := admin.NewLevels(s.logLevel)
-	if err != nil {
-		fmt.Fprintf(os.Stderr, "culvert-controller: --log-level: %v\n", err)
-		return 2
-	}
-	logger := newLogger(s, levels)
-	klog.SetSlogLogger(logger.With(admin.ScopeKey, "kubernetes")) // what the client library has to say
-	signals := make(chan os.Signal, 2)
-	signal.Notify(signals, os.Interrupt, syscall.SIGTERM)
+func build(s *settings, g launch.Given) (func(context.Context) error, error) {
+	klog.SetSlogLogger(g.Logger.With(admin.ScopeKey, "kubernetes")) // what the client library has to say
 	reach, err := connect(s)
 	if err != nil {
-		fmt.Fprintf(os.Stderr, "culvert-controller: %v\n", err)
-		return 1
+		return nil, err
 	}
-	c, err := newController(s, set, reach, levels, logger, signals)
+	c, err := newController(s, g.Settings, reach, g.Levels, g.Logger, g.Signals)
 	if err != nil {
-		fmt.Fprintf(os.Stderr, "culvert-controller: %v\n", err)
-		return 1
+		return nil, err
 	}
-	if err := c.run(context.Background()); err != nil {
-		logger.Error("stopped", "error", err)
-		return 1
-	}
-	return 0
-}
-
-func newLogger(s *settings, levels *admin.Levels) *slog.Logger {
-	options := &slog.HandlerOptions{Level: admin.LevelTrace}
-	var h slog.Handler = slog.NewTextHandler(os.Stderr, options)
-	if s.logFormat == "json" {
-		h = slog.NewJSONHandler(os.Stderr, options)
-	}
-	return slog.New(levels.Handler(h))
+	return c.run, nil
 }
