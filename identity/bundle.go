@@ -78,27 +78,39 @@ func (b *Bundle) Equal(other *Bundle) bool {
 // a file of certificates is a mistake worth reporting.
 func ParseCertificates(pemBytes []byte) ([]*x509.Certificate, error) {
 	var certs []*x509.Certificate
-	rest := pemBytes
-	for {
-		var block *pem.Block
-		block, rest = pem.Decode(rest)
-		if block == nil {
-			break
-		}
-		if block.Type != "CERTIFICATE" {
-			return nil, fmt.Errorf("PEM block %d is %q, want CERTIFICATE", len(certs)+1, block.Type)
-		}
-		cert, err := x509.ParseCertificate(block.Bytes)
+	blocks, err := EachPEM(pemBytes, "CERTIFICATE", func(der []byte) error {
+		cert, err := x509.ParseCertificate(der)
 		if err != nil {
-			return nil, fmt.Errorf("certificate %d: %w", len(certs)+1, err)
+			return fmt.Errorf("certificate %d: %w", len(certs)+1, err)
 		}
 		certs = append(certs, cert)
-	}
-	if bytes.Contains(rest, []byte("-----BEGIN ")) {
-		return nil, fmt.Errorf("PEM block %d is damaged", len(certs)+1)
-	}
-	if len(certs) == 0 {
+		return nil
+	})
+	switch {
+	case err != nil:
+		return nil, err
+	case blocks == 0:
 		return nil, errors.New("no PEM certificate found")
 	}
 	return certs, nil
+}
+
+// EachPEM calls take with the content of each block of PEM text, and returns how many there are. All of them must be of the
+// type. Text between blocks is ignored, a damaged block is not. The first error ends it.
+func EachPEM(text []byte, blockType string, take func(der []byte) error) (blocks int, err error) {
+	for rest := text; ; blocks++ {
+		var block *pem.Block
+		block, rest = pem.Decode(rest)
+		switch {
+		case block == nil && bytes.Contains(rest, []byte("-----BEGIN ")):
+			return blocks, fmt.Errorf("PEM block %d is damaged", blocks+1)
+		case block == nil:
+			return blocks, nil
+		case block.Type != blockType:
+			return blocks, fmt.Errorf("PEM block %d is %q, want %s", blocks+1, block.Type, blockType)
+		}
+		if err := take(block.Bytes); err != nil {
+			return blocks, err
+		}
+	}
 }

@@ -4,7 +4,6 @@ import (
 	"bytes"
 	"crypto/sha256"
 	"crypto/x509"
-	"encoding/pem"
 	"errors"
 	"fmt"
 	"slices"
@@ -80,24 +79,11 @@ func parseCRLs(content []byte) (*crlSet, error) {
 	if !bytes.Contains(content, []byte("-----BEGIN")) {
 		return set, set.add(content)
 	}
-	rest := content
-	for {
-		var block *pem.Block
-		block, rest = pem.Decode(rest)
-		if block == nil {
-			break
-		}
-		if block.Type != "X509 CRL" {
-			return nil, fmt.Errorf("PEM block %d is %q, want X509 CRL", set.lists+1, block.Type)
-		}
-		if err := set.add(block.Bytes); err != nil {
-			return nil, err
-		}
-	}
-	if bytes.Contains(rest, []byte("-----BEGIN")) {
-		return nil, fmt.Errorf("PEM block %d is damaged", set.lists+1)
-	}
-	if set.lists == 0 {
+	blocks, err := identity.EachPEM(content, "X509 CRL", set.add)
+	switch {
+	case err != nil:
+		return nil, err
+	case blocks == 0:
 		return nil, errors.New("no revocation list found")
 	}
 	return set, nil

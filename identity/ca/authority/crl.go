@@ -12,7 +12,12 @@ import (
 	"slices"
 	"strings"
 	"time"
+
+	"github.com/culvert-mesh/culvert/identity"
 )
+
+// blockCRL is the type of PEM blocks of lists (RFC 7468 section 6).
+const blockCRL = "X509 CRL"
 
 // maxCRL bounds the lists that are carried; a ConfigMap holds 1 MiB.
 const maxCRL = 900 << 10
@@ -178,31 +183,23 @@ func parseCRLs(pemBytes []byte) ([]*x509.RevocationList, error) {
 		return nil, fmt.Errorf("%d octets, limit is %d", len(pemBytes), maxCRL)
 	}
 	var lists []*x509.RevocationList
-	rest := pemBytes
-	for {
-		var block *pem.Block
-		block, rest = pem.Decode(rest)
-		if block == nil {
-			break
-		}
-		if block.Type != "X509 CRL" {
-			return nil, fmt.Errorf("PEM block %d is %q, want X509 CRL", len(lists)+1, block.Type)
-		}
-		list, err := x509.ParseRevocationList(block.Bytes)
+	blocks, err := identity.EachPEM(pemBytes, blockCRL, func(der []byte) error {
+		list, err := x509.ParseRevocationList(der)
 		if err != nil {
-			return nil, fmt.Errorf("list %d: %w", len(lists)+1, err)
+			return fmt.Errorf("list %d: %w", len(lists)+1, err)
 		}
 		lists = append(lists, list)
-	}
-	if bytes.Contains(rest, []byte("-----BEGIN")) {
-		return nil, fmt.Errorf("PEM block %d is damaged", len(lists)+1)
-	}
-	if len(lists) == 0 {
+		return nil
+	})
+	switch {
+	case err != nil:
+		return nil, err
+	case blocks == 0:
 		return nil, errors.New("no revocation list found")
 	}
 	return lists, nil
 }
 
 func encodeCRL(der []byte) []byte {
-	return pem.EncodeToMemory(&pem.Block{Type: "X509 CRL", Bytes: der})
+	return pem.EncodeToMemory(&pem.Block{Type: blockCRL, Bytes: der})
 }
