@@ -1,6 +1,7 @@
 package main
 
 import (
+	"context"
 	"fmt"
 	"io"
 	"strings"
@@ -92,6 +93,22 @@ func (f *changeFlags) options() (installer.Options, error) {
 	}, nil
 }
 
+// run makes the change, or prints what it would be made of.
+func (f *changeFlags) run(cmd *cobra.Command, change func(*installer.Installer, context.Context, installer.Options) error) error {
+	o, err := f.options()
+	if err != nil {
+		return err
+	}
+	if f.dryRun {
+		return printManifests(cmd.OutOrStdout(), f.kube.namespace(), o)
+	}
+	i, err := newInstaller(f.kube, cmd.OutOrStdout())
+	if err != nil {
+		return err
+	}
+	return change(i, cmd.Context(), o)
+}
+
 func installCommand() *cobra.Command {
 	var f changeFlags
 	cmd := &cobra.Command{
@@ -104,20 +121,7 @@ removes them again.`,
   culvert install --values-profile=k3s
   culvert install --dry-run | kubectl apply --dry-run=server -f -`,
 		Args: cobra.NoArgs,
-		RunE: func(cmd *cobra.Command, _ []string) error {
-			o, err := f.options()
-			if err != nil {
-				return err
-			}
-			if f.dryRun {
-				return printManifests(cmd.OutOrStdout(), f.kube.namespace(), o)
-			}
-			i, err := newInstaller(f.kube, cmd.OutOrStdout())
-			if err != nil {
-				return err
-			}
-			return i.Install(cmd.Context(), o)
-		},
+		RunE: func(cmd *cobra.Command, _ []string) error { return f.run(cmd, (*installer.Installer).Install) },
 	}
 	f.add(cmd)
 	cmd.Flags().BoolVar(&f.takeOver, "take-over", false, "install where istio-cni or ztunnel already capture; pods must not be in both")
@@ -132,20 +136,7 @@ func upgradeCommand() *cobra.Command {
 		Long: `Change an installation to this program's version and the given values, which go over those of the last time. It waits
 until all is ready; if it does not become so it says why and restores what was there.`,
 		Args: cobra.NoArgs,
-		RunE: func(cmd *cobra.Command, _ []string) error {
-			o, err := f.options()
-			if err != nil {
-				return err
-			}
-			if f.dryRun {
-				return printManifests(cmd.OutOrStdout(), f.kube.namespace(), o)
-			}
-			i, err := newInstaller(f.kube, cmd.OutOrStdout())
-			if err != nil {
-				return err
-			}
-			return i.Upgrade(cmd.Context(), o)
-		},
+		RunE: func(cmd *cobra.Command, _ []string) error { return f.run(cmd, (*installer.Installer).Upgrade) },
 	}
 	f.add(cmd)
 	cmd.Flags().BoolVar(&f.reset, "reset-values", false, "forget the values of the last time")

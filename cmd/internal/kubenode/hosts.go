@@ -51,23 +51,6 @@ func (n *node) DeepCopyObject() runtime.Object {
 	return &out
 }
 
-type nodeList struct {
-	metav1.TypeMeta `json:",inline"`
-	metav1.ListMeta `json:"metadata"`
-	Items           []node `json:"items"`
-}
-
-// DeepCopyObject implements runtime.Object.
-func (l *nodeList) DeepCopyObject() runtime.Object {
-	out := *l
-	l.ListMeta.DeepCopyInto(&out.ListMeta)
-	out.Items = make([]node, len(l.Items))
-	for i := range l.Items {
-		out.Items[i] = *l.Items[i].DeepCopyObject().(*node)
-	}
-	return &out
-}
-
 // addrs returns the addresses from which processes of the node may reach pods elsewhere: the node's own, the first two
 // of its pod ranges (which VXLAN and bridge interfaces of many CNIs have), and those that a CNI has noted.
 func (n *node) addrs() []netip.Addr {

@@ -48,23 +48,6 @@ func (p *pod) DeepCopyObject() runtime.Object {
 	return &out
 }
 
-type podList struct {
-	metav1.TypeMeta `json:",inline"`
-	metav1.ListMeta `json:"metadata"`
-	Items           []pod `json:"items"`
-}
-
-// DeepCopyObject implements runtime.Object.
-func (l *podList) DeepCopyObject() runtime.Object {
-	out := *l
-	l.ListMeta.DeepCopyInto(&out.ListMeta)
-	out.Items = make([]pod, len(l.Items))
-	for i := range l.Items {
-		out.Items[i] = *l.Items[i].DeepCopyObject().(*pod)
-	}
-	return &out
-}
-
 type namespace struct {
 	metav1.TypeMeta   `json:",inline"`
 	metav1.ObjectMeta `json:"metadata"`
@@ -77,19 +60,25 @@ func (n *namespace) DeepCopyObject() runtime.Object {
 	return &out
 }
 
-type namespaceList struct {
+// list is a list of objects, as a server sends it.
+type list[T any, P interface {
+	*T
+	runtime.Object
+}] struct {
 	metav1.TypeMeta `json:",inline"`
 	metav1.ListMeta `json:"metadata"`
-	Items           []namespace `json:"items"`
+	Items           []T `json:"items"`
 }
 
 // DeepCopyObject implements runtime.Object.
-func (l *namespaceList) DeepCopyObject() runtime.Object {
+func (l *list[T, P]) DeepCopyObject() runtime.Object {
 	out := *l
 	l.ListMeta.DeepCopyInto(&out.ListMeta)
-	out.Items = make([]namespace, len(l.Items))
+	out.Items = make([]T, len(l.Items))
 	for i := range l.Items {
-		out.Items[i] = *l.Items[i].DeepCopyObject().(*namespace)
+		if c, ok := P(&l.Items[i]).DeepCopyObject().(P); ok {
+			out.Items[i] = *c
+		}
 	}
 	return &out
 }
@@ -98,11 +87,11 @@ func (l *namespaceList) DeepCopyObject() runtime.Object {
 func newScheme() *runtime.Scheme {
 	s := runtime.NewScheme()
 	s.AddKnownTypeWithName(groupVersion.WithKind("Pod"), &pod{})
-	s.AddKnownTypeWithName(groupVersion.WithKind("PodList"), &podList{})
+	s.AddKnownTypeWithName(groupVersion.WithKind("PodList"), &list[pod, *pod]{})
 	s.AddKnownTypeWithName(groupVersion.WithKind("Namespace"), &namespace{})
-	s.AddKnownTypeWithName(groupVersion.WithKind("NamespaceList"), &namespaceList{})
+	s.AddKnownTypeWithName(groupVersion.WithKind("NamespaceList"), &list[namespace, *namespace]{})
 	s.AddKnownTypeWithName(groupVersion.WithKind("Node"), &node{})
-	s.AddKnownTypeWithName(groupVersion.WithKind("NodeList"), &nodeList{})
+	s.AddKnownTypeWithName(groupVersion.WithKind("NodeList"), &list[node, *node]{})
 	metav1.AddToGroupVersion(s, groupVersion)
 	return s
 }
