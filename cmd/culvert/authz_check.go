@@ -37,7 +37,8 @@ A workload is [namespace/]kind/name (pod/web-0, deployment/web, service/web) or 
 are read from files instead of the cluster: namespaces, pods or what makes them, services, policies. The answer comes from the
 code that controllers and agents decide with. NetworkPolicies are not considered.
 
-The exit status is 0, with a connection 0 when it is allowed and 1 when it is denied, and 2 when there is no answer.`,
+The exit status is 0; of a connection 0 when it is allowed, from and to every pod that was named, and 1 when it is denied; and 2
+when there is no answer.`,
 		Example: `  culvert authz check -n shop deployment/cart
   culvert authz check -n shop --from=pod/web-0 --to=service/cart --port=80
   culvert authz check -f manifests/ -n shop --from-ip=10.1.2.3 --to=app=cart --port=8080`,

@@ -53,9 +53,11 @@ func never(r rule) bool {
 // covers reports whether a matches whatever b matches. It may miss that, but when it says so it is so.
 func covers(a, b rule) bool {
 	ways, ok := alternatives(b)
-	if !ok {
-		return false
-	}
+	return ok && coversWays(a, ways)
+}
+
+// coversWays is covers for a rule of which the ways to match it are known.
+func coversWays(a rule, ways []conjunction) bool {
 	for _, way := range ways {
 		for _, clause := range a {
 			if len(clause) > 0 && !slices.ContainsFunc(clause, func(m policy.Match) bool { return !emptyMatch(&m) && way.implies(&m) }) {

@@ -46,14 +46,36 @@ type linter struct {
 	*World
 	found []Finding
 	named map[string]bool // policies that some workload names
+	ways  map[*authorization][]ways
 }
+
+// ways are those in which a rule can match; none of a rule that never does.
+type ways struct {
+	all []conjunction
+	few bool // few enough to look at them
+}
+
+func waysOf(r *ruleMeaning) ways {
+	if r.Never || r.Fault != "" {
+		return ways{few: true}
+	}
+	all, few := alternatives(r.Clauses)
+	return ways{all, few}
+}
+
+func (w ways) never() bool { return w.few && len(w.all) == 0 }
 
 // Lint looks for mistakes in the policies. Worst come first; the order is the same for the same objects.
 func (w *World) Lint() []Finding {
-	l := &linter{World: w, found: []Finding{}, named: make(map[string]bool)}
+	l := &linter{World: w, found: []Finding{}, named: make(map[string]bool), ways: make(map[*authorization][]ways)}
 	for wl := range w.store.Workloads() {
 		for _, key := range wl.AuthorizationPolicies {
 			l.named[key] = true
+		}
+	}
+	for _, a := range w.authz {
+		for i := range a.rules {
+			l.ways[a] = append(l.ways[a], waysOf(&a.rules[i]))
 		}
 	}
 	for _, a := range w.authz {
@@ -302,6 +324,11 @@ func (l *linter) portFor(r rule, p *pod) uint16 {
 	return otherPort(known)
 }
 
+// disabled reports whether clients of the mesh send plaintext to the pod.
+func (l *linter) disabled(p *pod) bool {
+	return l.translation.PeerMode(p.namespace, p.labels).Mode == "DISABLE"
+}
+
 // takesPlaintext reports whether PeerAuthentication lets plaintext through to the port.
 func (l *linter) takesPlaintext(p *pod, port uint16) bool {
 	mode := l.translation.PeerMode(p.namespace, p.labels)
@@ -324,7 +351,9 @@ func (l *linter) plaintext(a *authorization, governed []*pod) {
 				continue
 			}
 			if a.policy.Action == policy.Allow {
-				if !noted {
+				if l.disabled(p) {
+					l.add(Warning, "identity-not-seen", a, i, "it names identities, and "+p.title()+" is announced without mTLS (PeerAuthentication DISABLE): whom it names is not recognised there", "another mode, or rules about addresses")
+				} else if !noted {
 					noted = true
 					l.add(Note, "permissive", a, -1, "it names identities, and "+p.title()+" also takes plaintext, which has none and is refused by this policy", "with every client in the mesh, say so with a STRICT PeerAuthentication")
 				}

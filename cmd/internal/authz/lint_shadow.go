@@ -8,8 +8,8 @@ import (
 
 // shadows looks for rules that change nothing because of others.
 func (l *linter) shadows(a *authorization) {
-	for i, r := range a.rules {
-		if r.Never || r.Fault != "" || never(r.Clauses) {
+	for i, w := range l.ways[a] {
+		if !w.few || w.never() {
 			continue
 		}
 		if text, check, remedy := l.shadow(a, i); text != "" {
@@ -21,7 +21,7 @@ func (l *linter) shadows(a *authorization) {
 // shadow says which other rule makes a rule pointless, if one does: one of the same action that matches all that it
 // matches, or, for what an ALLOW policy lets in, one of a DENY policy.
 func (l *linter) shadow(a *authorization, i int) (text, check, remedy string) {
-	r := a.rules[i].Clauses
+	r, ways := a.rules[i].Clauses, l.ways[a][i].all
 	for _, b := range l.authz {
 		if !b.enforced() || b.invalid() || !l.governsAll(b, a) {
 			continue
@@ -32,7 +32,7 @@ func (l *linter) shadow(a *authorization, i int) (text, check, remedy string) {
 		}
 		for j := range b.rules {
 			other := b.rules[j].Clauses
-			if a == b && i == j || b.rules[j].Never || b.rules[j].Fault != "" || never(other) || !covers(other, r) {
+			if a == b && i == j || l.ways[b][j].never() || !coversWays(other, ways) {
 				continue
 			}
 			name := fmt.Sprintf("rule %d of policy %s", j, b.key())

@@ -73,6 +73,7 @@ func TestLint(t *testing.T) {
 			[]string{"warning denied a 0 | rule 0 of policy shop/d refuses all that it allows"}},
 		{"denied-by-strict", strict + authzPolicy("a", `{rules: [{from: [{source: {notPrincipals: ["*"]}}]}]}`), []string{"warning denied a 0 | a STRICT PeerAuthentication"}},
 		{"permissive-allow", from(`{namespaces: [shop]}`), []string{"note permissive p -1 | also takes plaintext"}},
+		{"disabled-allow", strings.Replace(strict, "STRICT", "DISABLE", 1) + from(`{namespaces: [shop]}`), []string{"warning identity-not-seen p 0 | is not recognised there"}},
 		{"permissive-deny", authzPolicy("p", `{action: DENY, rules: [{from: [{source: {namespaces: [bank]}}]}]}`), []string{"warning plaintext-evades p 0 | can come without an identity"}},
 		{"permissive-deny-under-allow", authzPolicy("p", `{action: DENY, rules: [{from: [{source: {namespaces: [bank]}}]}]}`) + authzPolicy("q", `{rules: [{from: [{source: {namespaces: [shop]}}]}]}`),
 			[]string{"note permissive q -1"}},
@@ -131,5 +132,20 @@ func TestLintOfPoliciesAlone(t *testing.T) {
 	}
 	if found := w.Lint(); Failed(found) && found[0].Check != "never-matches" && found[0].Check != "matches-nothing" {
 		t.Errorf("found %+v", found)
+	}
+}
+
+func BenchmarkLint(b *testing.B) {
+	var text strings.Builder
+	for i := range 200 {
+		var rules []string
+		for j := range 10 {
+			rules = append(rules, fmt.Sprintf("{from: [{source: {principals: [cluster.local/ns/shop/sa/a%d]}}], to: [{operation: {ports: ['%d']}}]}", i, 1000+j))
+		}
+		text.WriteString(authzPolicy(fmt.Sprint("p", i), "{rules: ["+strings.Join(rules, ", ")+"]}"))
+	}
+	w := build(b, text.String())
+	for b.Loop() {
+		w.Lint()
 	}
 }

@@ -59,7 +59,7 @@ func (w *World) collectPods() ([]*unstructured.Unstructured, error) {
 			continue
 		}
 		p := &corev1.Pod{ObjectMeta: t.ObjectMeta, Spec: t.Spec}
-		p.Namespace, p.Name = u.GetNamespace(), u.GetName()
+		p.Namespace, p.Name = u.GetNamespace(), strings.ToLower(own.kind)+"."+own.name
 		more, err := w.imagine(p, own)
 		if err != nil {
 			return nil, objectError(u, err)

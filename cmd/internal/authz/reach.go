@@ -134,6 +134,9 @@ func (w *World) reach(pods []*pod) Reach {
 	r.Ports = w.portsOf(p, governing)
 	r.Summary = w.summary(p, governing, mode)
 	r.Sources = w.sources(p, r.Ports)
+	if mode.Mode == "DISABLE" && p.in {
+		r.Notes = append(r.Notes, "it is announced without mTLS (PeerAuthentication DISABLE): clients of the mesh send plaintext, and their identities are not seen")
+	}
 	if p.workload.Waypoint != nil {
 		r.Notes = append(r.Notes, "what is addressed to it goes through waypoint "+p.workload.Waypoint.String()+", whose own policies are not judged here")
 	}
