@@ -1,8 +1,10 @@
 package kube
 
 import (
+	"fmt"
 	"strings"
 	"testing"
+	"time"
 
 	corev1 "k8s.io/api/core/v1"
 
@@ -245,5 +247,30 @@ func TestMachineWithAPodsAddress(t *testing.T) {
 	check(false)
 	if len(w.st.machinesAt) > 0 {
 		t.Errorf("left over: %v", w.st.machinesAt)
+	}
+}
+
+// TestLargePoliciesAreBounded: what one policy may cost does not grow with the
+// square of its size.
+func TestLargePoliciesAreBounded(t *testing.T) {
+	var principals, trustDomains []string
+	for i := range maxRules {
+		principals = append(principals, fmt.Sprintf("td/ns/a/sa/b%d", i))
+		trustDomains = append(trustDomains, fmt.Sprintf("td%d", i))
+	}
+	list := func(values []string) string { return `["` + strings.Join(values, `","`) + `"]` }
+	s := defaults()
+	s.trustDomain, s.aliases = "td", trustDomains[:16]
+	begin := time.Now()
+	o := translateAuthorization(authorization(t, `{rules: [{from: [{source: {principals: `+list(principals)+`}}]}]}`), &s)
+	if n := len(o.policy.Rules[0][0][0].Principals); n != 17*maxRules || o.fault != "" {
+		t.Errorf("%d principals, fault %q", n, o.fault)
+	}
+	o = translateAuthorization(authorization(t, `{rules: [{from: [{source: {principals: `+list(principals)+`, trustDomains: `+list(trustDomains)+`}}]}]}`), &s)
+	if !strings.Contains(o.fault, policyTooLarge) {
+		t.Errorf("fault is %q", o.fault)
+	}
+	if took := time.Since(begin); took > 20*time.Second {
+		t.Errorf("it took %v", took)
 	}
 }

@@ -9,6 +9,10 @@ import (
 	"github.com/culvert-mesh/culvert/workload/policy"
 )
 
+// maxPairs bounds the work that one source with principals and trust domains
+// makes.
+const maxPairs = 1 << 16
+
 // domains are the names of the mesh's trust domain, its own first. All of them
 // mean the same in policies, as Istio has it.
 type domains []string
@@ -27,12 +31,8 @@ func (d domains) principals(in []policy.StringMatch) []policy.StringMatch {
 // expand does it for principals, or for beginnings of principals that are a
 // whole trust domain. What names no trust domain stays as it is.
 func (d domains) expand(in []policy.StringMatch, more ...string) []policy.StringMatch {
-	var out []policy.StringMatch
-	put := func(m policy.StringMatch) {
-		if !slices.Contains(out, m) {
-			out = append(out, m)
-		}
-	}
+	var out matches
+	put := out.put
 	for _, m := range in {
 		name, rest, ok := strings.Cut(m.Value, "/")
 		switch {
@@ -52,29 +52,49 @@ func (d domains) expand(in []policy.StringMatch, more ...string) []policy.String
 			put(m)
 		}
 	}
-	return out
+	return out.list
+}
+
+// matches is a list without duplicates, in the order of arrival.
+type matches struct {
+	list []policy.StringMatch
+	seen map[policy.StringMatch]struct{}
+}
+
+func (l *matches) put(m policy.StringMatch) {
+	if _, ok := l.seen[m]; ok {
+		return
+	}
+	if l.seen == nil {
+		l.seen = make(map[policy.StringMatch]struct{})
+	}
+	l.seen[m] = struct{}{}
+	l.list = append(l.list, m)
 }
 
 // within returns matches of the principals that are also in one of the trust
 // domains, which parseTrustDomain has read.
 func within(principals, trustDomains []policy.StringMatch) ([]policy.StringMatch, error) {
-	var out []policy.StringMatch
+	if len(principals)*len(trustDomains) > maxPairs {
+		return nil, errors.New(policyTooLarge)
+	}
+	var out matches
 	for _, p := range principals {
 		for _, d := range trustDomains {
 			m, ok, err := both(p, d)
 			if err != nil {
 				return nil, err
 			}
-			if ok && !slices.Contains(out, m) {
-				out = append(out, m)
+			if ok {
+				out.put(m)
 			}
 		}
 	}
-	if len(out) == 0 {
+	if len(out.list) == 0 {
 		// No list would mean everybody. No principal is empty.
-		out = append(out, policy.StringMatch{Kind: policy.Exact})
+		out.put(policy.StringMatch{Kind: policy.Exact})
 	}
-	return out, nil
+	return out.list, nil
 }
 
 // both returns the match of what p and the trust domain d match; false when
