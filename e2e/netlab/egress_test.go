@@ -125,7 +125,7 @@ func TestRegistryOnly(t *testing.T) {
 		if took := time.Since(begin); took > time.Second {
 			t.Errorf("the refusal took %v", took)
 		}
-		m.record(m.a, netlab.Record{"direction": "outbound", "level": "WARN", "error": notRegistered + out.String()})
+		m.record(m.a, netlab.Record{"direction": "outbound", "level": "WARN", "src.workload": "client", "error": notRegistered + out.String()})
 		m.wantMetric(m.a, "culvert_outbound_passthrough_total", 1, `result="refused"`)
 	})
 	t.Run("members", func(t *testing.T) {

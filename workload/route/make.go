@@ -45,7 +45,7 @@ func Make(in Input) Plan {
 	b := &builder{suspended: in.Suspended, service: addressed, err: fmt.Errorf("%w: %s", ErrNoHealthyUpstream, p.target)}
 	at := workload.NewNetworkAddress(src.Network, p.target.Addr())
 	w := in.Snapshot.WorkloadByAddress(at)
-	if svc := in.Snapshot.ServiceByVIP(at, src.Namespace); svc != nil && (w == nil || slices.Contains(svc.VIPs, at)) {
+	if svc := in.Snapshot.ServiceByVIP(at, src.Namespace); svc != nil && (w == nil || w.External() || slices.Contains(svc.VIPs, at)) {
 		if svc.Passthrough() {
 			return p.passthrough(svc)
 		}

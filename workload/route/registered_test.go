@@ -98,12 +98,17 @@ func TestRangeTakesNobody(t *testing.T) {
 	all := wt.Service("ns/all.example.com", []string{"/0.0.0.0/0"}, wt.Balance(workload.LBPassthrough))
 	web := wt.Service("other/web", []string{"10.1.0.1"})
 	pod := wt.Pod("other/web", []string{"10.0.0.2"}, wt.In("other/web"))
+	// Endpoints inside of the range that leads to them are found by it.
+	static := wt.Service("ns/static.example.com", []string{"/198.51.100.0/24"})
+	endpoint := wt.Pod("ns/static", []string{"198.51.100.7"}, external, wt.In("ns/static.example.com"))
 	for dst, want := range map[string]string{
 		"10.0.0.2:8080": "HBONE 10.0.0.2:15008 10.0.0.2:8080 [other.web]",
 		"10.1.0.1:80":   "HBONE 10.0.0.2:15008 10.0.0.2:8080 [other.web] for web",
 		"192.0.2.1:80":  "TCP 192.0.2.1:80 for all.example.com",
+
+		"198.51.100.7:80": "TCP 198.51.100.7:8080 for static.example.com",
 	} {
-		p := plan(source(), dst, all, web, pod)
+		p := plan(source(), dst, all, web, pod, static, endpoint)
 		if len(p.Targets) != 1 || text(p.Targets[0]) != want {
 			t.Errorf("%s: %s %s %v, want %s", dst, p.Kind, p.Reason, p.Targets, want)
 		}

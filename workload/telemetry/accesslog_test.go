@@ -145,12 +145,17 @@ func TestAccessLogLevels(t *testing.T) {
 			Source:      telemetry.Peer{Addr: netip.MustParseAddrPort("10.0.0.1:1")},
 			Destination: telemetry.Peer{Addr: netip.MustParseAddrPort("10.0.0.2:2")},
 		})
+		tel.Refused(&telemetry.Connection{
+			Error:  "not out",
+			Source: telemetry.Peer{Addr: netip.MustParseAddrPort("10.0.0.1:1"), Workload: &workload.Workload{Name: "w", Namespace: "ns"}},
+		})
 	}
 	const (
 		opened  = "level=DEBUG msg=\"connection opened\" scope=access direction=outbound\n"
 		good    = "level=INFO msg=\"connection complete\" scope=access direction=outbound bytes_sent=0 bytes_recv=0 duration=Nms\n"
 		bad     = "level=ERROR msg=\"connection complete\" scope=access direction=outbound bytes_sent=0 bytes_recv=0 duration=Nms error=DENY\n"
-		refused = "level=WARN msg=\"connection failed\" scope=access src.addr=10.0.0.1:1 dst.addr=10.0.0.2:2 direction=inbound error=\"no certificate\"\n"
+		refused = "level=WARN msg=\"connection failed\" scope=access src.addr=10.0.0.1:1 dst.addr=10.0.0.2:2 direction=inbound error=\"no certificate\"\n" +
+			"level=WARN msg=\"connection failed\" scope=access src.addr=10.0.0.1:1 src.workload=w src.namespace=ns direction=outbound error=\"not out\"\n"
 	)
 	tests := []struct {
 		name  string

@@ -178,7 +178,8 @@ func (t *Telemetry) Closed(c *Connection) {
 }
 
 // Refused logs a connection that was refused before its ends were known. It
-// touches no traffic metric. Only addresses, Direction and Error are read.
+// touches no traffic metric. Only addresses, Source.Workload, Direction and Error
+// are read.
 func (t *Telemetry) Refused(c *Connection) {
 	if t.log != nil {
 		t.log.refused(c)

@@ -64,6 +64,10 @@ func (l *line) connection(e entry) {
 // refusal writes the fields of a connection that was refused early.
 func (l *line) refusal(c *Connection) {
 	l.addr("src.addr", c.Source.Addr)
+	if w := c.Source.Workload; w != nil { // ours, when we refuse it its way out
+		l.text("src.workload", name(c.Source, w.CanonicalName))
+		l.text("src.namespace", w.Namespace)
+	}
 	l.addr("dst.addr", c.Destination.Addr)
 	l.text("direction", c.Direction.String())
 	l.text("error", c.reason())
