@@ -77,6 +77,8 @@ func FuzzAuthorizationPolicy(f *testing.F) {
 		`{}`, `{"rules":[{}]}`, `{"action":"DENY","rules":[{"from":[{"source":{"principals":["*"]}}]}]}`, `{"action":"CUSTOM"}`, `{"action":7}`,
 		`{"selector":{"matchLabels":{"a":"b"}},"rules":[{"when":[{"key":"source.ip","values":["10.0.0.0/8"]}]}]}`, `{"rules":[null]}`,
 		`{"rules":[{"to":[{"operation":{"ports":["80"],"methods":["GET"]}}]}]}`, `{"targetRef":{"kind":"Service","name":"x"}}`, `{"rules":[{"from":[null]}]}`,
+		`{"rules":[{"from":[]},{"from":[{"source":{"principals":[],"trustDomains":["a"]}}]}]}`, `{"action":"AUDIT","selector":{"matchLabels":{"a":"b"}},"rules":5}`,
+		`{"rules":[{"from":[{"source":{"trustDomains":["cluster.local","o*"],"principals":["*/ns/a/sa/b","old/*","spiffe://old/ns/a/sa/b"]}}]}]}`,
 	} {
 		f.Add(s)
 	}
@@ -87,12 +89,16 @@ func FuzzAuthorizationPolicy(f *testing.F) {
 		}
 		u := &unstructured.Unstructured{Object: map[string]any{"metadata": map[string]any{"name": "p", "namespace": "ns"}, "spec": v}}
 		s := defaults()
+		s.aliases = []string{"old", "older"}
 		o := translateAuthorization(u, &s)
 		if o.policy == nil {
-			if len(o.targets) == 0 && o.verdict.Reason != reasonUnsupported {
-				t.Fatalf("no policy of %s and no reason: %+v", spec, o.verdict)
+			if len(o.targets) == 0 {
+				t.Fatalf("no policy of %s: %+v", spec, o.verdict)
 			}
 			return
+		}
+		if o.policy.Invalid != o.fault || (o.verdict.Reason == reasonInvalid) != (o.fault != "") {
+			t.Fatalf("policy of %s says %q, its status %+v", spec, o.policy.Invalid, o.verdict)
 		}
 		if err := o.policy.Validate(); (err != nil) != (o.policy.Invalid != "") {
 			t.Fatalf("policy of %s: %v, but it says %q", spec, err, o.policy.Invalid)
