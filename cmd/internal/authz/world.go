@@ -144,9 +144,7 @@ func New(objects []*unstructured.Unstructured, namespace string, s Settings) (*W
 	if err != nil {
 		return nil, err
 	}
-	for _, u := range made {
-		all = append(all, u)
-	}
+	all = append(all, made...)
 	if w.translation, err = kube.Translate(kube.Config{
 		ClusterID: s.ClusterID, TrustDomain: s.TrustDomain, TrustDomainAliases: s.TrustDomainAliases, Domain: s.Domain, Network: s.Network,
 		RootNamespace: s.RootNamespace, LenientL7: s.LenientL7,
