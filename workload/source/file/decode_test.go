@@ -259,6 +259,7 @@ func FuzzDecode(f *testing.F) {
 	f.Add([]byte("{}"))
 	f.Add([]byte("workloads: [&a {uid: u, namespace: n}, *a]"))
 	f.Add([]byte("policies:\n- {name: p, namespace: n, scope: Global, action: Deny, dryRun: false, rules: [[[{namespaces: [!Exact x]}]]]}"))
+	f.Add([]byte(networkYAML))
 	f.Fuzz(func(t *testing.T, data []byte) {
 		s, err := file.Decode("f.yaml", data)
 		if err != nil {
@@ -275,6 +276,9 @@ func FuzzDecode(f *testing.F) {
 			if !svc.Equal(again.Services[i]) {
 				t.Fatalf("service became %+v, was %+v", again.Services[i], svc)
 			}
+		}
+		if len(s.NetworkPolicies) != len(again.NetworkPolicies) || len(s.NetworkPolicies) > 0 && !reflect.DeepEqual(s.NetworkPolicies, again.NetworkPolicies) {
+			t.Fatalf("network policies became %+v, were %+v", again.NetworkPolicies, s.NetworkPolicies)
 		}
 		if len(s.Policies) != len(again.Policies) || len(s.Policies) > 0 && !reflect.DeepEqual(s.Policies, again.Policies) {
 			t.Fatalf("policies became %+v, were %+v", again.Policies, s.Policies)

@@ -20,6 +20,7 @@ func (c *Client) applyNetworkPolicies(s *subscription, r response) []rejection {
 		o, err := decodeNetworkPolicy(res.GetName(), res.GetResource().GetValue(), res.GetResource() != nil)
 		if err != nil {
 			rejected = append(rejected, rejection{res.GetName(), err})
+			delete(s.versions, res.GetName()) // its predecessor goes too, so it is not held in any version
 			c.cfg.Logger.Error("part of the network policies cannot be read", "resource", res.GetName(), "error", err)
 		}
 		switch p, isPolicy := o.(*netpol.Policy); {
