@@ -188,7 +188,10 @@ func (w *Writer) keep(ctx context.Context, k string) error {
 		}
 	}
 	var spec *networkingv1.NetworkPolicySpec
-	if of != nil && of.DeletionTimestamp == nil {
+	if of != nil {
+		if of.DeletionTimestamp != nil {
+			return nil // it holds until it is gone, and the garbage collector may want its companion gone before
+		}
 		spec = netpolcheck.CompanionSpec(of, w.mesh)
 	}
 	ctx, cancel := context.WithTimeout(ctx, requestTimeout)

@@ -50,6 +50,7 @@ func TestAdmin(t *testing.T) {
 
 		{name: "accepts_a_port_over_default_deny", objects: shop + policy("p", "podSelector: {}") + clusterPolicy("c", "Admin", 1, all+"ingress: [{action: Accept, "+from("a: b")+", "+tcp("80")+"}]"), want: "c cut ingress1"},
 		{name: "accepts_a_port_over_policy_with_it", objects: shop + policy("p", "podSelector: {}, ingress: [{from: [{namespaceSelector: {matchLabels: {a: b}}}], ports: [{port: 15008}]}]") + clusterPolicy("c", "Admin", 1, all+"ingress: [{action: Accept, "+from("a: b")+", "+tcp("80")+"}]")},
+		{name: "accepts_a_port_over_policy_with_it_for_others", objects: shop + policy("p", "podSelector: {}, ingress: [{from: [{namespaceSelector: {matchLabels: {a: c}}}], ports: [{port: 15008}]}]") + clusterPolicy("c", "Admin", 1, all+"ingress: [{action: Accept, "+from("a: b")+", "+tcp("80")+"}]"), want: "c cut ingress1"},
 		{name: "accepts_a_port_over_egress_policy", objects: shop + policy("p", "podSelector: {}, policyTypes: [Egress], egress: [{}]") + clusterPolicy("c", "Admin", 1, all+"ingress: [{action: Accept, "+from("a: b")+", "+tcp("80")+"}]")},
 
 		{name: "not_of_the_mesh", whole: true, objects: space("shop", "") + clusterPolicy("c", "Admin", 1, all+"ingress: [{action: Deny, from: [{namespaces: {}}], "+tcp("15008")+"}]"), want: "c outside"},
