@@ -74,6 +74,8 @@ type State struct {
 	Workloads []*Workload `yaml:"workloads"`
 	Services  []*Service  `yaml:"services"`
 	Policies  []*Policy   `yaml:"policies"`
+	// NetworkPolicies are objects of network policies, as protobuf writes them in JSON.
+	NetworkPolicies []map[string]any `yaml:"networkPolicies,omitempty"`
 }
 
 // podEntry is one element of the --pods file.
