@@ -23,8 +23,8 @@ var (
 func main() {
 	os.Exit(launch.Program[*settings]{
 		Name: "culvert-controller", Version: version, Revision: revision, Build: build,
-		Read: func(args []string) (*settings, *conf.Set, error) { return readSettings(args, os.LookupEnv) },
-		Logs: func(s *settings) (string, string) { return s.logLevel, s.logFormat },
+		Read:   func(args []string) (*settings, *conf.Set, error) { return readSettings(args, os.LookupEnv) },
+		Common: func(s *settings) launch.Common { return s.common },
 	}.Start(os.Args[1:]))
 }
 

@@ -152,7 +152,7 @@ func (c *controller) buildAdmin(levels *admin.Levels) ([]run.Component, error) {
 		return nil, err
 	}
 	c.healthAddress = cfg.HealthListener.Addr()
-	if cfg.AdminListener, err = listen("admin-address", s.admin.String()); err != nil {
+	if cfg.AdminListener, err = listen("admin-address", s.common.Admin.String()); err != nil {
 		return nil, err
 	}
 	server, err := admin.New(cfg)

@@ -11,12 +11,14 @@ import (
 
 	"github.com/culvert-mesh/culvert/cmd/internal/conf"
 	"github.com/culvert-mesh/culvert/cmd/internal/kubeca"
+	"github.com/culvert-mesh/culvert/cmd/internal/launch"
 	"github.com/culvert-mesh/culvert/identity"
 	"github.com/culvert-mesh/culvert/identity/ca/authority"
 )
 
 // settings is what flags and environment say.
 type settings struct {
+	common                   launch.Common
 	kubeconfig               string
 	namespace, pod           string
 	rootNamespace            string
@@ -25,12 +27,12 @@ type settings struct {
 	cluster, domain, network string
 	lenientL7                bool
 
-	grpc, metrics, admin netip.AddrPort
-	serverNames          []string
-	agents               []kubeca.Account
-	audiences            []string
-	removeTaints         bool
-	networkPolicies      bool
+	grpc, metrics   netip.AddrPort
+	serverNames     []string
+	agents          []kubeca.Account
+	audiences       []string
+	removeTaints    bool
+	networkPolicies bool
 
 	companions, agentsDNS bool
 	exclude               []string
@@ -38,30 +40,23 @@ type settings struct {
 	ttl, maxTTL, rootTTL time.Duration
 	settle, overlap      time.Duration
 
-	lease     time.Duration
-	drain     time.Duration
-	logLevel  string
-	logFormat string
+	lease time.Duration
+	drain time.Duration
 }
 
 func readSettings(args []string, lookup func(string) (string, bool)) (*settings, *conf.Set, error) {
 	s := &settings{
 		namespace: "culvert-system", trustDomain: identity.MustTrustDomain("cluster.local"), cluster: "Kubernetes", domain: "cluster.local",
-		grpc: netip.MustParseAddrPort("[::]:15012"), metrics: netip.MustParseAddrPort("[::]:15014"), admin: netip.MustParseAddrPort("127.0.0.1:15000"),
+		grpc: netip.MustParseAddrPort("[::]:15012"), metrics: netip.MustParseAddrPort("[::]:15014"),
 		audiences: []string{kubeca.DefaultAudience}, removeTaints: true, networkPolicies: true, agentsDNS: true,
 		ttl: authority.DefaultTTL, maxTTL: authority.DefaultMaxTTL, rootTTL: authority.DefaultRootTTL,
-		lease: 15 * time.Second, drain: 5 * time.Second, logLevel: "info", logFormat: "text",
+		lease: 15 * time.Second, drain: 5 * time.Second, common: launch.Defaults(),
 	}
 	set := conf.New("culvert-controller", lookup)
 	s.declareCluster(set)
 	s.declareServers(set)
 	s.declareAuthority(set)
-	set.Check("admin-address", func() error {
-		if !s.admin.Addr().IsLoopback() {
-			return errors.New("must be a loopback address: the admin server asks for no credentials")
-		}
-		return nil
-	})
+	s.common.Declare(set)
 	set.Check("ca-max-ttl", func() error {
 		_, err := s.authority().WithDefaults()
 		return err
@@ -94,13 +89,10 @@ func (s *settings) declareCluster(set *conf.Set) {
 func (s *settings) declareServers(set *conf.Set) {
 	conf.Add(set, &s.grpc, conf.AddrPort, conf.Option{Flag: "grpc-address", Usage: "address of discovery and the certificate service"})
 	conf.Add(set, &s.metrics, conf.AddrPort, conf.Option{Flag: "metrics-address", Usage: "address of metrics, liveness and readiness"})
-	conf.Add(set, &s.admin, conf.AddrPort, conf.Option{Flag: "admin-address", Usage: "address of the admin server; loopback only"})
 	conf.Add(set, &s.serverNames, conf.List(conf.String), conf.Option{Flag: "server-names", Usage: "further DNS names of the controller's certificate, separated by commas"})
 	conf.Add(set, &s.agents, conf.List(parseAccount), conf.Option{Flag: "agents", Env: []string{"CA_TRUSTED_NODE_ACCOUNTS"}, Usage: "service accounts of node agents, namespace/name, separated by commas; default culvert-node of the controller's namespace"})
 	conf.Add(set, &s.audiences, conf.List(conf.String), conf.Option{Flag: "token-audiences", Env: []string{"TOKEN_AUDIENCES"}, Usage: "audiences that agents' tokens are made for, separated by commas"})
 	conf.Add(set, &s.drain, conf.Duration(0, time.Hour), conf.Option{Flag: "drain-timeout", Usage: "how long requests may go on after the signal to stop"})
-	conf.Add(set, &s.logLevel, conf.String, conf.Option{Flag: "log-level", Env: []string{"CULVERT_LOG"}, Usage: "debug, info, warn or error; scope=level pairs, separated by commas, for parts"})
-	conf.Add(set, &s.logFormat, conf.OneOf("text", "json"), conf.Option{Flag: "log-format", Env: []string{"LOG_FORMAT"}, Usage: "text or json"})
 }
 
 func (s *settings) declareAuthority(set *conf.Set) {

@@ -23,7 +23,7 @@ func main() {
 	}
 	os.Exit(launch.Program[*settings]{
 		Name: "culvert-node", Version: version, Revision: revision, Read: readSettings, Build: build,
-		Logs: func(s *settings) (string, string) { return s.logLevel, s.logFormat },
+		Common: func(s *settings) launch.Common { return s.common },
 	}.Start(args))
 }
 

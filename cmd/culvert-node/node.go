@@ -137,7 +137,7 @@ func (n *node) buildTelemetry(levels *admin.Levels) ([]run.Component, error) {
 	cfg.Certificates = func() []telemetry.Certificate { return n.certificates.expiries() }
 	if s.accessLog == on {
 		cfg.AccessLog = os.Stderr
-		cfg.AccessFormat = telemetry.Format(s.logFormat)
+		cfg.AccessFormat = telemetry.Format(s.common.LogFormat)
 		cfg.AccessLevel = levels.Scope("access")
 	}
 	var err error

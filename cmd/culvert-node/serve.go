@@ -27,7 +27,7 @@ func (n *node) buildAdmin(levels *admin.Levels) ([]run.Component, error) {
 		flag string
 		addr string
 		to   *net.Listener
-	}{{"admin-address", s.admin.String(), &cfg.AdminListener}, {"metrics-address", s.metrics.String(), &cfg.MetricsListener}, {"ready-address", s.ready.String(), &cfg.ReadyListener}} {
+	}{{"admin-address", s.common.Admin.String(), &cfg.AdminListener}, {"metrics-address", s.metrics.String(), &cfg.MetricsListener}, {"ready-address", s.ready.String(), &cfg.ReadyListener}} {
 		var lc net.ListenConfig
 		listener, err := lc.Listen(context.Background(), "tcp", l.addr)
 		if err != nil {

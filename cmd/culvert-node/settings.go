@@ -13,6 +13,7 @@ import (
 
 	"github.com/culvert-mesh/culvert/cmd/internal/conf"
 	"github.com/culvert-mesh/culvert/cmd/internal/enrol"
+	"github.com/culvert-mesh/culvert/cmd/internal/launch"
 	"github.com/culvert-mesh/culvert/workload/egress"
 )
 
@@ -71,6 +72,7 @@ func parseWorkloadName(text string) (workloadName, error) {
 
 // settings is everything that flags and environment decide.
 type settings struct {
+	common       launch.Common
 	mode         mode
 	pods         string
 	workload     workloadName
@@ -107,11 +109,8 @@ type settings struct {
 	drain        time.Duration
 	poolIdle     time.Duration
 	poolStreams  int
-	admin        netip.AddrPort
 	metrics      netip.AddrPort
 	ready        netip.AddrPort
-	logLevel     string
-	logFormat    string
 	accessLog    toggle
 	podName      string
 	podNamespace string
@@ -126,14 +125,15 @@ func readSettings(args []string) (*settings, *conf.Set, error) {
 	s := &settings{
 		mode: modeNode, secretTTL: 24 * time.Hour, cluster: "Kubernetes", domain: "cluster.local", trustDomain: "cluster.local",
 		dns: true, ipv6: true, originalSrc: auto, sameNode: encrypt, networkPol: networkAuto, loops: max(1, runtime.NumCPU()/4), drain: 5 * time.Second, poolIdle: 5 * time.Minute,
-		admin: netip.MustParseAddrPort("127.0.0.1:15000"), metrics: netip.MustParseAddrPort("[::]:15020"), ready: netip.MustParseAddrPort("[::]:15021"),
-		logLevel: "info", logFormat: "text", accessLog: on, kubernetes: kubernetesDefaults(),
+		metrics: netip.MustParseAddrPort("[::]:15020"), ready: netip.MustParseAddrPort("[::]:15021"),
+		common: launch.Defaults(), accessLog: on, kubernetes: kubernetesDefaults(),
 	}
 	set := conf.New("culvert-node", os.LookupEnv)
 	s.declareWhat(set)
 	s.declareIdentity(set)
 	s.declareHow(set)
 	s.kubernetes.declare(set)
+	s.common.Declare(set)
 	s.check(set)
 	if err := set.Parse(args); err != nil {
 		return nil, set, err
@@ -191,11 +191,8 @@ func (s *settings) declareHow(set *conf.Set) {
 	conf.Add(set, &s.drain, conf.Duration(0, 24*time.Hour), conf.Option{Flag: "drain-timeout", Env: []string{"CONNECTION_TERMINATION_DEADLINE"}, Usage: "how long connections may go on after the signal to stop"})
 	conf.Add(set, &s.poolIdle, conf.Duration(0, 24*time.Hour), conf.Option{Flag: "pool-idle-timeout", Env: []string{"POOL_UNUSED_RELEASE_TIMEOUT"}, Usage: "how long a tunnel without connections is kept; 0: not at all"})
 	conf.Add(set, &s.poolStreams, conf.Int(0, 1<<20), conf.Option{Flag: "pool-max-streams", Env: []string{"POOL_MAX_STREAMS_PER_CONNECTION"}, Usage: "how many connections one tunnel carries at most; 0: as many as its peer allows"})
-	conf.Add(set, &s.admin, conf.AddrPort, conf.Option{Flag: "admin-address", Usage: "address of the admin server; loopback only"})
 	conf.Add(set, &s.metrics, conf.AddrPort, conf.Option{Flag: "metrics-address", Usage: "address of the metrics server"})
 	conf.Add(set, &s.ready, conf.AddrPort, conf.Option{Flag: "ready-address", Usage: "address of the readiness server"})
-	conf.Add(set, &s.logLevel, conf.String, conf.Option{Flag: "log-level", Env: []string{"CULVERT_LOG"}, Usage: "debug, info, warn or error; scope=level pairs, separated by commas, for parts"})
-	conf.Add(set, &s.logFormat, conf.OneOf("text", "json"), conf.Option{Flag: "log-format", Env: []string{"LOG_FORMAT"}, Usage: "text or json"})
 	conf.Add(set, &s.accessLog, conf.OneOf(on, off), conf.Option{Flag: "access-log", Usage: "one line a connection: true or false"})
 }
 
@@ -249,12 +246,6 @@ func (s *settings) check(set *conf.Set) {
 	})
 	set.Check("kubernetes", s.checkKubernetes)
 	set.Check("ca-cert", s.checkSource)
-	set.Check("admin-address", func() error {
-		if !s.admin.Addr().IsLoopback() {
-			return errors.New("must be a loopback address: the admin server asks for no credentials")
-		}
-		return nil
-	})
 	set.Check("crl", s.checkCRL)
 }
 

@@ -30,8 +30,8 @@ type Program[S any] struct {
 	Name, Version, Revision string
 	// Read reads the settings; conf.ErrHelp prints the usage of what it returns beside.
 	Read func(args []string) (S, *conf.Set, error)
-	// Logs says which level, as admin.NewLevels reads it, and which format: "text" or "json".
-	Logs func(S) (level, format string)
+	// Common returns those settings that every program has.
+	Common func(S) Common
 	// Build puts the program together; its error is told to whoever started it. What it returns does the work, and ends by
 	// itself only after a failure, which is logged. The first signal asks for the end, a second one for a quick one.
 	Build func(S, Given) (run func(context.Context) error, err error)
@@ -62,13 +62,13 @@ func (p Program[S]) start(args []string, out, errs io.Writer) int {
 		fmt.Fprintf(errs, "%s: faulty settings:\n%v\n", p.Name, err)
 		return Misused
 	}
-	level, format := p.Logs(settings)
-	levels, err := admin.NewLevels(level)
+	common := p.Common(settings)
+	levels, err := admin.NewLevels(common.LogLevel)
 	if err != nil {
 		fmt.Fprintf(errs, "%s: --log-level: %v\n", p.Name, err)
 		return Misused
 	}
-	logger := slog.New(levels.Handler(handler(errs, format)))
+	logger := slog.New(levels.Handler(handler(errs, common.LogFormat)))
 	signals := make(chan os.Signal, 2)
 	signal.Notify(signals, os.Interrupt, syscall.SIGTERM)
 	defer signal.Stop(signals)

@@ -12,20 +12,22 @@ import (
 	"github.com/culvert-mesh/culvert/cmd/internal/conf"
 )
 
-type settings struct{ level, format, fail string }
+type settings struct {
+	common Common
+	fail   string
+}
 
 func sample(run func(context.Context, Given) error) Program[*settings] {
 	return Program[*settings]{
 		Name: "sample", Version: "v1", Revision: "abc",
 		Read: func(args []string) (*settings, *conf.Set, error) {
-			s := &settings{level: "info", format: "text"}
+			s := &settings{common: Defaults()}
 			set := conf.New("sample", func(string) (string, bool) { return "", false })
-			conf.Add(set, &s.level, conf.String, conf.Option{Flag: "log-level", Usage: "level"})
-			conf.Add(set, &s.format, conf.OneOf("text", "json"), conf.Option{Flag: "log-format", Usage: "format"})
+			s.common.Declare(set)
 			conf.Add(set, &s.fail, conf.String, conf.Option{Flag: "fail", Usage: "why it cannot be built"})
 			return s, set, set.Parse(args)
 		},
-		Logs: func(s *settings) (string, string) { return s.level, s.format },
+		Common: func(s *settings) Common { return s.common },
 		Build: func(s *settings, g Given) (func(context.Context) error, error) {
 			if s.fail != "" {
 				return nil, errors.New(s.fail)
@@ -46,6 +48,7 @@ func TestStart(t *testing.T) {
 		{name: "version_word", args: "version", out: []string{"sample v1 (abc)\n"}},
 		{name: "help", args: "--help", out: []string{"log-format"}},
 		{name: "faulty", args: "--log-format=xml", code: Misused, errs: []string{"sample: faulty settings:", "log-format"}},
+		{name: "admin", args: "--admin-address=0.0.0.0:15000", code: Misused, errs: []string{"admin-address: must be a loopback address"}},
 		{name: "level", args: "--log-level=loud", code: Misused, errs: []string{"sample: --log-level: "}},
 		{name: "unbuilt", args: "--fail=no kernel", code: Failed, errs: []string{"sample: no kernel\n"}},
 		{name: "failed", args: "", run: errors.New("lost"), code: Failed, errs: []string{"level=ERROR msg=stopped error=lost"}},
