@@ -56,12 +56,13 @@ func (n *node) ownNode(addr netip.Addr) bool {
 // dumpNetworks gives the state that network policies are evaluated by, ordered by kind, namespace and name.
 func (n *node) dumpNetworks() (any, error) {
 	out := struct {
-		State   string            `json:"state"`
-		Ready   bool              `json:"ready"`
-		Version uint64            `json:"version"`
-		Objects []json.RawMessage `json:"objects"`
-		Faults  map[string]string `json:"faults,omitempty"`
-	}{State: n.networkState(), Objects: []json.RawMessage{}}
+		Evaluated bool              `json:"evaluated"`
+		State     string            `json:"state"`
+		Ready     bool              `json:"ready"`
+		Version   uint64            `json:"version"`
+		Objects   []json.RawMessage `json:"objects"`
+		Faults    map[string]string `json:"faults,omitempty"`
+	}{Evaluated: n.networks != nil, State: n.networkState(), Objects: []json.RawMessage{}}
 	if n.networks == nil {
 		return out, nil
 	}

@@ -4,6 +4,8 @@ import (
 	"context"
 	"encoding/json"
 	"fmt"
+	"maps"
+	"slices"
 	"strings"
 	"sync"
 
@@ -176,6 +178,13 @@ type agentState struct {
 		CNIPluginReady *bool    `json:"cniPluginReady"`
 		CNIPluginError string   `json:"cniPluginError"`
 	} `json:"kubernetes"`
+	// NetworkPolicies is absent from agents that do not know them.
+	NetworkPolicies *struct {
+		Evaluated bool              `json:"evaluated"`
+		State     string            `json:"state"`
+		Ready     bool              `json:"ready"`
+		Faults    map[string]string `json:"faults"`
+	} `json:"networkPolicies"`
 }
 
 // askAgents asks each agent what it found on its node.
@@ -220,6 +229,17 @@ func (c *cluster) tell(about string, state *agentState) {
 			level = Wrong
 		}
 		c.add(level, about, "probes: "+f)
+	}
+	if n := state.NetworkPolicies; n != nil {
+		switch {
+		case !n.Evaluated:
+			c.add(Note, about, "network policies: "+n.State)
+		case !n.Ready:
+			c.add(Wrong, about, "its agent has not heard of network policies yet, and lets nobody in without")
+		}
+		for _, name := range slices.Sorted(maps.Keys(n.Faults)) {
+			c.add(Warning, about, name+" allows less than it says, because it cannot be understood: "+n.Faults[name])
+		}
 	}
 	if len(k.Probes) == 0 {
 		c.add(OK, about, "of its processes only the kubelet passes without mTLS")
