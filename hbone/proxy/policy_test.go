@@ -117,6 +117,26 @@ func testChangeEndsWhatItConcerns(t *testing.T, r *rig) {
 	}
 }
 
+// TestWorkloadAway: that the pod's own workload is gone for a while ends nothing, and a policy of that time counts.
+func TestWorkloadAway(t *testing.T) { paths(t, testWorkloadAway) }
+
+func testWorkloadAway(t *testing.T, r *rig) {
+	one, _, client, server := pair(r, nil)
+	other := one.pod("other", "127.0.10.3")
+	dst := r.echo(server.ip)
+	c, o := client.dial(dst), other.dial(dst)
+	exchange(t, c, "hello")
+	exchange(t, o, "hello")
+	r.store.Apply([]workload.Event{workload.Removal(server.w.UID)})
+	r.policies.Apply([]*policy.Policy{about("deny", policy.Deny, "client")}, nil)
+	wantReset(t, c)
+	exchange(t, o, "still")
+	r.store.Apply([]workload.Event{workload.Upsert(server.w)})
+	exchange(t, o, "still")
+	exchange(t, other.dial(dst), "hello")
+	wantReset(t, client.dial(dst))
+}
+
 // TestPoliciesThatDoNotDecide: they are told to the observer once, and kept with the flow.
 func TestPoliciesThatDoNotDecide(t *testing.T) { paths(t, testPoliciesThatDoNotDecide) }
 

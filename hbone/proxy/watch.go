@@ -60,7 +60,9 @@ type review struct {
 func (p *Pod) rejudge(j judge) {
 	local := p.localNow()
 	if local == nil {
-		return
+		if local = p.local.Load(); local == nil { // the last one counts while there is none
+			return
+		}
 	}
 	p.review.mu.Lock()
 	defer p.review.mu.Unlock()
