@@ -38,6 +38,7 @@ type truthApp struct {
 // network of the cluster enforces nothing: what is refused is refused by the agents. A pod that is not in the mesh enforces
 // nothing either, so only the other end's policies count for it.
 func TestNetworkPolicyTruthTables(t *testing.T) {
+	twoNodes(t)
 	var sum truthSum
 	noMesh(t)
 	if err := shared.mesh.install(t.Context(), "--set=agent.sameNode=short"); err != nil {
