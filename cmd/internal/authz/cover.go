@@ -157,9 +157,6 @@ func (c conjunction) excludesAccount(a policy.ServiceAccount) bool {
 
 // contradictory reports whether the conjunction certainly matches nothing: what one match wants another excludes.
 func (c conjunction) contradictory() bool {
-	if c.anonymous() && c.identified() {
-		return true
-	}
 	for _, m := range c {
 		if impossible(m.Namespaces, c.excludesNamespace) || impossible(m.Principals, c.excludesPrincipal) ||
 			impossible(m.ServiceAccounts, c.excludesAccount) ||

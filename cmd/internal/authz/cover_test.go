@@ -55,6 +55,7 @@ func TestCovers(t *testing.T) {
 		{"plaintext-is-not-known", from(policy.Match{Principals: one(policy.Presence, "")}), from(policy.Match{SourceIPs: blocks("10.0.0.0/8")}), false},
 		{"inner-block", from(policy.Match{SourceIPs: blocks("10.0.0.0/8")}), from(policy.Match{SourceIPs: blocks("10.1.0.0/16", "10.2.3.4/32")}), true},
 		{"outer-block", from(policy.Match{SourceIPs: blocks("10.1.0.0/16")}), from(policy.Match{SourceIPs: blocks("10.0.0.0/8")}), false},
+		{"outer-block-that-begins-alike", from(policy.Match{SourceIPs: blocks("10.0.0.0/16")}), from(policy.Match{SourceIPs: blocks("10.0.0.0/8")}), false},
 		{"block-of-other-family", from(policy.Match{SourceIPs: blocks("0.0.0.0/0")}), from(policy.Match{SourceIPs: blocks("2001:db8::/32")}), false},
 		{"except-what-is-not-asked", rule{{{NotDestinationPorts: []uint16{9}}}}, rule{{{DestinationPorts: []uint16{80}}}}, true},
 		{"except-more", rule{{{NotDestinationPorts: []uint16{9}}}}, rule{{{NotDestinationPorts: []uint16{9, 10}}}}, true},
@@ -196,7 +197,7 @@ func randomMatch(r *rand.Rand) policy.Match {
 	}
 	names := []string{"a", "ab", "b"}
 	ids := []string{"td/ns/a/sa/x", "td/ns/ab/sa/x", "other/ns/b/sa/y"}
-	addresses := []string{"10.0.0.0/8", "10.1.0.0/16", "10.1.0.1/32", "0.0.0.0/0", "::/0"}
+	addresses := []string{"10.0.0.0/8", "10.0.0.0/16", "10.1.0.0/16", "10.1.0.1/32", "0.0.0.0/0", "::/0"}
 	some := func() []policy.ServiceAccount {
 		return []policy.ServiceAccount{{Namespace: names[r.IntN(3)], Name: "x"}}
 	}

@@ -107,6 +107,7 @@ func TestReachSummary(t *testing.T) {
 		{"only", authzPolicy("p", fromWeb), Only, 2, 0, "bank/teller=9090 shop/web=8080"},
 		{"nothing-allowed", authzPolicy("p", "{}"), Nobody, 0, 0, ""},
 		{"only-l7", authzPolicy("p", `{rules: [{to: [{operation: {methods: [GET]}}]}]}`), Nobody, 0, 0, ""},
+		{"only-contradictions", authzPolicy("p", `{rules: [{from: [{source: {namespaces: [bank]}}], to: [{operation: {ports: ["1"], notPorts: ["1"]}}]}]}`), Nobody, 0, 0, ""},
 		{"all-denied", authzPolicy("p", `{action: DENY, rules: [{}]}`), Nobody, 0, 0, ""},
 		{"invalid", authzPolicy("p", `{rules: [{to: [{operation: {ports: ["http"]}}]}]}`), Nobody, 0, 0, ""},
 		{"denied-port", authzPolicy("p", `{action: DENY, rules: [{to: [{operation: {ports: ["9090"]}}]}]}`), Everyone, 0, 1,
