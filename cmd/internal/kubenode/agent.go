@@ -105,7 +105,7 @@ func (a *Agent) follow() error {
 		},
 		DeleteFunc: func(o any) {
 			if name, err := cache.DeletionHandlingMetaNamespaceKeyFunc(o); err == nil {
-				a.outbound.follow(name)
+				_ = a.outbound.follow(name) // nothing is wrong with what is gone
 			}
 			a.announce()
 		},
@@ -136,7 +136,7 @@ func (a *Agent) touch(obj any) {
 // touchNamespace queues all pods of a namespace.
 func (a *Agent) touchNamespace(obj any) {
 	if n, ok := obj.(*namespace); ok {
-		a.outbound.follow(n.Name)
+		_ = a.outbound.follow(n.Name) // what is wrong is told to its pods
 		keys, err := a.pods.GetIndexer().IndexKeys(cache.NamespaceIndex, n.Name)
 		if err == nil {
 			for _, key := range keys {
