@@ -2,12 +2,10 @@ package main
 
 import (
 	"context"
-	"encoding/json"
 	"fmt"
 	"io"
 	"net/netip"
 	"slices"
-	"strings"
 
 	"github.com/spf13/cobra"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
@@ -90,11 +88,17 @@ type netpolSource struct {
 	object *unstructured.Unstructured
 }
 
-// load reads files if some are given, else the cluster.
-func (f *netpolFlags) load(ctx context.Context, stdin io.Reader) (*netpolInput, *access.Access, error) {
+// newInput is one without objects.
+func (f *netpolFlags) newInput() *netpolInput {
 	in := &netpolInput{}
 	in.Mesh = netpolcheck.Mesh{DNS: !f.noDNS, Assume: f.assume}
 	in.Mesh.Enrolment.Exclude = f.exclude
+	return in
+}
+
+// load reads files if some are given, else the cluster.
+func (f *netpolFlags) load(ctx context.Context, stdin io.Reader) (*netpolInput, *access.Access, error) {
+	in := f.newInput()
 	if len(f.files) > 0 {
 		docs, err := objects.Documents(f.files, stdin)
 		if err != nil {
@@ -248,76 +252,4 @@ The exit status is 1 when something is missing, 2 when the question could not be
 		return missing(found)
 	}
 	return cmd
-}
-
-// missing is the error for policies that somebody has to act on.
-func missing(found []netpolcheck.Finding) error {
-	n := 0
-	for i := range found {
-		if found[i].Wrong() {
-			n++
-		}
-	}
-	if n == 0 {
-		return nil
-	}
-	return withStatus{exitMissing, fmt.Errorf("%d of %d policies cut the mesh", n, len(found))}
-}
-
-// printNetpol writes what was found for a person.
-func printNetpol(out io.Writer, found []netpolcheck.Finding, dns bool) error {
-	var b strings.Builder
-	fmt.Fprintf(&b, `What the mesh needs of a CNI that enforces policies:
-  HBONE   TCP %d between pods of the mesh, whatever port is asked for; the ports themselves for everybody else
-  probes  nothing: they come from the node's own address, from which Kubernetes always lets them through
-`, netpolcheck.Port)
-	if dns {
-		b.WriteString("  DNS     nothing new: questions go from the pod to its nameserver, UDP and TCP 53, as before\n")
-	} else {
-		b.WriteString("  DNS     nothing new: it is not captured\n")
-	}
-	for i := range found {
-		printFinding(&b, &found[i])
-	}
-	_, err := io.WriteString(out, b.String())
-	return err
-}
-
-func printFinding(b *strings.Builder, f *netpolcheck.Finding) {
-	words := map[netpolcheck.State]string{
-		netpolcheck.Fine: "fine", netpolcheck.Outside: "not of the mesh", netpolcheck.Companion: "companion",
-		netpolcheck.Cut: "CUTS HBONE", netpolcheck.Stale: "STALE COMPANION",
-	}
-	fmt.Fprintf(b, "\n%s: %s", inspect.Clean(f.About()), words[f.State])
-	if f.Why != "" {
-		fmt.Fprintf(b, " (%s)", inspect.Clean(f.Why))
-	}
-	b.WriteString("\n")
-	for _, r := range f.Rules {
-		fmt.Fprintf(b, "  %s rule %d: %s\n    %s\n", r.Direction, r.Number, inspect.Clean(r.What), inspect.Clean(r.Why))
-	}
-	for _, n := range f.Notes {
-		fmt.Fprintf(b, "  note: %s\n", inspect.Clean(n))
-	}
-	if len(f.Patch) > 0 {
-		label := "patch"
-		if f.Namespace == "" {
-			label = "proposal (it widens what the administrator decided)"
-		}
-		fmt.Fprintf(b, "  %s: %s\n", label, patchCommand(f))
-	}
-}
-
-// patchCommand is what a person can paste.
-func patchCommand(f *netpolcheck.Finding) string {
-	patch, err := json.Marshal(f.Patch)
-	if err != nil {
-		return err.Error()
-	}
-	quote := func(text string) string { return "'" + strings.ReplaceAll(text, "'", `'\''`) + "'" }
-	where := ""
-	if f.Namespace != "" {
-		where = " --namespace=" + quote(f.Namespace)
-	}
-	return fmt.Sprintf("kubectl patch %s %s%s --type=json --patch=%s", strings.ToLower(f.Kind), quote(f.Name), where, quote(string(patch)))
 }

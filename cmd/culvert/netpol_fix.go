@@ -165,9 +165,7 @@ func (f *netpolFlags) fixFiles(cmd *cobra.Command, apply bool) ([]netpolcheck.Fi
 	if err != nil {
 		return nil, err
 	}
-	in := &netpolInput{}
-	in.Mesh = netpolcheck.Mesh{DNS: !f.noDNS, Assume: f.assume}
-	in.Mesh.Enrolment.Exclude = f.exclude
+	in := f.newInput()
 	for _, t := range texts {
 		if err := in.addDocuments(t.docs, *f.namespace); err != nil {
 			return nil, err

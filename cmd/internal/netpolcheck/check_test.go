@@ -189,6 +189,7 @@ func TestPeers(t *testing.T) {
 		{name: "not_there_yet", whole: true, objects: in("{namespaceSelector: {matchLabels: {team: a}}}") + space("shop", ambient), want: "p cut ingress1"},
 
 		{name: "block", objects: in("{ipBlock: {cidr: 192.0.2.0/24}}"), want: "p cut ingress1"},
+		{name: "block_mapped", mesh: networks, objects: out("{ipBlock: {cidr: '::ffff:10.244.0.0/112'}}"), want: "p cut egress1"},
 		{name: "block_outside", mesh: networks, objects: out("{ipBlock: {cidr: 192.0.2.0/24}}")},
 		{name: "block_with_pods", mesh: networks, objects: out("{ipBlock: {cidr: 10.0.0.0/8}}"), want: "p cut egress1"},
 		{name: "block_with_some_pods", mesh: networks, objects: out("{ipBlock: {cidr: 10.244.3.0/24}}"), want: "p cut egress1"},
@@ -293,6 +294,7 @@ func TestRefused(t *testing.T) {
 		"port_large":     "podSelector: {}, egress: [{ports: [{port: 65536}]}]",
 		"end_before":     "podSelector: {}, ingress: [{ports: [{port: 2, endPort: 1}]}]",
 		"end_alone":      "podSelector: {}, ingress: [{ports: [{endPort: 1}]}]",
+		"bad_name":       "podSelector: {}, ingress: [{ports: [{port: \"a'b\"}]}]",
 		"end_of_name":    "podSelector: {}, ingress: [{ports: [{port: a, endPort: 1}]}]",
 		"block":          "podSelector: {}, ingress: [{from: [{ipBlock: {cidr: 10.0.0.0}}]}]",
 		"operator":       "podSelector: {matchExpressions: [{key: a, operator: Like}]}",
@@ -305,5 +307,13 @@ func TestRefused(t *testing.T) {
 				t.Error("taken")
 			}
 		})
+	}
+	for _, metadata := range []string{`name: "a\nb"`, `name: "a'b"`, `namespace: x`, `name: p, namespace: "a b"`} {
+		for _, kind := range []string{"networking.k8s.io/v1, kind: NetworkPolicy", "policy.networking.k8s.io/v1alpha2, kind: ClusterNetworkPolicy"} {
+			var in netpolcheck.Input
+			if _, err := in.Add(read(t, "{apiVersion: "+kind+", metadata: {"+metadata+"}, spec: {}}")[0], ""); err == nil {
+				t.Errorf("%s with %s is taken", kind, metadata)
+			}
+		}
 	}
 }

@@ -53,11 +53,14 @@ func peersOf(list []networkingv1.NetworkPolicyPeer, namespace string) []peer {
 	return out
 }
 
-// prefix reads a block; what cannot be read is the zero prefix, which holds nothing.
+// prefix reads a block; what cannot be read is the zero prefix, which holds nothing. An IPv4-mapped one is that of IPv4.
 func prefix(text string) netip.Prefix {
 	p, err := netip.ParsePrefix(text)
 	if err != nil {
 		return netip.Prefix{}
+	}
+	if p.Addr().Is4In6() && p.Bits() >= 96 {
+		p = netip.PrefixFrom(p.Addr().Unmap(), p.Bits()-96)
 	}
 	return p.Masked()
 }

@@ -4,6 +4,7 @@ import (
 	"cmp"
 	"fmt"
 	"slices"
+	"strings"
 
 	corev1 "k8s.io/api/core/v1"
 	networkingv1 "k8s.io/api/networking/v1"
@@ -11,6 +12,7 @@ import (
 	"k8s.io/apimachinery/pkg/apis/meta/v1/unstructured"
 	"k8s.io/apimachinery/pkg/runtime"
 	"k8s.io/apimachinery/pkg/util/intstr"
+	"k8s.io/apimachinery/pkg/util/validation"
 	adminv1alpha2 "sigs.k8s.io/network-policy-api/apis/v1alpha2"
 
 	"github.com/culvert-mesh/culvert/cmd/internal/enrol"
@@ -23,6 +25,9 @@ func (in *Input) Add(u *unstructured.Unstructured, namespace string) (*networkin
 	about := fmt.Sprintf("%s %s", u.GetKind(), u.GetName())
 	space := cmp.Or(u.GetNamespace(), namespace)
 	group := u.GroupVersionKind().Group
+	if err := validName(u, space); err != nil {
+		return nil, err
+	}
 	switch kind := u.GetKind(); {
 	case kind == "NetworkPolicy" && group == networkingv1.GroupName:
 		p := new(networkingv1.NetworkPolicy)
@@ -104,6 +109,17 @@ func (in *Input) addTemplate(u *unstructured.Unstructured, namespace string) err
 	return nil
 }
 
+// validName refuses names that no API server takes; they are printed in commands.
+func validName(u *unstructured.Unstructured, namespace string) error {
+	if problems := validation.IsDNS1123Subdomain(u.GetName()); len(problems) > 0 && strings.HasSuffix(u.GetKind(), "NetworkPolicy") {
+		return fmt.Errorf("read %q: name: %s", u.GetName(), problems[0])
+	}
+	if problems := validation.IsDNS1123Label(namespace); len(problems) > 0 && namespace != "" {
+		return fmt.Errorf("read %q: namespace %q: %s", u.GetName(), namespace, problems[0])
+	}
+	return nil
+}
+
 // valid refuses what an API server refuses and this package would misread.
 func valid(p *networkingv1.NetworkPolicy) error {
 	selectors := []*metav1.LabelSelector{&p.Spec.PodSelector}
@@ -157,7 +173,7 @@ func validPort(entry networkingv1.NetworkPolicyPort) error {
 		return fmt.Errorf("endPort %d without port", *entry.EndPort)
 	case entry.Port == nil:
 		return nil
-	case entry.Port.Type == intstr.String && (entry.EndPort != nil || entry.Port.StrVal == ""):
+	case entry.Port.Type == intstr.String && (entry.EndPort != nil || len(validation.IsValidPortName(entry.Port.StrVal)) > 0):
 		return fmt.Errorf("port %q is no number and no name", entry.Port.StrVal)
 	case entry.Port.Type == intstr.Int && (entry.Port.IntVal < 1 || entry.Port.IntVal > maxPort):
 		return fmt.Errorf("port %d: want 1 to %d", entry.Port.IntVal, maxPort)
