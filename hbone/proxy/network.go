@@ -115,7 +115,8 @@ func (n *networks) outgoing(local *workload.Workload, t *route.Target) verdict {
 	return n.ask(snap, n.egress(local, t.Workload, reach(t.Authority, t.Dial, t.Waypoint)))
 }
 
-// egress makes the question about an outbound connection; peer is nil for an address that the mesh does not know.
+// egress makes the question about an outbound connection; peer is nil for an address that the mesh does not know. What users
+// declare as workloads hides no pod: whose address it is counts.
 func (n *networks) egress(local, peer *workload.Workload, dst netip.AddrPort) netpol.Query {
 	q := netpol.Query{
 		Direction: netpol.Egress, Port: dst.Port(), Subject: local.UID, Peer: podUID(peer), PeerAddr: dst.Addr(),
@@ -124,6 +125,9 @@ func (n *networks) egress(local, peer *workload.Workload, dst netip.AddrPort) ne
 		// The address is what this name was resolved to just now. The name of a service says nothing of the kind: whoever
 		// may declare services chooses it, and its addresses.
 		q.PeerDomain = peer.Hostname
+	}
+	if q.Peer == "" {
+		q.Peer = podUID(n.store.Snapshot().WorkloadByAddress(workload.NewNetworkAddress(n.network, q.PeerAddr)))
 	}
 	q.PeerIsNode = q.Peer == "" && n.ownNode(q.PeerAddr)
 	return q

@@ -151,6 +151,23 @@ func TestNetworkPolicyOtherEndpoint(t *testing.T) {
 	}
 }
 
+// Somebody who may declare workloads does not get past a rule about pods by declaring one at a pod's address.
+func TestNetworkPolicyDeclaredWorkload(t *testing.T) {
+	r := newRig(t)
+	set, one, _, client, server := evaluating(r)
+	dst := r.echo(server.ip)
+	entry := *server.w
+	entry.UID, entry.Name, entry.Protocol = "cluster1/networking.istio.io/WorkloadEntry/default/entry", "entry", workload.TCP
+	r.store.Apply([]workload.Event{workload.Upsert(&entry)})
+	vip := r.service("127.0.20.1", 80, dst.Port(), &entry)
+	exchange(t, client.dial(vip), "hello")
+	set.Apply([]netpol.Object{&netpol.Policy{Tier: netpol.Admin, Name: "deny", Namespaces: &netpol.Selector{}, Egress: true, EgressRules: []netpol.Rule{
+		{Action: netpol.Deny, Peers: []netpol.Peer{{Namespaces: &netpol.Selector{}, Pods: app1("server")}}, AnyPort: true},
+	}}}, nil)
+	wantReset(t, client.dial(vip))
+	denied(t, one.seen.ended(t, proxy.Outbound, 2), "cluster-netpol deny")
+}
+
 // Addresses outside of the mesh are judged as blocks, in both directions.
 func TestNetworkPolicyOutside(t *testing.T) {
 	r := newRig(t)
