@@ -160,7 +160,10 @@ func TestNetworkPolicyDeclaredWorkload(t *testing.T) {
 	entry.UID, entry.Name, entry.Protocol = "cluster1/networking.istio.io/WorkloadEntry/default/entry", "entry", workload.TCP
 	r.store.Apply([]workload.Event{workload.Upsert(&entry)})
 	vip := r.service("127.0.20.1", 80, dst.Port(), &entry)
-	exchange(t, client.dial(vip), "hello")
+	c := client.dial(vip)
+	exchange(t, c, "hello")
+	c.Close()
+	one.seen.ended(t, proxy.Outbound, 1)
 	set.Apply([]netpol.Object{&netpol.Policy{Tier: netpol.Admin, Name: "deny", Namespaces: &netpol.Selector{}, Egress: true, EgressRules: []netpol.Rule{
 		{Action: netpol.Deny, Peers: []netpol.Peer{{Namespaces: &netpol.Selector{}, Pods: app1("server")}}, AnyPort: true},
 	}}}, nil)
