@@ -349,7 +349,7 @@ func rewrite(file string, text []byte) error {
 	if err != nil {
 		return err
 	}
-	defer os.Remove(f.Name()) // fails once it has its name
+	defer func() { _ = os.Remove(f.Name()) }() // fails once it has its name
 	_, err = f.Write(text)
 	if err == nil {
 		err = f.Chmod(info.Mode().Perm())
