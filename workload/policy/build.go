@@ -142,6 +142,16 @@ func (u *uses) add(not bool, n uint16) {
 	}
 }
 
+// with returns the uses of two values together.
+func (u *uses) with(v *uses) *uses {
+	unite := func(a, b []uint16) []uint16 {
+		out := slices.Concat(a, b)
+		slices.Sort(out)
+		return slices.Compact(out)
+	}
+	return &uses{want: unite(u.want, v.want), avoid: unite(u.avoid, v.avoid)}
+}
+
 func (b *builder) finish(x *index) {
 	x.ports = keepAll(x, b.ports)
 	x.accounts = keepAll(x, b.accounts)
@@ -167,14 +177,8 @@ func (s *stringUses) finish(x *index) stringIndex {
 	out := stringIndex{exact: keepAll(x, s.exact), present: x.found(&s.present)}
 	out.prefix = slices.Sorted(maps.Keys(s.prefix))
 	out.suffix = slices.SortedFunc(maps.Keys(s.suffix), compareBackward[string])
-	out.prefixes = newNest(len(out.prefix), func(o, i int) bool { return strings.HasPrefix(out.prefix[i], out.prefix[o]) })
-	out.suffixes = newNest(len(out.suffix), func(o, i int) bool { return strings.HasSuffix(out.suffix[i], out.suffix[o]) })
-	for i, p := range out.prefix {
-		out.prefixes.found[i] = x.found(s.prefix[p])
-	}
-	for i, p := range out.suffix {
-		out.suffixes.found[i] = x.found(s.suffix[p])
-	}
+	out.prefixes = newNest(x, out.prefix, s.prefix, func(outer, inner string) bool { return strings.HasPrefix(inner, outer) })
+	out.suffixes = newNest(x, out.suffix, s.suffix, func(outer, inner string) bool { return strings.HasSuffix(inner, outer) })
 	present := len(s.present.want)+len(s.present.avoid) > 0
 	out.used = present || len(s.exact)+len(s.prefix)+len(s.suffix) > 0
 	return out
@@ -182,11 +186,8 @@ func (s *stringUses) finish(x *index) stringIndex {
 
 func newBlockIndex(x *index, m map[netip.Prefix]*uses) blockIndex {
 	out := blockIndex{blocks: sortedBlocks(maps.Keys(m))}
-	out.nest = newNest(len(out.blocks), func(o, i int) bool {
-		return out.blocks[o].Bits() <= out.blocks[i].Bits() && out.blocks[o].Contains(out.blocks[i].Addr())
+	out.nest = newNest(x, out.blocks, m, func(outer, inner netip.Prefix) bool {
+		return outer.Bits() <= inner.Bits() && outer.Contains(inner.Addr())
 	})
-	for i, b := range out.blocks {
-		out.nest.found[i] = x.found(m[b])
-	}
 	return out
 }

@@ -26,11 +26,13 @@ func (x *stringIndex) find(v []byte, s *search) {
 	for i := lastForward(x.prefix, v); i >= 0; i = int(x.prefixes.outer[i]) {
 		if p := x.prefix[i]; len(v) >= len(p) && string(v[:len(p)]) == p {
 			s.hit(x.prefixes.found[i])
+			break
 		}
 	}
 	for i := lastBackward(x.suffix, v); i >= 0; i = int(x.suffixes.outer[i]) {
 		if p := x.suffix[i]; len(v) >= len(p) && string(v[len(v)-len(p):]) == p {
 			s.hit(x.suffixes.found[i])
+			break
 		}
 	}
 }
@@ -72,6 +74,7 @@ func (x *blockIndex) find(addr netip.Addr, s *search) {
 	for i := lastBlock(x.blocks, addr); i >= 0; i = int(x.nest.outer[i]) {
 		if x.blocks[i].Contains(addr) {
 			s.hit(x.nest.found[i])
+			return
 		}
 	}
 }
@@ -82,21 +85,26 @@ func (x *blockIndex) find(addr netip.Addr, s *search) {
 // last one that is not behind the value, if it does, and those around it.
 type nest struct {
 	outer []int32 // by pattern: the smallest one around it; -1 for none
-	found []found
+	found []found // by pattern: what it leads to together with all those around it
 }
 
-// newNest fills in what is around each of n patterns in order.
-func newNest(n int, holds func(outer, inner int) bool) nest {
-	x := nest{outer: make([]int32, n), found: make([]found, n)}
+// newNest makes the nest of patterns in order.
+func newNest[P comparable](x *index, patterns []P, by map[P]*uses, holds func(outer, inner P) bool) nest {
+	n := nest{outer: make([]int32, len(patterns)), found: make([]found, len(patterns))}
+	all := make([]*uses, len(patterns))
 	around := int32(-1)
-	for i := range n {
-		for around >= 0 && !holds(int(around), i) {
-			around = x.outer[around]
+	for i, p := range patterns {
+		for around >= 0 && !holds(patterns[around], p) {
+			around = n.outer[around]
 		}
-		x.outer[i] = around
+		all[i] = by[p]
+		if around >= 0 {
+			all[i] = all[around].with(by[p])
+		}
+		n.outer[i], n.found[i] = around, x.found(all[i])
 		around = int32(i)
 	}
-	return x
+	return n
 }
 
 // compareBackward compares from the ends.
