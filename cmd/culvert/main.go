@@ -1,6 +1,6 @@
 // Command culvert is the user's terminal: it installs Culvert into a cluster, checks what it found there, shows who still
-// speaks plaintext, makes certificate authorities for trying things out, and demonstrates the whole data plane on one
-// machine.
+// speaks plaintext, judges policies (who may talk to whom, and what a CNI would cut), makes certificate authorities for
+// trying things out, and demonstrates the whole data plane on one machine.
 package main
 
 import (
