@@ -5,8 +5,8 @@
 // have in common: the flows, and the watchers that end live connections when a policy, a workload or a revocation list
 // changes.
 //
-//	app ─► outbound: route.Make ─► pool: tunnel to the peer ─► relay
-//	peer ─► inbound: TLS, CONNECT ─► route.Inbound ─► policy ─► app socket ─► relay
+//	app ─► outbound: route.Make ─► network policy ─► pool: tunnel to the peer ─► relay
+//	peer ─► inbound: TLS, CONNECT ─► route.Inbound ─► policy, network policy ─► app socket ─► relay
 //	plaintext ─► passthrough: policy without identity ─► app socket ─► relay.Pair
 //
 // It creates no namespace, reads no file and knows no rules of redirection: sockets, original destinations, certificates
