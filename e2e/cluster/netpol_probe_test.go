@@ -24,9 +24,12 @@ type probed struct {
 	Millis    int64  `json:"millis"`
 }
 
-// refused reports whether somebody said no. A connection that nobody answers is not refused.
+// refused reports whether somebody said no: a reset, which a client sees as a broken pipe when it comes before the request
+// is written. A connection that nobody answers is not refused.
 func (p *probed) refused() bool {
-	return strings.Contains(p.Error, "connection reset") || strings.Contains(p.Error, "EOF") || strings.Contains(p.Error, "connection refused")
+	return slices.ContainsFunc([]string{"connection reset", "broken pipe", "EOF", "connection refused"}, func(sign string) bool {
+		return strings.Contains(p.Error, sign)
+	})
 }
 
 // prober is a client in a pod that probes lists of targets.

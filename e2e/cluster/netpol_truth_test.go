@@ -128,6 +128,7 @@ func setPolicies(t *testing.T, w *truth.Round, rng *rand.Rand, prefix string) {
 		if err != nil {
 			t.Fatalf("%v\n%s", err, dumpYAML(p))
 		}
+		made.ManagedFields = nil // nobody wants to read them
 		w.Policies = append(w.Policies, *made)
 	}
 	for _, p := range old {
