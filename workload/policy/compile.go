@@ -72,7 +72,7 @@ func compileRule(clauses [][]Match) (*rule, bool) {
 		}
 		var c clause
 		for i := range matches {
-			if !matches[i].empty() {
+			if !matches[i].Empty() {
 				c = append(c, compileMatch(&matches[i]))
 			}
 		}
@@ -84,7 +84,8 @@ func compileRule(clauses [][]Match) (*rule, bool) {
 	return r, true
 }
 
-func (m *Match) empty() bool {
+// Empty reports whether the match has no values; such a one never matches.
+func (m *Match) Empty() bool {
 	return len(m.Namespaces)+len(m.NotNamespaces)+len(m.Principals)+len(m.NotPrincipals)+
 		len(m.ServiceAccounts)+len(m.NotServiceAccounts)+len(m.SourceIPs)+len(m.NotSourceIPs)+
 		len(m.DestinationIPs)+len(m.NotDestinationIPs)+len(m.DestinationPorts)+len(m.NotDestinationPorts) == 0

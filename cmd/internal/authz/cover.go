@@ -28,7 +28,7 @@ func alternatives(r rule) ([]conjunction, bool) {
 		var next []conjunction
 		for _, c := range out {
 			for i := range clause {
-				if emptyMatch(&clause[i]) {
+				if clause[i].Empty() {
 					continue
 				}
 				if with := append(slices.Clone(c), &clause[i]); !with.contradictory() {
@@ -60,18 +60,12 @@ func covers(a, b rule) bool {
 func coversWays(a rule, ways []conjunction) bool {
 	for _, way := range ways {
 		for _, clause := range a {
-			if len(clause) > 0 && !slices.ContainsFunc(clause, func(m policy.Match) bool { return !emptyMatch(&m) && way.implies(&m) }) {
+			if len(clause) > 0 && !slices.ContainsFunc(clause, func(m policy.Match) bool { return !m.Empty() && way.implies(&m) }) {
 				return false
 			}
 		}
 	}
 	return true
-}
-
-func emptyMatch(m *policy.Match) bool {
-	return len(m.Namespaces)+len(m.NotNamespaces)+len(m.Principals)+len(m.NotPrincipals)+
-		len(m.ServiceAccounts)+len(m.NotServiceAccounts)+len(m.SourceIPs)+len(m.NotSourceIPs)+
-		len(m.DestinationIPs)+len(m.NotDestinationIPs)+len(m.DestinationPorts)+len(m.NotDestinationPorts) == 0
 }
 
 // implies reports whether every field of the match follows from the conjunction.

@@ -59,7 +59,7 @@ type clauseReader struct {
 // add takes a match. What nothing remains of is met by everything, but in an
 // ALLOW rule by nothing, as an empty match is in the result.
 func (c *ruleReader) add(cl *clauseReader, m policy.Match) {
-	if !c.allow && !c.lenient && emptyMatch(&m) {
+	if !c.allow && !c.lenient && m.Empty() {
 		cl.always = true
 	}
 	cl.matches = append(cl.matches, m)
@@ -112,13 +112,6 @@ func (c *ruleReader) unmet(vacant ...string) bool {
 		c.vacant = append(c.vacant, c.at+field)
 	}
 	return len(vacant) > 0
-}
-
-// emptyMatch reports whether the match has no values.
-func emptyMatch(m *policy.Match) bool {
-	return len(m.Namespaces)+len(m.NotNamespaces)+len(m.Principals)+len(m.NotPrincipals)+
-		len(m.ServiceAccounts)+len(m.NotServiceAccounts)+len(m.SourceIPs)+len(m.NotSourceIPs)+
-		len(m.DestinationIPs)+len(m.NotDestinationIPs)+len(m.DestinationPorts)+len(m.NotDestinationPorts) == 0
 }
 
 func (c *ruleReader) operation(op *securityv1.Operation) policy.Match {
