@@ -1,9 +1,11 @@
 package proxy_test
 
 import (
+	"context"
 	"errors"
 	"net/netip"
 	"testing"
+	"time"
 
 	"github.com/culvert-mesh/culvert/hbone/proxy"
 	"github.com/culvert-mesh/culvert/workload"
@@ -83,17 +85,31 @@ func TestRegistryIsLive(t *testing.T) {
 	exchange(t, tunnel, "still")
 }
 
-// What was decided before the policy came, and established after it, does not stay.
-func TestOutboundModeOvertakes(t *testing.T) {
+// What was decided before an entry went, and is established after it, does not stay.
+func TestRegistryOvertakes(t *testing.T) {
 	r := newRig(t)
-	modes := egress.New(egress.AllowAny)
-	one := r.node(func(c *proxy.Config) { c.Outbound = modes })
+	asked, answer := make(chan struct{}), make(chan struct{})
+	addr := netip.MustParseAddr("127.0.30.1")
+	one := r.node(func(c *proxy.Config) {
+		c.Outbound = egress.New(egress.RegistryOnly)
+		c.Resolve = func(context.Context, *workload.Workload, string) ([]netip.Addr, error) {
+			close(asked)
+			<-answer
+			return []netip.Addr{addr}, nil
+		}
+	})
 	client := one.pod("client", "127.0.10.1")
-	stranger := r.echo(netip.MustParseAddr("127.0.30.1"))
-	for range 50 {
-		modes.Clear("default")
-		c := client.dial(stranger)
-		modes.Set("default", egress.RegistryOnly)
-		wantReset(t, c)
-	}
+	dst := r.echo(addr)
+	svc := wt.Service("default/a.example.com", []string{"127.0.20.1"}, wt.Ports(80, dst.Port()))
+	w := wt.Pod("default/a", nil, wt.Plain, wt.In("default/a.example.com"), func(w *workload.Workload) {
+		w.UID, w.Hostname = "cluster1/networking.istio.io/ServiceEntry/default/a/a.example.com", "a.example.com"
+	})
+	r.store.Apply(wt.Events(svc, w))
+	c := client.dial(netip.MustParseAddrPort("127.0.20.1:80"))
+	<-asked
+	r.store.Apply([]workload.Event{workload.Removal(svc.Key().String()), workload.Removal(w.UID)})
+	time.Sleep(300 * time.Millisecond) // the judges have looked by now; if not, so much the easier
+	close(answer)
+	wantReset(t, c)
+	cutOut(t, one, 1)
 }
