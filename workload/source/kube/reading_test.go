@@ -431,7 +431,7 @@ func (g generator) connection(t testing.TB) (policy.Connection, connectionFacts)
 // TestPoliciesMeanWhatIsWritten: what agents decide by translated policies is
 // what a direct reading of the resources says.
 func TestPoliciesMeanWhatIsWritten(t *testing.T) {
-	rounds := 4000
+	rounds := 2000
 	if testing.Short() {
 		rounds = 200
 	}
