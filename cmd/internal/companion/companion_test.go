@@ -83,6 +83,8 @@ func TestDrift(t *testing.T) {
 	if got := c.one("shop", "web"); got.Annotations["note"] != "mine" || got.Labels["team"] != "a" {
 		t.Errorf("lost: %v %v", got.Annotations, got.Labels)
 	}
+	c.edit("shop", made.Name, func(p *networkingv1.NetworkPolicy) { p.OwnerReferences = nil })
+	c.one("shop", "web")
 	c.delete("shop", made.Name)
 	c.one("shop", "web")
 	// Without its labels it is a policy of a user, and has a companion of its own.
