@@ -309,6 +309,9 @@ func (c *cluster) dump() (any, error) {
 	out := map[string]any{"probes": c.host.findings(), "superseded": c.superseded(), "handoffSocket": c.socket}
 	if c.installer != nil {
 		out["cniPluginReady"] = c.installer.Ready()
+		if r := install.Inspect(c.settings.cniNetDir); r.File != "" {
+			out["cni"] = map[string]any{"file": r.File, "network": r.Network, "version": r.CNIVersion, "plugins": r.Plugins}
+		}
 		if err := c.installer.Err(); err != nil {
 			out["cniPluginError"] = err.Error()
 		}

@@ -33,12 +33,15 @@ func TestDryRunIsAccepted(t *testing.T) {
 	}
 }
 
-// `culvert check` finds nothing wrong with what `culvert install` made.
+// `culvert check` finds nothing wrong with what `culvert install` made, and names the network that it found.
 func TestCheckIsContent(t *testing.T) {
 	m := mesh(t)
 	out, err := m.culvert(t.Context(), "check")
 	t.Log(out)
 	if err != nil {
 		t.Errorf("%v", err)
+	}
+	if !contains(out, "culvert-cni") {
+		t.Error("the nodes' network is not named")
 	}
 }

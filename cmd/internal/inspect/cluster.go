@@ -27,12 +27,13 @@ type cluster struct {
 	nodes     []corev1.Node
 	pods      []corev1.Pod // of agents
 	sets      []appsv1.DaemonSet
+	networks  map[string][]string // configurations that runtimes use: to the nodes where they do
 }
 
 // Cluster looks at everything: versions, CNI, controller, agents and what they found, taints, pods that are to be in the
 // mesh and are not. The error says that the cluster could not be asked at all.
 func Cluster(ctx context.Context, a *access.Access, agents Agents, namespace string) ([]Finding, error) {
-	c := &cluster{access: a, agents: agents, namespace: namespace}
+	c := &cluster{access: a, agents: agents, namespace: namespace, networks: map[string][]string{}}
 	v, err := a.Version(ctx, deploy.MinKubernetes)
 	switch {
 	case v == nil:
@@ -52,6 +53,7 @@ func Cluster(ctx context.Context, a *access.Access, agents Agents, namespace str
 	}
 	c.checkAgents()
 	c.askAgents(ctx)
+	c.tellNetworks()
 	if err := c.checkPods(ctx); err != nil {
 		return nil, err
 	}
@@ -177,6 +179,12 @@ type agentState struct {
 		Probes         []string `json:"probes"`
 		CNIPluginReady *bool    `json:"cniPluginReady"`
 		CNIPluginError string   `json:"cniPluginError"`
+		// CNI is the configuration that the node's runtime uses.
+		CNI *struct {
+			File    string   `json:"file"`
+			Network string   `json:"network"`
+			Plugins []string `json:"plugins"`
+		} `json:"cni"`
 	} `json:"kubernetes"`
 	// NetworkPolicies is absent from agents that do not know them.
 	NetworkPolicies *struct {
@@ -213,6 +221,10 @@ func (c *cluster) askAgents(ctx context.Context) {
 // tell adds what one agent found.
 func (c *cluster) tell(about string, state *agentState) {
 	k := state.Kubernetes
+	if n := k.CNI; n != nil {
+		text := Clean(fmt.Sprintf("network %q of %s: %s", n.Network, n.File, strings.Join(n.Plugins, ", ")))
+		c.networks[text] = append(c.networks[text], about)
+	}
 	switch {
 	case k.CNIPluginError != "":
 		c.add(Wrong, about, "CNI plugin is not in place: "+k.CNIPluginError)

@@ -2,6 +2,9 @@ package inspect
 
 import (
 	"context"
+	"fmt"
+	"maps"
+	"slices"
 
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 )
@@ -46,7 +49,20 @@ func (c *cluster) checkCNI(ctx context.Context) {
 		}
 	}
 	if !found {
-		c.add(Note, "CNI", "none that runs as a DaemonSet with a known name; the agents say which configuration they found")
+		c.add(Note, "CNI", "none that runs as a DaemonSet with a known name")
+	}
+}
+
+// tellNetworks names the configurations that the nodes' runtimes use, as the agents found them.
+func (c *cluster) tellNetworks() {
+	for _, text := range slices.Sorted(maps.Keys(c.networks)) {
+		nodes := c.networks[text]
+		slices.Sort(nodes)
+		where := nodes[0]
+		if n := len(nodes); n > 1 {
+			where = fmt.Sprintf("%d nodes", n)
+		}
+		c.add(OK, "CNI", text+" ("+where+")")
 	}
 }
 

@@ -97,7 +97,7 @@ func daemonSet(ns, name string) *appsv1.DaemonSet {
 	return &appsv1.DaemonSet{ObjectMeta: metav1.ObjectMeta{Name: name, Namespace: ns}}
 }
 
-const fine = `{"kubernetes":{"probes":[],"cniPluginReady":true}}`
+const fine = `{"kubernetes":{"probes":[],"cniPluginReady":true,"cni":{"file":"10-kindnet.conflist","network":"kindnet","plugins":["ptp","portmap","culvert-cni"]}}}`
 
 func TestCluster(t *testing.T) {
 	good := append(workloads("culvert:v1", 2), node("n1", "6.1.0-13-amd64"), agent("a1", "n1", true), space("shop", ambient), appPod("shop", "web", "enabled", nil), daemonSet("kube-system", "kindnet"))
@@ -111,6 +111,7 @@ func TestCluster(t *testing.T) {
 	}{
 		{name: "good", objects: good, want: []string{
 			"ok cluster: Kubernetes 1.36.3", "ok CNI: kindnet (DaemonSet kube-system/kindnet)", "ok node n1: kernel 6.1.0-13-amd64", "ok node n1: agent a1 is ready",
+			`ok CNI: network "kindnet" of 10-kindnet.conflist: ptp, portmap, culvert-cni (node n1)`,
 			"ok node n1: CNI plugin is in place", "ok node n1: of its processes only the kubelet passes", "ok pods: 1 are in the mesh", "ok Deployment culvert-controller: 2 replicas",
 		}},
 		{name: "absent", objects: []runtime.Object{node("n1", "6.1.0")}, want: []string{"note Culvert: is not installed in namespace mesh"}},
@@ -128,6 +129,9 @@ func TestCluster(t *testing.T) {
 		{name: "no-kubelet", objects: good, dump: `{"kubernetes":{"cniPluginReady":true,"probes":["missing: no kubelet was found"]}}`, failed: true, want: []string{"error node n1: probes: missing"}},
 		{name: "no-plugin", objects: good, dump: `{"kubernetes":{"probes":[],"cniPluginReady":false,"cniPluginError":"not JSON\u001b[0m"}}`, failed: true, want: []string{"error node n1: CNI plugin is not in place: not JSON"}},
 		{name: "nonsense", objects: good, dump: `<html>`, want: []string{"warning node n1: its agent could not be asked"}},
+		{name: "networks", objects: append(slices.Clone(good), node("n2", "6.1.0"), agent("a2", "n2", true), node("n3", "6.1.0"), agent("a3", "n3", true)), dump: `{"kubernetes":{"probes":[],"cniPluginReady":true,"cni":{"file":"x\u001b.conf","network":"y"}}}`, want: []string{
+			`ok CNI: network "y" of x .conf: (node n1)`, `ok CNI: network "kindnet" of 10-kindnet.conflist: ptp, portmap, culvert-cni (2 nodes)`,
+		}},
 		{name: "silent", objects: good, dump: "-", want: []string{"warning node n1: its agent could not be asked what it found: connection refused"}},
 		{name: "late-pods", objects: append(slices.Clone(good), appPod("shop", "late", "", nil), appPod("shop", "half", "pending", nil), appPod("other", "stays", "enabled", nil), space("other", nil)), failed: true, want: []string{
 			"error pods: 1 are labelled for the mesh and not in it: shop/late", "error pods: 1 are captured but not served", "shop/half", "error pods: 1 are not labelled for the mesh any more and still in it: other/stays",
@@ -143,7 +147,7 @@ func TestCluster(t *testing.T) {
 			if tt.version == "" {
 				tt.version = "v1.36.3"
 			}
-			asked := &agents{answers: map[string]string{"a1 /config_dump": fine, "a2 /config_dump": fine}}
+			asked := &agents{answers: map[string]string{"a1 /config_dump": fine, "a2 /config_dump": fine, "a3 /config_dump": fine}}
 			switch tt.dump {
 			case "":
 			case "-":
