@@ -13,12 +13,10 @@ import (
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/apis/meta/v1/unstructured"
-	"k8s.io/cli-runtime/pkg/genericclioptions"
 
 	"github.com/culvert-mesh/culvert/cmd/internal/access"
 	"github.com/culvert-mesh/culvert/cmd/internal/authz"
 	"github.com/culvert-mesh/culvert/cmd/internal/objects"
-	"github.com/culvert-mesh/culvert/deploy"
 )
 
 func authzCommand() *cobra.Command {
@@ -33,23 +31,17 @@ func authzCommand() *cobra.Command {
 
 // authzFlags say where objects come from and what mesh they are of.
 type authzFlags struct {
-	kube      kubeFlags // -n is the namespace of workloads here
-	mesh      string
-	files     []string
-	settings  authz.Settings
-	namespace *string
-	given     func(flag string) bool
+	kube     kubeFlags // -n is the namespace of workloads here
+	mesh     *string
+	files    []string
+	settings authz.Settings
+	given    func(flag string) bool
 }
 
 func addAuthzFlags(cmd *cobra.Command, filesUsage string) *authzFlags {
-	kubeconfig, context, namespace := "", "", ""
-	f := &authzFlags{kube: kubeFlags{genericclioptions.NewConfigFlags(true)}, namespace: &namespace}
-	f.kube.KubeConfig, f.kube.Context, f.kube.Namespace = &kubeconfig, &context, &namespace
+	f := new(authzFlags)
+	f.kube, f.mesh = addObjectFlags(cmd, "namespace of workloads, and of objects in files that name none; default that of the kubeconfig")
 	flags := cmd.Flags()
-	flags.StringVar(&kubeconfig, "kubeconfig", "", "file that says how to reach the cluster; default $KUBECONFIG, then ~/.kube/config")
-	flags.StringVar(&context, "context", "", "context of the kubeconfig")
-	flags.StringVarP(&namespace, "namespace", "n", "", "namespace of workloads, and of objects in files that name none; default that of the kubeconfig")
-	flags.StringVar(&f.mesh, "mesh-namespace", deploy.Namespace, "namespace that Culvert is in")
 	flags.StringSliceVarP(&f.files, "filename", "f", nil, filesUsage)
 	flags.StringVar(&f.settings.TrustDomain, "trust-domain", "", "trust domain of the mesh; default what the cluster's ConfigMap culvert says, then cluster.local")
 	flags.StringSliceVar(&f.settings.TrustDomainAliases, "trust-domain-aliases", nil, "further names of the trust domain; default as the cluster's")
@@ -61,8 +53,8 @@ func addAuthzFlags(cmd *cobra.Command, filesUsage string) *authzFlags {
 
 // workloadNamespace is where workloads are looked for whose namespace is not said.
 func (f *authzFlags) workloadNamespace() string {
-	if *f.namespace != "" {
-		return *f.namespace
+	if ns := f.kube.namespace(); ns != "" {
+		return ns
 	}
 	if ns, _, err := f.kube.ToRawKubeConfigLoader().Namespace(); err == nil && ns != "" {
 		return ns
@@ -100,7 +92,7 @@ func (f *authzFlags) cluster(cmd *cobra.Command) ([]*unstructured.Unstructured, 
 
 // readSettings takes what flags do not say from where controllers have it.
 func (f *authzFlags) readSettings(cmd *cobra.Command, a *access.Access) error {
-	m, err := a.Kube.CoreV1().ConfigMaps(f.mesh).Get(cmd.Context(), "culvert", metav1.GetOptions{})
+	m, err := a.Kube.CoreV1().ConfigMaps(*f.mesh).Get(cmd.Context(), "culvert", metav1.GetOptions{})
 	switch {
 	case apierrors.IsNotFound(err):
 		m = &corev1.ConfigMap{} // policies can be judged before a mesh is there
@@ -120,7 +112,7 @@ func (f *authzFlags) readSettings(cmd *cobra.Command, a *access.Access) error {
 		}
 	}
 	if s.RootNamespace == "" {
-		s.RootNamespace = f.mesh
+		s.RootNamespace = *f.mesh
 	}
 	if text := m.Data["TRUST_DOMAIN_ALIASES"]; text != "" && !f.given("trust-domain-aliases") {
 		s.TrustDomainAliases = strings.Split(text, ",")

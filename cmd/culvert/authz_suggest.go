@@ -146,7 +146,7 @@ func (f *suggestFlags) observed(cmd *cobra.Command) (*authz.Flows, error) {
 		return nil, err
 	}
 	var seen []*authz.Flows
-	missing, err := inspect.AskAll(cmd.Context(), a, inspect.NewAgents(a), f.mesh, "/flows", func(body []byte) error {
+	missing, err := inspect.AskAll(cmd.Context(), a, inspect.NewAgents(a), *f.mesh, "/flows", func(body []byte) error {
 		one, err := authz.ParseFlows(body)
 		if err == nil {
 			seen = append(seen, one)

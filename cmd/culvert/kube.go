@@ -28,6 +28,19 @@ func addKubeFlags(cmd *cobra.Command) kubeFlags {
 	return f
 }
 
+// addObjectFlags declares the flags of commands that judge objects: -n is the namespace of objects there, and mesh the one
+// that Culvert is in.
+func addObjectFlags(cmd *cobra.Command, namespaceUsage string) (f kubeFlags, mesh *string) {
+	kubeconfig, context, namespace := "", "", ""
+	f = kubeFlags{genericclioptions.NewConfigFlags(true)}
+	f.KubeConfig, f.Context, f.Namespace = &kubeconfig, &context, &namespace
+	flags := cmd.Flags()
+	flags.StringVar(&kubeconfig, "kubeconfig", "", "file that says how to reach the cluster; default $KUBECONFIG, then ~/.kube/config")
+	flags.StringVar(&context, "context", "", "context of the kubeconfig")
+	flags.StringVarP(&namespace, "namespace", "n", "", namespaceUsage)
+	return f, flags.String("mesh-namespace", deploy.Namespace, "namespace that Culvert is in")
+}
+
 // errNoCluster says that nothing names a cluster; kubectl would try localhost then.
 var errNoCluster = errors.New("find cluster: no kubeconfig: set --kubeconfig or $KUBECONFIG")
 

@@ -11,13 +11,11 @@ import (
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/apis/meta/v1/unstructured"
 	"k8s.io/apimachinery/pkg/runtime/schema"
-	"k8s.io/cli-runtime/pkg/genericclioptions"
 
 	"github.com/culvert-mesh/culvert/cmd/internal/access"
 	"github.com/culvert-mesh/culvert/cmd/internal/inspect"
 	"github.com/culvert-mesh/culvert/cmd/internal/netpolcheck"
 	"github.com/culvert-mesh/culvert/cmd/internal/objects"
-	"github.com/culvert-mesh/culvert/deploy"
 )
 
 // Exit statuses of `culvert netpol`.
@@ -41,26 +39,20 @@ type connector func(kubeFlags) (*access.Access, error)
 
 // netpolFlags say where policies come from and what mesh they are judged for.
 type netpolFlags struct {
-	kube      kubeFlags // -n is the namespace of policies here
-	mesh      string
-	files     []string
-	assume    []string
-	exclude   []string
-	noDNS     bool
-	namespace *string
-	changed   func(flag string) bool
-	connect   connector
+	kube    kubeFlags // -n is the namespace of policies here
+	mesh    *string
+	files   []string
+	assume  []string
+	exclude []string
+	noDNS   bool
+	changed func(flag string) bool
+	connect connector
 }
 
 func addNetpolFlags(cmd *cobra.Command, connect connector) *netpolFlags {
-	kubeconfig, context, namespace := "", "", ""
-	f := &netpolFlags{kube: kubeFlags{genericclioptions.NewConfigFlags(true)}, namespace: &namespace}
-	f.kube.KubeConfig, f.kube.Context, f.kube.Namespace = &kubeconfig, &context, &namespace
+	f := new(netpolFlags)
+	f.kube, f.mesh = addObjectFlags(cmd, "only NetworkPolicies of this namespace; with -f, the namespace of objects that name none (default)")
 	flags := cmd.Flags()
-	flags.StringVar(&kubeconfig, "kubeconfig", "", "file that says how to reach the cluster; default $KUBECONFIG, then ~/.kube/config")
-	flags.StringVar(&context, "context", "", "context of the kubeconfig")
-	flags.StringVarP(&namespace, "namespace", "n", "", "only NetworkPolicies of this namespace; with -f, the namespace of objects that name none (default)")
-	flags.StringVar(&f.mesh, "mesh-namespace", deploy.Namespace, "namespace that Culvert is in")
 	flags.StringSliceVarP(&f.files, "filename", "f", nil, "files or directories to read policies, namespaces and pods from, instead of the cluster; - is the standard input")
 	flags.StringSliceVar(&f.assume, "assume-enrolled", nil, "namespaces to judge as if they were labelled for the mesh already; * is all of them")
 	flags.StringSliceVar(&f.exclude, "exclude-namespaces", []string{"kube-system"}, "namespaces that are never in the mesh; default as the cluster's agents")
@@ -104,7 +96,7 @@ func (f *netpolFlags) load(ctx context.Context, stdin io.Reader) (*netpolInput, 
 		if err != nil {
 			return nil, nil, err
 		}
-		return in, nil, in.addDocuments(docs, *f.namespace)
+		return in, nil, in.addDocuments(docs, f.kube.namespace())
 	}
 	a, err := f.connect(f.kube)
 	if err != nil {
@@ -139,11 +131,11 @@ func (in *netpolInput) add(u *unstructured.Unstructured, namespace string) error
 // loadCluster reads all that decides: also what is not in the namespace that is asked about, because peers are.
 func (f *netpolFlags) loadCluster(ctx context.Context, a *access.Access, in *netpolInput) error {
 	in.Whole = true
-	sets, err := a.Kube.AppsV1().DaemonSets(f.mesh).List(ctx, metav1.ListOptions{})
+	sets, err := a.Kube.AppsV1().DaemonSets(*f.mesh).List(ctx, metav1.ListOptions{})
 	if err != nil {
 		return fmt.Errorf("list DaemonSets: %w", a.Explain(err))
 	}
-	agents := inspect.AgentFlags(sets.Items, f.mesh)
+	agents := inspect.AgentFlags(sets.Items, *f.mesh)
 	if f.changed("exclude-namespaces") || len(sets.Items) == 0 {
 		agents.Enrolment.Exclude = f.exclude
 	}
@@ -208,10 +200,10 @@ func (in *netpolInput) addPods(ctx context.Context, a *access.Access) error {
 // check judges the input and keeps what was asked about.
 func (f *netpolFlags) check(in *netpolInput) []netpolcheck.Finding {
 	found := netpolcheck.Check(in.Input)
-	if len(f.files) > 0 || *f.namespace == "" {
+	if len(f.files) > 0 || f.kube.namespace() == "" {
 		return found
 	}
-	return slices.DeleteFunc(found, func(x netpolcheck.Finding) bool { return x.Namespace != "" && x.Namespace != *f.namespace })
+	return slices.DeleteFunc(found, func(x netpolcheck.Finding) bool { return x.Namespace != "" && x.Namespace != f.kube.namespace() })
 }
 
 func netpolCheckCommand(connect connector) *cobra.Command {

@@ -167,7 +167,7 @@ func (f *netpolFlags) fixFiles(cmd *cobra.Command, apply bool) ([]netpolcheck.Fi
 	}
 	in := f.newInput()
 	for _, t := range texts {
-		if err := in.addDocuments(t.docs, *f.namespace); err != nil {
+		if err := in.addDocuments(t.docs, f.kube.namespace()); err != nil {
 			return nil, err
 		}
 	}
