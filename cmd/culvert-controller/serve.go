@@ -121,17 +121,17 @@ func (c *controller) publishing() run.Component {
 func serveGRPC(ctx context.Context, g *grpc.Server, l net.Listener) error {
 	failed := make(chan error, 1)
 	go func() { failed <- g.Serve(l) }()
+	var err error
 	select {
-	case err := <-failed:
-		if errors.Is(err, grpc.ErrServerStopped) {
-			err = nil
-		}
-		return err
+	case err = <-failed:
 	case <-ctx.Done():
 		g.Stop()
-		_ = <-failed // what it says of having been stopped
-		return nil
+		err = <-failed
 	}
+	if errors.Is(err, grpc.ErrServerStopped) {
+		err = nil
+	}
+	return err
 }
 
 func (c *controller) buildAdmin(levels *admin.Levels) ([]run.Component, error) {

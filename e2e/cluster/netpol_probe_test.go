@@ -50,7 +50,7 @@ func (p *prober) ask(targets []string) ([]probed, error) {
 		return nil, fmt.Errorf("%s: %w", p.name, err)
 	}
 	if !p.out.Scan() {
-		return nil, fmt.Errorf("%s ended: %v: %s", p.name, p.out.Err(), p.diag)
+		return nil, fmt.Errorf("%s ended: %w: %s", p.name, cmpOr(p.out.Err(), io.EOF), p.diag)
 	}
 	var table []probed
 	if err := json.Unmarshal(p.out.Bytes(), &table); err != nil || len(table) != len(targets) {
