@@ -14,6 +14,7 @@ import (
 	"net/netip"
 	"os"
 	"path/filepath"
+	"strconv"
 	"strings"
 	"testing"
 	"time"
@@ -143,25 +144,11 @@ func (b *bystanders) names(t *testing.T) {
 
 // A pod whose sandbox dies gets another one with another address, under the same UID.
 func (b *bystanders) changedAddress(t *testing.T) {
-	nodes := needNodes(t)
+	needNodes(t)
 	ns := namespace(t, modeLabel+"=ambient")
 	pod := ns.run("mover", onNode(b.server.node)).enrolled()
 	old := *pod
-	// The sandbox's own process is the oldest of the pod.
-	pid, err := processOf(pod.uid)
-	if err != nil {
-		t.Fatal(err)
-	}
-	if name, err := os.ReadFile(fmt.Sprintf("/proc/%d/comm", pid)); err != nil || strings.TrimSpace(string(name)) != "pause" {
-		t.Fatalf("process %d of the pod on %s is %q, not that of its sandbox: %v", pid, nodes.Node(pod.node).Name(), name, err)
-	}
-	process, err := os.FindProcess(pid)
-	if err == nil {
-		err = process.Kill()
-	}
-	if err != nil {
-		t.Fatal(err)
-	}
+	killSandbox(t, pod.uid)
 	wait(t, "the pod has another address", func() error {
 		p, err := pod.get()
 		if err == nil && (p.Status.PodIP == old.ip || !ready(p)) {
@@ -178,6 +165,38 @@ func (b *bystanders) changedAddress(t *testing.T) {
 		t.Error("the new sandbox has no rules")
 	}
 	b.wellOff(t)
+}
+
+// killSandbox ends the process that holds the pod's namespaces.
+func killSandbox(t *testing.T, uid string) {
+	t.Helper()
+	files, err := filepath.Glob("/proc/[0-9]*/cgroup")
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, file := range files {
+		text, err := os.ReadFile(file)
+		if err != nil || !contains(string(text), "pod"+uid) {
+			continue
+		}
+		name, err := os.ReadFile(filepath.Join(filepath.Dir(file), "comm"))
+		if err != nil || strings.TrimSpace(string(name)) != "pause" {
+			continue
+		}
+		pid, err := strconv.Atoi(filepath.Base(filepath.Dir(file)))
+		if err != nil {
+			t.Fatal(err)
+		}
+		process, err := os.FindProcess(pid)
+		if err == nil {
+			err = process.Kill()
+		}
+		if err != nil {
+			t.Fatal(err)
+		}
+		return
+	}
+	t.Fatalf("pod %s has no sandbox", uid)
 }
 
 // A pod's address goes to a pod of somebody else as soon as it is free: peers get that one's certificate or nothing.

@@ -24,7 +24,11 @@ func (a *Agent) sweep(ctx context.Context) {
 	for len(wanted) > 0 {
 		found, problems := a.cfg.Finder.Find(ctx, wanted) // one search for all of them
 		for _, p := range problems {
-			a.cfg.Logger.Debug("pod is not searched for rules of an earlier agent", "error", p)
+			if p.UID == "" {
+				a.cfg.Logger.Warn("pods are not searched for rules of an earlier agent", "error", p)
+			} else { // a pod that has no namespace of its own, or none any more
+				a.cfg.Logger.Debug("pod is not searched for rules of an earlier agent", "error", p)
+			}
 		}
 		for uid := range wanted {
 			ns := found[uid]
