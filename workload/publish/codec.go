@@ -42,6 +42,10 @@ type resource struct {
 	body  int
 	frame mem.Buffer
 
+	// byName says that it is a policy which governs the workloads that name it, and
+	// no others.
+	byName bool
+
 	// What the resource is made of; at most one is set.
 	workload *workload.Workload
 	service  *workload.Service

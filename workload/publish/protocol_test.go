@@ -163,6 +163,41 @@ func TestPoliciesLast(t *testing.T) {
 	wantNames(t, c.answer(publish.AuthorizationType), []string{}, "ns/p")
 }
 
+// TestNarrowedPolicyLast: a policy that governed a namespace governs it until those
+// whom it is for now name it; of one that a client has from an earlier stream nobody
+// knows what it governed there.
+func TestNarrowedPolicyLast(t *testing.T) {
+	f := start(t, func(c *publish.Config) { c.Debounce = 50 * time.Millisecond })
+	p := func(s policy.Scope) []*policy.Policy { return []*policy.Policy{{Namespace: "ns", Name: "p", Scope: s}} }
+	f.policies.Apply(p(policy.Namespace), nil)
+	c := f.dial(t, "Bearer good")
+	for _, url := range []string{publish.AuthorizationType, publish.AddressType} {
+		c.send(subscribe(url, nil))
+		c.answer(url)
+	}
+	f.policies.Apply(p(policy.WorkloadSelector), nil)
+	f.store.Apply(workloadtest.Events(pod("a", "10.0.0.1", func(w *workload.Workload) { w.AuthorizationPolicies = []string{"ns/p"} })))
+	wantNames(t, c.answer(publish.AddressType), []string{uidA})
+	wantNames(t, c.answer(publish.AuthorizationType), []string{"ns/p"})
+	f.policies.Apply(p(policy.Namespace), nil)
+	f.store.Apply(workloadtest.Events(pod("a", "10.0.0.1")))
+	wantNames(t, c.answer(publish.AuthorizationType), []string{"ns/p"})
+	wantNames(t, c.answer(publish.AddressType), []string{uidA})
+
+	f.policies.Apply(p(policy.WorkloadSelector), nil)
+	wantNames(t, c.answer(publish.AuthorizationType), []string{"ns/p"})
+	d := f.dial(t, "Bearer good")
+	d.send(subscribe(publish.AddressType, nil))
+	d.send(subscribe(publish.AuthorizationType, map[string]string{"ns/p": "1"}))
+	for range 2 { // these in any order: it depends on which question was read first
+		r := d.receive()
+		d.send(&discovery.DeltaDiscoveryRequest{TypeUrl: r.GetTypeUrl(), ResponseNonce: r.GetNonce()})
+		want := map[string][]string{publish.AddressType: {uidA}, publish.AuthorizationType: {}}[r.GetTypeUrl()]
+		wantNames(t, r, want)
+	}
+	wantNames(t, d.answer(publish.AuthorizationType), []string{"ns/p"})
+}
+
 // TestRejectedIsNotSentAgain: a rejection is logged and counted, and the resource
 // comes again when it changes.
 func TestRejectedIsNotSentAgain(t *testing.T) {

@@ -134,6 +134,7 @@ func (b *builder) authorizations(st *state, snap *policy.Snapshot) catalogue {
 				continue
 			}
 		}
+		r.byName = p.Scope == policy.WorkloadSelector
 		c = b.put(c, r)
 	}
 	for _, key := range removals {

@@ -29,9 +29,10 @@ type subscription struct {
 	at      catalogue
 	version uint64 // of that state; 0 before the first response
 
-	// gone are policies of which the client is told last, when no workload that it
-	// has names them any more.
-	gone []string
+	// tail are policies of which the client is told last: those that are gone, when
+	// no workload that it has names them any more, and those that may have governed
+	// more before, when the workloads that they are for name them.
+	tail []string
 
 	// What is owed to the client: everything, with the versions that it has, or an
 	// answer about names.
@@ -168,7 +169,11 @@ func (s *subscription) whole(st *state) *response {
 		r.resources = make([]*resource, 0, c.Len())
 	}
 	for name, res := range c.All() {
-		if v, ok := s.known[name]; !ok || v != res.version {
+		switch v, ok := s.known[name]; {
+		case ok && v == res.version:
+		case ok && res.byName:
+			s.tail = append(s.tail, name)
+		default:
 			r.resources = append(r.resources, res)
 		}
 	}
@@ -188,26 +193,24 @@ func (s *subscription) whole(st *state) *response {
 // refuse connections for that.
 func (s *subscription) postpone(r *response) *response {
 	if s.typeURL == AuthorizationType {
-		s.gone = append(s.gone, r.removed...)
+		s.tail = append(s.tail, r.removed...)
 		r.removed = nil
 	}
 	return r
 }
 
-// late returns the removals that were put off, when there is nothing else to say.
+// late returns what was put off, as it is by now, when there is nothing else to say.
 func (s *subscription) late(st *state) *response {
-	if len(s.gone) == 0 {
-		return nil
-	}
+	slices.Sort(s.tail)
 	r := &response{}
-	for _, name := range s.gone {
-		if st.of(s.typeURL).At(name) == nil { // it may have come back
+	for _, name := range slices.Compact(s.tail) {
+		if res := st.of(s.typeURL).At(name); res != nil {
+			r.resources = append(r.resources, res)
+		} else {
 			r.removed = append(r.removed, name)
 		}
 	}
-	s.gone = nil
-	slices.Sort(r.removed)
-	r.removed = slices.Compact(r.removed)
+	s.tail = nil
 	return r.orNil()
 }
 
@@ -215,9 +218,12 @@ func (s *subscription) late(st *state) *response {
 func (s *subscription) changes(st *state) *response {
 	r := &response{}
 	for c := range hamt.Diff(s.at, st.of(s.typeURL)) {
-		if c.After == nil {
+		switch {
+		case c.After == nil:
 			r.removed = append(r.removed, c.Key)
-		} else {
+		case c.After.byName && (c.Before != nil && !c.Before.byName || slices.Contains(s.tail, c.Key)):
+			s.tail = append(s.tail, c.Key)
+		default:
 			r.resources = append(r.resources, c.After)
 		}
 	}
