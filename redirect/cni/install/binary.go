@@ -68,18 +68,19 @@ func (i *Installer) copyBinary(target string) error {
 	if err != nil {
 		return err
 	}
-	if !equal {
-		if _, err := f.Seek(0, io.SeekStart); err != nil {
-			return err
-		}
-		if err := i.put(target, 0o755, f); err != nil {
-			return err
-		}
-		i.log.Info("CNI plugin's binary installed", "file", target)
+	if equal {
+		i.binary = binaryState{source, there} // as they were before they were read
+		return nil
 	}
-	there, err = stampOf(target)
-	i.binary = binaryState{source, there}
-	return err
+	if _, err := f.Seek(0, io.SeekStart); err != nil {
+		return err
+	}
+	if err := i.put(target, 0o755, f); err != nil {
+		return err
+	}
+	i.log.Info("CNI plugin's binary installed", "file", target)
+	i.binary = binaryState{} // what is there now is read at the next look: somebody may have been quick
+	return nil
 }
 
 // sameBinary reports whether target is a regular, executable file with f's content.

@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"os"
 	"os/exec"
+	"path/filepath"
 	"strconv"
 	"strings"
 	"sync"
@@ -271,5 +272,33 @@ func mend(t *testing.T, dir string) {
 	mount(t, dir, unix.MS_REMOUNT)
 	if err := os.Remove(dir + "/filler"); err != nil && !os.IsNotExist(err) {
 		t.Fatal(err)
+	}
+}
+
+// TestTamperedAtOnce: a binary that was changed in the moment in which it was put in place
+// is not taken for the one that was put there.
+func TestTamperedAtOnce(t *testing.T) {
+	n := newNode(t)
+	n.write(n.net("10-net.conflist"), list)
+	i, err := install.New(n.cfg)
+	if err != nil {
+		t.Fatal(err)
+	}
+	i.Claim(t)
+	binary := filepath.Join(n.cfg.BinDir, install.PluginType)
+	times := 0
+	i.Step(func(name string) {
+		if name == "put "+install.PluginType && times == 0 {
+			times++
+			n.write(binary, "tampered with")
+		}
+	})
+	for range 2 {
+		if err := i.Ensure(); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if got := n.read(binary); times != 1 || got != "#!/bin/sh\n" {
+		t.Errorf("after %d changes the binary is %q", times, got)
 	}
 }

@@ -68,6 +68,7 @@ func (i *Installer) put(path string, mode fs.FileMode, from io.Reader) error {
 	if err := os.Rename(temp, path); err != nil {
 		return errors.Join(err, os.Remove(temp))
 	}
+	i.step("put " + filepath.Base(path))
 	return syncDir(filepath.Dir(path))
 }
 
