@@ -74,7 +74,7 @@ func TestConfigDump(t *testing.T) {
 	if err := json.Unmarshal([]byte(body), &keys); err != nil {
 		t.Fatal(err)
 	}
-	want := []string{"certificates", "config", "policies", "services", "stagedServices", "staticConfig", "version", "workloadState", "workloads"}
+	want := []string{"certificates", "config", "networkPolicies", "outboundTrafficPolicy", "policies", "services", "stagedServices", "staticConfig", "version", "workloadState", "workloads"}
 	if got := slices.Sorted(maps.Keys(keys)); !slices.Equal(got, want) {
 		t.Errorf("keys are %v, want %v", got, want)
 	}
