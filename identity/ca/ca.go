@@ -186,7 +186,11 @@ func (c *Client) outgoing(ctx context.Context) (context.Context, error) {
 
 // callError shortens a failed call to what an operator can use.
 func callError(ctx context.Context, err error, timeout time.Duration) error {
-	if ctxErr := ctx.Err(); errors.Is(ctxErr, context.DeadlineExceeded) {
+	ctxErr := ctx.Err()
+	if deadline, ok := ctx.Deadline(); ok && ctxErr == nil && !time.Now().Before(deadline) {
+		ctxErr = context.DeadlineExceeded // the server has noticed before the timer here
+	}
+	if errors.Is(ctxErr, context.DeadlineExceeded) {
 		return fmt.Errorf("no answer within %s: %w", timeout, ctxErr)
 	} else if ctxErr != nil {
 		return ctxErr
