@@ -45,6 +45,7 @@ type entry struct {
 	wake    chan struct{} // capacity 1: try again at once
 
 	options  *redirect.Options // those wanted now; pod has those of the beginning
+	linger   time.Duration     // see RemoveLingering; set before drop
 	patience *time.Timer       // calls cut; nil before the pod is removed
 	cutAt    time.Time         // when patience does
 	synced   bool              // seen in a Sync
@@ -224,16 +225,23 @@ func (s *Set) Remove(ctx context.Context, uid string) error {
 // RemoveWithin is Remove with another time for the pod's connections; zero or less
 // cuts them at once. For a pod that is leaving already it can only shorten the time.
 func (s *Set) RemoveWithin(ctx context.Context, uid string, drain time.Duration) error {
-	return s.remove(ctx, uid, drain, func(*entry) bool { return true })
+	return s.remove(ctx, uid, 0, drain, func(*entry) bool { return true })
+}
+
+// RemoveLingering is RemoveWithin for a pod whose peers have not been told: for linger
+// its service goes on taking what they send to it, though the pod is not captured any
+// more. Linger is part of drain. For a pod that is leaving already it changes nothing.
+func (s *Set) RemoveLingering(ctx context.Context, uid string, linger, drain time.Duration) error {
+	return s.remove(ctx, uid, linger, drain, func(*entry) bool { return true })
 }
 
 // RemoveFrom is RemoveWithin for a pod in that namespace; in another one it stays. So
 // the end of a pod's old namespace does not take it out of its new one.
 func (s *Set) RemoveFrom(ctx context.Context, uid string, ns netns.ID, drain time.Duration) error {
-	return s.remove(ctx, uid, drain, func(e *entry) bool { return e.pod.NS.ID() == ns })
+	return s.remove(ctx, uid, 0, drain, func(e *entry) bool { return e.pod.NS.ID() == ns })
 }
 
-func (s *Set) remove(ctx context.Context, uid string, drain time.Duration, meant func(*entry) bool) error {
+func (s *Set) remove(ctx context.Context, uid string, linger, drain time.Duration, meant func(*entry) bool) error {
 	s.mu.Lock()
 	var leaving []*entry
 	for old := range s.leaving {
@@ -243,6 +251,7 @@ func (s *Set) remove(ctx context.Context, uid string, drain time.Duration, meant
 		}
 	}
 	if e := s.pods[uid]; e != nil && meant(e) {
+		e.linger = linger
 		s.dropLocked(e, drain)
 		leaving = append(leaving, e)
 	}

@@ -289,6 +289,7 @@ func (w *worker) leave(ctx context.Context) {
 	}
 	w.patience()
 	w.settle()
+	w.linger()
 	w.end(w.e.drain)
 	mine := w.reclaim()
 	if undo && mine {
@@ -317,6 +318,19 @@ func (w *worker) settle() {
 	defer w.s.mu.Unlock()
 	w.e.draining = w.e.removed.Err() != nil
 	close(w.e.settled)
+}
+
+// linger leaves the service as it is for the time that the removal asked for.
+func (w *worker) linger() {
+	if w.e.removed.Err() == nil || w.stop == nil { // linger is another's to set until the pod is removed
+		return
+	}
+	timer := time.NewTimer(w.e.linger)
+	defer timer.Stop()
+	select {
+	case <-timer.C:
+	case <-w.e.drain.Done():
+	}
 }
 
 // reclaim ends that, and reports whether nobody has.

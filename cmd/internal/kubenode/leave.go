@@ -78,12 +78,16 @@ func (a *Agent) Uninstalled(ctx context.Context) bool {
 }
 
 // LeaveAll takes all pods out of the mesh for good: others are told as far as the agent still may, then the pods stop
-// to be captured and drain. It returns when all have left or ctx ends, with those that have not. Call it beside Run.
+// to be captured and drain. Where it may tell nobody, pods are served for a moment after they have left: the agents of other
+// nodes leave at about the same time, and until they do their pods come through the tunnel. It returns when all have left
+// or ctx ends, with those that have not. Call it beside Run.
 func (a *Agent) LeaveAll(ctx context.Context) (left []podset.Status) {
 	a.end()
-	told := a.withdraw(ctx)
-	if told && a.cfg.Settle > 0 {
-		timer := time.NewTimer(min(a.cfg.Settle, time.Second))
+	settle := min(a.cfg.Settle, time.Second)
+	linger := settle
+	if a.withdraw(ctx) {
+		linger = 0
+		timer := time.NewTimer(settle)
 		select {
 		case <-timer.C:
 		case <-ctx.Done():
@@ -96,7 +100,7 @@ func (a *Agent) LeaveAll(ctx context.Context) (left []podset.Status) {
 		drain = min(drain, time.Until(deadline)*3/4) // what is to be deleted after it takes its time
 	}
 	for _, st := range a.cfg.Set.Pods() {
-		wg.Go(func() { _ = a.cfg.Set.RemoveWithin(ctx, st.Pod.UID, drain) })
+		wg.Go(func() { _ = a.cfg.Set.RemoveLingering(ctx, st.Pod.UID, linger, drain) })
 	}
 	wg.Wait()
 	a.mu.Lock()
