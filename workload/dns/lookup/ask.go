@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"net/netip"
+	"os"
 	"strings"
 	"sync"
 	"time"
@@ -115,6 +116,9 @@ func (r *Resolver) over(ctx context.Context, network string, server netip.AddrPo
 	client := &dns.Client{Net: network, Timeout: r.cfg.Timeout, UDPSize: payload}
 	m, _, err := client.ExchangeWithConnContext(ctx, q, &dns.Conn{Conn: c, UDPSize: payload})
 	switch {
+	case errors.Is(err, os.ErrDeadlineExceeded):
+		// The connection's deadline is the context's, and may pass first.
+		return nil, context.DeadlineExceeded
 	case err != nil && ctx.Err() != nil:
 		return nil, context.Cause(ctx)
 	case err != nil:
