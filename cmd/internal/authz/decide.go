@@ -127,7 +127,7 @@ func (w *World) targetPorts(q Question, to []*pod) (map[*pod]dialled, error) {
 			continue
 		}
 		if _, ok := svc.Ports[q.Port]; !ok {
-			return nil, fmt.Errorf("service %s has no port %d: it has %s", q.To, q.Port, list("", slices.Sorted(maps.Keys(svc.Ports)), portText))
+			return nil, fmt.Errorf("%s has no port %d: it has %s", q.To, q.Port, list("", slices.Sorted(maps.Keys(svc.Ports)), portText))
 		}
 		for _, p := range to {
 			d := dialled{port: q.Port}

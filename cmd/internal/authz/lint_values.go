@@ -75,13 +75,13 @@ func (l *linter) trustDomain(a *authorization, i int, domain, text string) {
 // namespace reports whether the pattern matches a namespace; it says so when it does not and all are known.
 func (l *linter) namespace(a *authorization, i int, ns policy.StringMatch) bool {
 	known := l.Namespaces()
-	if len(l.declared) == 0 {
+	if !l.declared {
 		return true // files without namespaces: nobody says which there are
 	}
 	if ns.Kind != policy.Exact {
 		return l.pattern(a, i, "namespace", ns, known)
 	}
-	if l.namespaces[ns.Value] != nil || l.declared[ns.Value] {
+	if l.namespaces[ns.Value] != nil {
 		return true
 	}
 	l.add(Warning, "unknown-namespace", a, i, fmt.Sprintf("there is no namespace %s%s", ns.Value, hint(ns.Value, known)), "correct the name, or make the namespace")
@@ -90,7 +90,7 @@ func (l *linter) namespace(a *authorization, i int, ns policy.StringMatch) bool 
 
 func (l *linter) account(a *authorization, i int, sa policy.ServiceAccount) {
 	if !l.accountsIn[sa.Namespace] {
-		if len(l.declared) > 0 && l.namespaces[sa.Namespace] == nil && !l.declared[sa.Namespace] {
+		if l.declared && l.namespaces[sa.Namespace] == nil {
 			l.namespace(a, i, policy.StringMatch{Kind: policy.Exact, Value: sa.Namespace})
 		}
 		return
@@ -109,7 +109,7 @@ func (l *linter) account(a *authorization, i int, sa policy.ServiceAccount) {
 
 // pattern reports whether a pattern matches one of the known names, and says so when it does not.
 func (l *linter) pattern(a *authorization, i int, what string, p policy.StringMatch, known []string) bool {
-	if slices.ContainsFunc(known, func(name string) bool { return matches(p, name) }) || len(l.declared) == 0 {
+	if slices.ContainsFunc(known, func(name string) bool { return matches(p, name) }) || !l.declared {
 		return true
 	}
 	l.add(Warning, "matches-nobody", a, i, fmt.Sprintf("%s %s matches none that there is", what, stringMatch(p)), "correct the pattern: an asterisk stands at the beginning or at the end")

@@ -105,13 +105,27 @@ func (w *World) find(r Ref) ([]*pod, error) {
 	if len(out) > 0 {
 		return out, nil
 	}
+	if r.kind == "Service" {
+		names = w.servicesIn(r.namespace)
+	}
 	text := "no pods of " + r.String() + " in what was read"
-	if w.namespaces[r.namespace] == nil {
+	switch {
+	case w.namespaces[r.namespace] == nil:
 		text = "namespace " + r.namespace + " is not known" + hint(r.namespace, w.Namespaces())
-	} else if r.labels == nil {
+	case r.labels == nil:
 		text += hint(r.name, names)
 	}
 	return nil, errors.New(text)
+}
+
+func (w *World) servicesIn(namespace string) []string {
+	var out []string
+	for svc := range w.store.Services() {
+		if svc.Namespace == namespace {
+			out = append(out, svc.Name)
+		}
+	}
+	return out
 }
 
 // membersOf returns the pods behind a Service.

@@ -37,8 +37,8 @@ type World struct {
 	policies    *policy.Snapshot
 
 	objects    []*unstructured.Unstructured // without those made of templates
-	namespaces map[string]map[string]string // labels by name
-	declared   map[string]bool              // namespaces that are among the objects
+	namespaces map[string]map[string]string // labels by name, never nil
+	declared   bool                         // there are namespaces among the objects
 	accounts   map[account]bool
 	accountsIn map[string]bool // namespaces of which accounts are known
 	pods       []*pod          // by namespace and name
@@ -124,19 +124,20 @@ func New(objects []*unstructured.Unstructured, namespace string, s Settings) (*W
 	s.TrustDomain = cmp.Or(s.TrustDomain, workload.DefaultTrustDomain)
 	s.RootNamespace = cmp.Or(s.RootNamespace, kube.DefaultRootNamespace)
 	w := &World{
-		settings: s, namespaces: make(map[string]map[string]string), declared: make(map[string]bool),
+		settings: s, namespaces: make(map[string]map[string]string),
 		accounts: make(map[account]bool), accountsIn: make(map[string]bool), byKey: make(map[string]*authorization),
 	}
 	w.objects = placed(objects, namespace)
 	for _, u := range w.objects {
 		if u.GroupVersionKind().GroupKind() == (schema.GroupKind{Kind: "Namespace"}) {
-			w.namespaces[u.GetName()], w.declared[u.GetName()] = u.GetLabels(), true
+			w.addNamespace(u.GetName(), u.GetLabels())
+			w.declared = true
 		}
 	}
 	all := slices.Clone(w.objects)
 	for _, u := range w.objects {
-		if ns := u.GetNamespace(); ns != "" && w.namespaces[ns] == nil && !w.declared[ns] {
-			w.namespaces[ns] = map[string]string{}
+		if ns := u.GetNamespace(); ns != "" && w.namespaces[ns] == nil {
+			w.addNamespace(ns, nil)
 			all = append(all, namespaceObject(ns))
 		}
 	}
@@ -183,6 +184,13 @@ func placed(objects []*unstructured.Unstructured, namespace string) []*unstructu
 		out = append(out, u)
 	}
 	return out
+}
+
+func (w *World) addNamespace(name string, labels map[string]string) {
+	if labels == nil {
+		labels = map[string]string{}
+	}
+	w.namespaces[name] = labels
 }
 
 func namespaceObject(name string) *unstructured.Unstructured {

@@ -80,7 +80,7 @@ func build(t testing.TB, more string) *World {
 	return w
 }
 
-// allow is an AuthorizationPolicy of namespace shop with this spec.
+// authzPolicy is an AuthorizationPolicy of namespace shop with this spec.
 func authzPolicy(name, spec string) string {
 	return "\n---\napiVersion: security.istio.io/v1\nkind: AuthorizationPolicy\nmetadata: {name: " + name + "}\nspec: " + spec + "\n"
 }
@@ -113,9 +113,19 @@ func TestParseRef(t *testing.T) {
 }
 
 func TestFindSaysWhatWasMeant(t *testing.T) {
-	w := build(t, "")
+	w := build(t, `
+apiVersion: v1
+kind: Namespace
+metadata: {name: empty}
+---
+apiVersion: v1
+kind: Service
+metadata: {name: away, namespace: shop}
+spec: {selector: {app: away}, ports: [{port: 80}]}
+`)
 	for text, want := range map[string]string{
 		"deployment/wbe": "did you mean web?", "bnak/pod/x": "namespace bnak is not known; did you mean bank?", "bank/pod/teler-0": "did you mean teller-0?",
+		"empty/pod/x": "no pods of empty/pod/x in what was read", "service/crat": "did you mean cart?", "service/away": "no pods of shop/service/away in what was read",
 		"app=nobody": "no pods of shop/app=nobody",
 	} {
 		if _, err := w.find(mustRef(t, text)); err == nil || !strings.Contains(err.Error(), want) {
