@@ -34,10 +34,10 @@ func alternatives(r rule) ([]conjunction, bool) {
 				if with := append(slices.Clone(c), &clause[i]); !with.contradictory() {
 					next = append(next, with)
 				}
+				if len(next) > maxAlternatives {
+					return nil, false
+				}
 			}
-		}
-		if len(next) > maxAlternatives {
-			return nil, false
 		}
 		out = next
 	}
@@ -52,20 +52,30 @@ func never(r rule) bool {
 
 // covers reports whether a matches whatever b matches. It may miss that, but when it says so it is so.
 func covers(a, b rule) bool {
-	ways, ok := alternatives(b)
-	return ok && coversWays(a, ways)
+	all, few := alternatives(b)
+	return ways{all, few}.coveredBy(a)
 }
 
-// coversWays is covers for a rule of which the ways to match it are known.
+// coversWays reports whether the rule matches in each of the ways.
 func coversWays(a rule, ways []conjunction) bool {
 	for _, way := range ways {
 		for _, clause := range a {
-			if len(clause) > 0 && !slices.ContainsFunc(clause, func(m policy.Match) bool { return !m.Empty() && way.implies(&m) }) {
+			if len(clause) > 0 && !way.impliesOneOf(clause) {
 				return false
 			}
 		}
 	}
 	return true
+}
+
+// impliesOneOf reports whether one of the matches follows from the conjunction.
+func (c conjunction) impliesOneOf(clause []policy.Match) bool {
+	for i := range clause {
+		if m := &clause[i]; !m.Empty() && c.implies(m) {
+			return true
+		}
+	}
+	return false
 }
 
 // implies reports whether every field of the match follows from the conjunction.

@@ -65,6 +65,9 @@ func waysOf(r *ruleMeaning) ways {
 
 func (w ways) never() bool { return w.few && len(w.all) == 0 }
 
+// coveredBy reports whether the rule certainly matches in all of these ways.
+func (w ways) coveredBy(r rule) bool { return w.few && coversWays(r, w.all) }
+
 // Lint looks for mistakes in the policies. Worst come first; the order is the same for the same objects.
 func (w *World) Lint() []Finding {
 	l := &linter{World: w, found: []Finding{}, named: make(map[string]bool), ways: make(map[*authorization][]ways)}

@@ -21,7 +21,7 @@ func (l *linter) shadows(a *authorization) {
 // shadow says which other rule makes a rule pointless, if one does: one of the same action that matches all that it
 // matches, or, for what an ALLOW policy lets in, one of a DENY policy.
 func (l *linter) shadow(a *authorization, i int) (text, check, remedy string) {
-	r, ways := a.rules[i].Clauses, l.ways[a][i].all
+	r, ways := a.rules[i].Clauses, l.ways[a][i]
 	for _, b := range l.authz {
 		if !b.enforced() || b.invalid() || !l.governsAll(b, a) {
 			continue
@@ -32,7 +32,7 @@ func (l *linter) shadow(a *authorization, i int) (text, check, remedy string) {
 		}
 		for j := range b.rules {
 			other := b.rules[j].Clauses
-			if a == b && i == j || l.ways[b][j].never() || !coversWays(other, ways) {
+			if a == b && i == j || l.ways[b][j].never() || !ways.coveredBy(other) {
 				continue
 			}
 			name := fmt.Sprintf("rule %d of policy %s", j, b.key())
@@ -41,7 +41,7 @@ func (l *linter) shadow(a *authorization, i int) (text, check, remedy string) {
 			}
 			// Of two that match the same, the later one is pointless.
 			first := b.key() < a.key() || a == b && j < i
-			if first || !covers(r, other) || !l.governsAll(a, b) {
+			if first || !l.ways[b][j].coveredBy(r) || !l.governsAll(a, b) {
 				return fmt.Sprintf("it changes nothing: %s matches all that it matches (%s)", name, ruleText(other)), "shadowed", "remove the rule, or make the other one narrower"
 			}
 		}
