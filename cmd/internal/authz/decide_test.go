@@ -138,6 +138,28 @@ func TestReachSummary(t *testing.T) {
 	}
 }
 
+// The sentence is true of every port.
+func TestReachTellsOfPortModes(t *testing.T) {
+	mode := func(all, port string) string {
+		return "\n---\napiVersion: security.istio.io/v1\nkind: PeerAuthentication\nmetadata: {name: m}\n" +
+			"spec: {selector: {matchLabels: {app: cart}}, mtls: {mode: " + all + "}, portLevelMtls: {8080: {mode: " + port + "}}}\n"
+	}
+	for _, tt := range []struct{ name, objects, want string }{
+		{"strict", mode("STRICT", "STRICT"), "everybody with an identity (mTLS)"},
+		{"strict-but", mode("STRICT", "PERMISSIVE"), "everybody with an identity (mTLS); to some ports everyone"},
+		{"strict-but-named", mode("STRICT", "DISABLE") + authzPolicy("p", fromWeb), "only those that an ALLOW policy names, with mTLS; to some ports also without"},
+		{"permissive-but", mode("PERMISSIVE", "STRICT"), "everyone, with mTLS and without; to some ports only with mTLS"},
+		{"permissive-but-named", mode("PERMISSIVE", "STRICT") + authzPolicy("p", fromWeb), "only those that an ALLOW policy names; to some ports only with mTLS"},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			all, err := build(t, tt.objects).Reach(mustRef(t, "deployment/cart"))
+			if err != nil || len(all) != 1 || all[0].Summary.Text != tt.want {
+				t.Errorf("%+v, %v\nwant %s", all, err, tt.want)
+			}
+		})
+	}
+}
+
 func TestReachOutside(t *testing.T) {
 	all, err := build(t, "").Reach(mustRef(t, "legacy/pod/old"))
 	if err != nil || len(all) != 1 || all[0].InMesh || all[0].Summary.Who != Everyone || !strings.Contains(all[0].Summary.Text, "not in the mesh") {

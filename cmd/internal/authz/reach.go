@@ -236,20 +236,21 @@ func (w *World) summary(p *pod, governing []*authorization, mode kube.PeerMode) 
 			s.Allowed = append(s.Allowed, fmt.Sprintf("%s (%s, rule %d)", ruleText(r.Clauses), a.key(), i))
 		}
 	}
+	exception := "; to some ports only with mTLS" // where a port has a mode of its own
 	switch {
 	case allow > 0 && len(s.Allowed) == 0:
 		return Summary{Who: Nobody, Text: "nobody: there are ALLOW policies, and none of their rules can let anybody in"}
+	case allow > 0 && strict:
+		s.Who, s.Text, exception = Only, "only those that an ALLOW policy names, with mTLS", "; to some ports also without"
 	case allow > 0:
 		s.Who, s.Text = Only, "only those that an ALLOW policy names"
-	case strict && len(mode.Ports) == 0:
-		s.Who, s.Text = Identified, "everybody with an identity (mTLS)"
 	case strict:
-		s.Who, s.Text = Identified, "everybody with an identity (mTLS); to some ports everyone"
+		s.Who, s.Text, exception = Identified, "everybody with an identity (mTLS)", "; to some ports everyone"
 	default:
 		s.Who, s.Text = Everyone, "everyone, with mTLS and without"
 	}
-	if strict && allow > 0 {
-		s.Text += ", with mTLS"
+	if len(mode.Ports) > 0 {
+		s.Text += exception
 	}
 	if len(s.Refused) > 0 {
 		s.Text += ", but for what DENY policies refuse"
