@@ -35,6 +35,9 @@ func (w *World) collectPods() ([]*unstructured.Unstructured, error) {
 			if err := runtime.DefaultUnstructuredConverter.FromUnstructured(u.Object, &p); err != nil {
 				return nil, objectError(u, err)
 			}
+			if p.Status.Phase == corev1.PodSucceeded || p.Status.Phase == corev1.PodFailed {
+				continue // what it was made of may make others
+			}
 			own := ownerOf(&p)
 			owned[p.Namespace+"/"+own.String()] = true
 			if p.Status.PodIP == "" && len(p.Status.PodIPs) == 0 && p.Status.Phase == "" {
@@ -103,9 +106,7 @@ func (w *World) addPod(p *corev1.Pod, own owner, template bool) {
 	if name == "" {
 		name = "default"
 	}
-	if p.Status.Phase != corev1.PodSucceeded && p.Status.Phase != corev1.PodFailed {
-		w.addAccount(p.Namespace, name)
-	}
+	w.addAccount(p.Namespace, name)
 	ports := make(map[uint16]bool)
 	for _, c := range slices.Concat(p.Spec.Containers, p.Spec.InitContainers) {
 		for _, port := range c.Ports {

@@ -249,7 +249,7 @@ func (w *World) join() {
 		if p.workload != nil && len(p.workload.Addresses) > 0 {
 			p.addr = p.workload.Addresses[0]
 		}
-		return p.workload == nil // it has ended, or has no address yet
+		return p.workload == nil // it has no address yet
 	})
 	slices.SortFunc(w.pods, func(a, b *pod) int { return cmp.Compare(a.key(), b.key()) })
 }
@@ -261,7 +261,6 @@ func (w *World) Namespaces() []string { return slices.Sorted(maps.Keys(w.namespa
 func (w *World) selected(p *corev1.Pod) bool {
 	return enrol.Decide(enrol.Pod{
 		Namespace: p.Namespace, Name: p.Name, HostNetwork: p.Spec.HostNetwork, Labels: p.Labels, Annotations: p.Annotations,
-		Terminal: p.Status.Phase == corev1.PodSucceeded || p.Status.Phase == corev1.PodFailed,
 	}, enrol.Namespace{Labels: w.namespaces[p.Namespace]}, enrol.Settings{}).In
 }
 

@@ -134,6 +134,26 @@ spec: {selector: {app: away}, ports: [{port: 80}]}
 	}
 }
 
+// A CronJob whose pods have all ended makes others.
+func TestPodsThatHaveEnded(t *testing.T) {
+	w := build(t, `
+apiVersion: batch/v1
+kind: CronJob
+metadata: {name: nightly, namespace: shop}
+spec: {jobTemplate: {spec: {template: {metadata: {labels: {app: nightly}}, spec: {containers: [{name: c}]}}}}}
+---
+apiVersion: v1
+kind: Pod
+metadata: {name: nightly-29000000-x, namespace: shop, ownerReferences: [{apiVersion: batch/v1, kind: Job, name: nightly-29000000, uid: u, controller: true}]}
+spec: {containers: [{name: c}]}
+status: {phase: Succeeded, podIP: 10.0.0.7, podIPs: [{ip: 10.0.0.7}]}
+`)
+	found, err := w.find(mustRef(t, "cronjob/nightly"))
+	if err != nil || len(found) != 1 || !found[0].template {
+		t.Errorf("got %v, %v", found, err)
+	}
+}
+
 func TestNearest(t *testing.T) {
 	for _, tt := range []struct {
 		name, want string
