@@ -159,15 +159,28 @@ func (f *suggestFlags) observed(cmd *cobra.Command) (*authz.Flows, error) {
 	return authz.MergeFlows(append(seen, &authz.Flows{Missing: missing})...), nil
 }
 
-func suggestionJSON(flows *authz.Flows, s *authz.Suggestion) any {
-	var policies []any
+// suggestionReport is the suggestion as JSON, with the policies as objects.
+type suggestionReport struct {
+	Policies []map[string]any  `json:"policies"`
+	Observed int               `json:"observed"`
+	Kept     int               `json:"kept"`
+	Refused  []authz.Uncovered `json:"refused"`
+	Governed []string          `json:"governed"`
+	Open     []authz.Uncovered `json:"open"`
+	Since    time.Time         `json:"since,omitzero"`
+	Dropped  uint64            `json:"dropped"`
+	Missing  []string          `json:"missing"`
+}
+
+func suggestionJSON(flows *authz.Flows, s *authz.Suggestion) suggestionReport {
+	r := suggestionReport{
+		Policies: []map[string]any{}, Observed: len(flows.Flows), Kept: s.Kept, Refused: s.Refused, Governed: s.Governed, Open: s.Open,
+		Since: flows.Since, Dropped: flows.Dropped, Missing: append([]string{}, flows.Missing...),
+	}
 	for _, p := range s.Policies {
-		policies = append(policies, p.Object)
+		r.Policies = append(r.Policies, p.Object)
 	}
-	return map[string]any{
-		"policies": policies, "observed": len(flows.Flows), "kept": s.Kept, "refused": s.Refused, "governed": s.Governed, "open": s.Open,
-		"since": flows.Since, "dropped": flows.Dropped, "missing": flows.Missing,
-	}
+	return r
 }
 
 // printSuggestion writes YAML, with what else there is to say in comments.
@@ -179,7 +192,7 @@ func printSuggestion(out io.Writer, flows *authz.Flows, s *authz.Suggestion) err
 	}
 	fmt.Fprintf(&b, "; with these %d policies %d of them work and %d would be refused.\n", len(s.Policies), s.Kept, len(s.Refused))
 	for _, m := range flows.Missing {
-		fmt.Fprintf(&b, "# not known: %s\n", m)
+		fmt.Fprintf(&b, "# not known: %s\n", inspect.Clean(m))
 	}
 	if flows.Dropped > 0 {
 		fmt.Fprintf(&b, "# %d connections are not among them: an agent's table was full\n", flows.Dropped)

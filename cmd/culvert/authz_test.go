@@ -1,6 +1,7 @@
 package main
 
 import (
+	"bytes"
 	"encoding/json"
 	"flag"
 	"fmt"
@@ -107,6 +108,24 @@ func TestAuthzSuggestionHolds(t *testing.T) {
 	}
 	if text, err := culvert(t, "authz", "lint", "-n", "books", "-f", bookstore, "-f", bare, "-f", suggested); err != nil && !strings.Contains(text, "ns/edge") && !strings.Contains(text, "namespace edge") {
 		t.Errorf("lint of what was suggested: %v\n%s", err, text)
+	}
+}
+
+// Whatever an agent says, only policies are outside of the comments.
+func TestAuthzSuggestionIsNothingElse(t *testing.T) {
+	flows := filepath.Join(t.TempDir(), "flows.json")
+	if err := os.WriteFile(flows, []byte(`{"flows": [], "missing": ["node a\n---\nkind: Role"]}`), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	out, err := culvert(t, "authz", "suggest", "-f", bookstore, "-f", flows)
+	if exitStatus(err) != 1 || !strings.Contains(out, "# not known: node a --- kind: Role\n") {
+		t.Errorf("exits with %v and prints\n%s", err, out)
+	}
+	out, err = culvert(t, "authz", "suggest", "-f", bookstore, "-f", flows, "-o", "json")
+	want := `{"policies":[],"observed":0,"kept":0,"refused":[],"governed":[],"open":[],"dropped":0,"missing":["node a\n---\nkind: Role"]}`
+	var got bytes.Buffer
+	if json.Compact(&got, []byte(out)) != nil || got.String() != want {
+		t.Errorf("as JSON it exits with %v and prints\n%s", err, out)
 	}
 }
 

@@ -45,7 +45,7 @@ type application struct {
 
 // Suggest makes policies of observed flows and evaluates every flow against them and what policies there are.
 func (w *World) Suggest(flows []Flow) (*Suggestion, error) {
-	s := &Suggestion{}
+	s := &Suggestion{Refused: []Uncovered{}, Governed: []string{}, Open: []Uncovered{}}
 	apps := w.applications(flows, s)
 	names := make(map[string]bool)
 	for key := range w.byKey {
