@@ -57,8 +57,8 @@ func (s *Session) headerBlock(id uint32, block []byte, end bool, ev Events) erro
 	if err != nil {
 		return err
 	}
-	if s.block.tooLarge {
-		if err := s.chargeFor(largeListCost, "header lists above the limit"); err != nil {
+	if s.block.size > largeList {
+		if err := s.chargeFor(int64(s.block.size>>10), "large header lists"); err != nil {
 			return err
 		}
 	}

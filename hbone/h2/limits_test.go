@@ -126,6 +126,47 @@ func TestHostileBudgetComesBack(t *testing.T) {
 	}
 }
 
+// TestHostileLargeHeaderLists: each KiB of a list above 4 KiB counts, those below are free, and at a slow pace all go on.
+func TestHostileLargeHeaderLists(t *testing.T) {
+	const enough = 1100
+	for name, tc := range map[string]struct {
+		fields   int // of 133 bytes each (RFC 9113 section 6.5.2)
+		pause    int64
+		min, max int // requests until the connection ends
+	}{
+		"usual":        {30, 0, enough, enough},
+		"large":        {40, 0, 190, 201},
+		"large-slowly": {40, 25 * ms, enough, enough},
+		"very-large":   {110, 0, 65, 72},
+	} {
+		t.Run(name, func(t *testing.T) {
+			r := newRig(t, h2.Config{Server: true}, whole)
+			r.preamble(true)
+			r.w.enc.SetMaxDynamicTableSize(0)
+			fields := []string{":method", "CONNECT", ":authority", "a:1"}
+			for range tc.fields {
+				fields = append(fields, "x", strings.Repeat("b", 100))
+			}
+			i := 0
+			for ; i < enough; i++ {
+				r.s.Now += tc.pause
+				r.w.headers(uint32(2*i+1), true, fields...)
+				if r.feed(); r.err != nil {
+					break
+				}
+				r.s.Reset(r.stream(uint32(2*i+1)), h2.Cancel)
+				r.log, r.out = nil, nil
+			}
+			if i < tc.min || i > tc.max {
+				t.Errorf("the connection ended after %d", i)
+			}
+			if tc.max < enough {
+				r.wantError(h2.EnhanceYourCalm, "large header lists")
+			}
+		})
+	}
+}
+
 // TestHonestTrafficIsFree: what carries something is never counted.
 func TestHonestTrafficIsFree(t *testing.T) {
 	r := newRig(t, h2.Config{Server: true, StreamCeiling: 65535}, whole)

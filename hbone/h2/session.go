@@ -247,9 +247,9 @@ type budget struct {
 const (
 	budgetBurst   = 1000
 	budgetPerUnit = 5_000_000 // one is given back every 5 ms
-	// largeListCost is for a header list above the limit: decoding it takes as long as many other frames, and there is no
-	// excuse for it, because the limit was announced.
-	largeListCost = 50
+	// largeList is a header list so large that decoding it takes as long as many other frames: each KiB of it costs one.
+	// HBONE's are of some hundred octets.
+	largeList = 4 << 10
 )
 
 func (b *budget) charge(now, units int64) bool {

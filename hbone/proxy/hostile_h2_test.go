@@ -129,7 +129,7 @@ func TestHostileFrames(t *testing.T) {
 				}
 				_ = fr.WriteRawFrame(continuationType, endHeaders, uint32(2*i+1), block)
 			})
-		}, http2.ErrCodeEnhanceYourCalm, "too many header lists above the limit"},
+		}, http2.ErrCodeEnhanceYourCalm, "too many large header lists"},
 		{"header-block-that-does-not-decode", func(_ *siege, a *attacker) {
 			_ = a.send(func(fr *http2.Framer) {
 				_ = fr.WriteRawFrame(headersType, endHeaders, 1, []byte{0xff, 0xff, 0xff, 0xff, 0xff})
