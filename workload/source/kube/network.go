@@ -104,9 +104,12 @@ func (st *state) flushNetwork(b *batch) {
 			return
 		}
 	}
-	if !n.words.any {
-		return
+	if n.words.any {
+		st.flushDirtyNetwork(b)
 	}
+}
+
+func (st *state) flushDirtyNetwork(b *batch) {
 	for r := range st.dirty {
 		switch r.kind {
 		case kindPod:
@@ -120,16 +123,7 @@ func (st *state) flushNetwork(b *batch) {
 }
 
 func (st *state) flushAllNetwork(b *batch) {
-	for r := range st.dirty { // what is gone is in no table any more
-		switch r.kind {
-		case kindPod:
-			st.emitNetworkPod(r.key, b)
-		case kindNamespace:
-			st.emitNetworkNamespace(r.name, b)
-		case kindNode:
-			st.emitNetworkNode(r.name, b)
-		}
-	}
+	st.flushDirtyNetwork(b) // what is gone is in no table any more
 	for p := range st.pods.byKey.in("") {
 		st.emitNetworkPod(p.key, b)
 	}
