@@ -23,9 +23,11 @@ export PATH := $(PATH):/usr/sbin:/sbin
 help: ## this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
 
+# Without grpcnotrace gRPC links html/template, which looks methods up by name: then the linker has to keep every method of
+# every type (the agent: 30 instead of 24 MB, 4 MiB more of them in memory).
 build: $(CRDS) ## static binaries in bin/
 	@mkdir -p bin
-	CGO_ENABLED=0 go build -trimpath -ldflags '$(LDFLAGS)' -o bin/ $(addprefix ./cmd/,$(PROGRAMS))
+	CGO_ENABLED=0 go build -trimpath -tags grpcnotrace -ldflags '$(LDFLAGS)' -o bin/ $(addprefix ./cmd/,$(PROGRAMS))
 
 deps: ## install (as root) or name the Debian packages that tests and benchmarks call
 	@tools/deps.sh
