@@ -13,6 +13,7 @@ import (
 	"fmt"
 	"log/slog"
 	"maps"
+	"strings"
 	"sync/atomic"
 	"time"
 
@@ -163,7 +164,9 @@ func (w *Writer) work(ctx context.Context) bool {
 	default:
 		if !apierrors.IsConflict(err) { // somebody was faster: no fault
 			w.failed.Add(1)
-			w.log.Warn("companion is not as it should be for now", "policy", k, "error", err)
+			namespace, _, _ := strings.Cut(k, "/")
+			w.log.Warn("a companion cannot be written, trying again: until then a CNI may cut its policy's pods off from the mesh",
+				"namespace", namespace, "attempt", w.queue.NumRequeues(k)+1, "error", err)
 		}
 		w.queue.AddRateLimited(k)
 	}
@@ -236,18 +239,18 @@ func (w *Writer) create(ctx context.Context, of *networkingv1.NetworkPolicy, spe
 			return nil
 		}
 		if !apierrors.IsAlreadyExists(err) {
-			return fmt.Errorf("create %s: %w", c.Name, err)
+			return fmt.Errorf("create companion %s of policy %s: %w", c.Name, of.Name, err)
 		}
 		there, err := api.Get(ctx, c.Name, metav1.GetOptions{})
 		if err != nil {
-			return fmt.Errorf("look at %s: %w", c.Name, err)
+			return fmt.Errorf("look at %s, for a companion of policy %s: %w", c.Name, of.Name, err)
 		}
 		if keyOf(there) == keyOf(c) && netpolcheck.IsCompanion(there) {
 			return nil // made a moment ago; its event follows
 		}
 		w.log.Warn("name of a companion is taken", "namespace", c.Namespace, "policy", of.Name, "name", c.Name)
 	}
-	return fmt.Errorf("create companion of %s: all of %d names are taken", of.Name, maxNames)
+	return fmt.Errorf("create companion of policy %s: all of its %d names are taken, the last is %s", of.Name, maxNames, netpolcheck.CompanionName(of, maxNames-1))
 }
 
 // update changes the companion if it is not what it should be; what others have added to its metadata stays.
@@ -258,7 +261,7 @@ func (w *Writer) update(ctx context.Context, have, of *networkingv1.NetworkPolic
 		return nil
 	}
 	if _, err := w.client.NetworkingV1().NetworkPolicies(c.Namespace).Update(ctx, c, metav1.UpdateOptions{FieldManager: fieldManager}); err != nil {
-		return fmt.Errorf("update %s: %w", c.Name, err)
+		return fmt.Errorf("update companion %s of policy %s: %w", c.Name, of.Name, err)
 	}
 	w.written.Add(1)
 	w.log.Info("companion updated", "namespace", c.Namespace, "policy", of.Name, "companion", c.Name)
@@ -269,7 +272,7 @@ func (w *Writer) update(ctx context.Context, have, of *networkingv1.NetworkPolic
 func (w *Writer) remove(ctx context.Context, c *networkingv1.NetworkPolicy) error {
 	seen := metav1.DeleteOptions{Preconditions: &metav1.Preconditions{UID: &c.UID, ResourceVersion: &c.ResourceVersion}}
 	if err := w.client.NetworkingV1().NetworkPolicies(c.Namespace).Delete(ctx, c.Name, seen); err != nil {
-		return fmt.Errorf("delete %s: %w", c.Name, err)
+		return fmt.Errorf("delete companion %s: %w", c.Name, err)
 	}
 	w.written.Add(1)
 	w.log.Info("companion deleted", "namespace", c.Namespace, "companion", c.Name)
