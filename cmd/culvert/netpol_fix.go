@@ -15,9 +15,11 @@ import (
 	"strings"
 
 	"github.com/spf13/cobra"
+	networkingv1 "k8s.io/api/networking/v1"
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/apis/meta/v1/unstructured"
+	"k8s.io/apimachinery/pkg/runtime/schema"
 	"k8s.io/apimachinery/pkg/types"
 	"sigs.k8s.io/yaml"
 
@@ -308,11 +310,12 @@ func sortedPorts(object map[string]any) map[string]any {
 }
 
 func isNetworkPolicy(apiVersion, kind string) bool {
-	return kind == "NetworkPolicy" && strings.HasPrefix(apiVersion, "networking.k8s.io/")
+	return schema.FromAPIVersionAndKind(apiVersion, kind).GroupKind() == schema.GroupKind{Group: networkingv1.GroupName, Kind: "NetworkPolicy"}
 }
 
 func writeTexts(out, told io.Writer, texts []manifest, apply bool) error {
-	for i, t := range texts {
+	separator := "" // before a text that does not begin with one
+	for _, t := range texts {
 		if apply && t.file != objects.Stdin {
 			if bytes.Equal(t.text, t.fixed) {
 				continue
@@ -323,14 +326,17 @@ func writeTexts(out, told io.Writer, texts []manifest, apply bool) error {
 			fmt.Fprintf(told, "%s patched\n", inspect.Clean(t.file))
 			continue
 		}
-		if i > 0 && !bytes.HasPrefix(t.fixed, []byte("---")) {
-			if _, err := io.WriteString(out, "---\n"); err != nil {
-				return err
-			}
+		if bytes.HasPrefix(t.fixed, []byte("---")) {
+			separator = ""
 		}
-		if _, err := out.Write(t.fixed); err != nil {
+		end := ""
+		if !bytes.HasSuffix(t.fixed, []byte("\n")) {
+			end = "\n"
+		}
+		if _, err := fmt.Fprintf(out, "%s%s%s", separator, t.fixed, end); err != nil {
 			return err
 		}
+		separator = "---\n"
 	}
 	return nil
 }

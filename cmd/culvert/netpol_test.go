@@ -7,6 +7,7 @@ import (
 	"io"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"testing"
 
@@ -16,6 +17,7 @@ import (
 	networkingv1 "k8s.io/api/networking/v1"
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/apis/meta/v1/unstructured"
 	"k8s.io/apimachinery/pkg/runtime"
 	"k8s.io/apimachinery/pkg/runtime/schema"
 	"k8s.io/apimachinery/pkg/util/intstr"
@@ -25,6 +27,7 @@ import (
 	k8stesting "k8s.io/client-go/testing"
 
 	"github.com/culvert-mesh/culvert/cmd/internal/access"
+	"github.com/culvert-mesh/culvert/cmd/internal/objects"
 	"github.com/culvert-mesh/culvert/deploy"
 )
 
@@ -132,9 +135,43 @@ func TestNetpolFixFiles(t *testing.T) {
 	}
 }
 
+// Files that are printed one after the other are one text of several documents, however they begin and end.
+func TestNetpolFixPrintsFiles(t *testing.T) {
+	dir := t.TempDir()
+	policy := func(name string) string {
+		return "apiVersion: networking.k8s.io/v1\nkind: NetworkPolicy\nmetadata: {name: " + name + "}\nspec: {podSelector: {}, ingress: [{ports: [{port: 80}]}]}"
+	}
+	tabs := "{\n\t\"apiVersion\": \"networking.k8s.io/v1\",\n\t\"kind\": \"NetworkPolicy\",\n\t\"metadata\": {\"name\": \"tabs\"},\n" +
+		"\t\"spec\": {\"podSelector\": {}, \"ingress\": [{\n\t\t\"ports\": [\n\t\t\t{\"port\": 80}\n\t\t]\n\t}]}\n}\n"
+	for name, text := range map[string]string{"a.yaml": policy("a"), "b.yaml": "---\n" + policy("b"), "c.yaml": policy("c") + "\n", "d.json": tabs, "e.yaml": ""} {
+		if err := os.WriteFile(filepath.Join(dir, name), []byte(text), 0o600); err != nil {
+			t.Fatal(err)
+		}
+	}
+	printed, err := culvert(t, "netpol", "fix", "-f", dir)
+	if status(err) != 0 {
+		t.Fatalf("exits with %d: %v", status(err), err)
+	}
+	docs, err := objects.Read("", strings.NewReader(printed))
+	var names []string
+	for _, d := range docs {
+		names = append(names, (&unstructured.Unstructured{Object: d.Object}).GetName())
+	}
+	if want := []string{"a", "b", "c", "tabs"}; err != nil || !slices.Equal(names, want) || strings.Count(printed, "15008") != len(want) {
+		t.Errorf("%v, documents %v:\n%s", err, names, printed)
+	}
+	if want := strings.Replace(tabs, `"ports": [`, `"ports": [{"protocol": "TCP", "port": 15008}, `, 1); !strings.Contains(printed, want) {
+		t.Errorf("JSON is not as it was, want\n%s\nin\n%s", want, printed)
+	}
+}
+
 func TestNetpolTrouble(t *testing.T) {
 	broken := filepath.Join(t.TempDir(), "p.yaml")
 	if err := os.WriteFile(broken, []byte("apiVersion: networking.k8s.io/v1\nkind: NetworkPolicy\nmetadata: {name: p}\nspec: {podSelector: {}, ingres: []}\n"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	unversioned := filepath.Join(t.TempDir(), "p.yaml")
+	if err := os.WriteFile(unversioned, []byte("apiVersion: networking.k8s.io/v1/v1\nkind: NetworkPolicy\nmetadata: {name: p}\nspec: {podSelector: {}}\n"), 0o600); err != nil {
 		t.Fatal(err)
 	}
 	for _, tt := range []struct {
@@ -146,6 +183,8 @@ func TestNetpolTrouble(t *testing.T) {
 		{"no such file", []string{"check", "-f", "/nonexistent"}},
 		{"ingres", []string{"check", "-f", broken}},
 		{"ingres", []string{"fix", "-f", broken}},
+		{"unexpected GroupVersion", []string{"check", "-f", unversioned}},
+		{"unexpected GroupVersion", []string{"fix", "-f", unversioned}},
 		{"no kubeconfig", []string{"check"}},
 		{"no kubeconfig", []string{"fix", "--apply"}},
 		{"--output=x", []string{"check", "-o", "x", "-f", netpolSamples}},

@@ -297,6 +297,7 @@ func TestRefused(t *testing.T) {
 		"bad_name":       "podSelector: {}, ingress: [{ports: [{port: \"a'b\"}]}]",
 		"end_of_name":    "podSelector: {}, ingress: [{ports: [{port: a, endPort: 1}]}]",
 		"block":          "podSelector: {}, ingress: [{from: [{ipBlock: {cidr: 10.0.0.0}}]}]",
+		"except":         "podSelector: {}, egress: [{to: [{ipBlock: {cidr: 10.0.0.0/8, except: [10.1.0.0/16, 10.2.0.0/33]}}]}]",
 		"operator":       "podSelector: {matchExpressions: [{key: a, operator: Like}]}",
 		"operator_peers": "podSelector: {}, ingress: [{from: [{podSelector: {matchExpressions: [{key: a, operator: In}]}}]}]",
 		"type":           "podSelector: {}, policyTypes: [ingress]",
@@ -309,7 +310,7 @@ func TestRefused(t *testing.T) {
 		})
 	}
 	for _, metadata := range []string{`name: "a\nb"`, `name: "a'b"`, `namespace: x`, `name: p, namespace: "a b"`} {
-		for _, kind := range []string{"networking.k8s.io/v1, kind: NetworkPolicy", "policy.networking.k8s.io/v1alpha2, kind: ClusterNetworkPolicy"} {
+		for _, kind := range []string{"networking.k8s.io/v1, kind: NetworkPolicy", "networking.k8s.io/v1/v1, kind: NetworkPolicy", "policy.networking.k8s.io/v1alpha2, kind: ClusterNetworkPolicy"} {
 			var in netpolcheck.Input
 			if _, err := in.Add(read(t, "{apiVersion: "+kind+", metadata: {"+metadata+"}, spec: {}}")[0], ""); err == nil {
 				t.Errorf("%s with %s is taken", kind, metadata)

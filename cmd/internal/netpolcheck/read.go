@@ -11,6 +11,7 @@ import (
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/apis/meta/v1/unstructured"
 	"k8s.io/apimachinery/pkg/runtime"
+	"k8s.io/apimachinery/pkg/runtime/schema"
 	"k8s.io/apimachinery/pkg/util/intstr"
 	"k8s.io/apimachinery/pkg/util/validation"
 	adminv1alpha2 "sigs.k8s.io/network-policy-api/apis/v1alpha2"
@@ -24,10 +25,14 @@ import (
 func (in *Input) Add(u *unstructured.Unstructured, namespace string) (*networkingv1.NetworkPolicy, error) {
 	about := fmt.Sprintf("%s %s", u.GetKind(), u.GetName())
 	space := cmp.Or(u.GetNamespace(), namespace)
-	group := u.GroupVersionKind().Group
 	if err := validName(u, space); err != nil {
 		return nil, err
 	}
+	version, err := schema.ParseGroupVersion(u.GetAPIVersion())
+	if err != nil {
+		return nil, fmt.Errorf("read %s: %w", about, err)
+	}
+	group := version.Group
 	switch kind := u.GetKind(); {
 	case kind == "NetworkPolicy" && group == networkingv1.GroupName:
 		p := new(networkingv1.NetworkPolicy)
@@ -136,8 +141,13 @@ func valid(p *networkingv1.NetworkPolicy) error {
 		}
 		for _, q := range peers {
 			selectors = append(selectors, q.NamespaceSelector, q.PodSelector)
-			if q.IPBlock != nil && !prefix(q.IPBlock.CIDR).IsValid() {
-				return fmt.Errorf("%s rule %d: %q is no block of addresses", d, i+1, q.IPBlock.CIDR)
+			if q.IPBlock == nil {
+				continue
+			}
+			for _, block := range append([]string{q.IPBlock.CIDR}, q.IPBlock.Except...) {
+				if !prefix(block).IsValid() {
+					return fmt.Errorf("%s rule %d: %q is no block of addresses", d, i+1, block)
+				}
 			}
 		}
 		return nil
