@@ -13,11 +13,6 @@ import (
 	"github.com/culvert-mesh/culvert/redirect/netns"
 )
 
-// IPNet converts a prefix to the form that netlink wants.
-func IPNet(p netip.Prefix) *net.IPNet {
-	return &net.IPNet{IP: p.Addr().AsSlice(), Mask: net.CIDRMask(p.Bits(), p.Addr().BitLen())}
-}
-
 // Options are socket options for Listen, ListenPacket and Dial.
 type Options struct {
 	Mark        uint32         // SO_MARK; zero sets none

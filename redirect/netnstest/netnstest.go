@@ -6,9 +6,7 @@ import (
 	"os"
 	"testing"
 
-	"github.com/vishvananda/netlink"
-	"golang.org/x/sys/unix"
-
+	"github.com/culvert-mesh/culvert/redirect/link"
 	"github.com/culvert-mesh/culvert/redirect/netns"
 )
 
@@ -61,60 +59,20 @@ func Do(tb testing.TB, ns *netns.NS, f func() error) {
 }
 
 // End is one end of a veth pair.
-type End struct {
-	NS    *netns.NS
-	Name  string         // interface name, at most 15 bytes
-	Addrs []netip.Prefix // addresses with their prefix length; IPv6 ones skip duplicate detection
-}
+type End = link.End
 
 // Veth joins two namespaces by a veth pair, both ends up, with their addresses.
 func Veth(tb testing.TB, a, b End) {
 	tb.Helper()
-	err := a.NS.Do(func() error {
-		attrs := netlink.NewLinkAttrs()
-		attrs.Name = a.Name
-		veth := &netlink.Veth{LinkAttrs: attrs, PeerName: b.Name}
-		return b.NS.Control(func(fd int) error {
-			veth.PeerNamespace = netlink.NsFd(fd)
-			return netlink.LinkAdd(veth)
-		})
-	})
-	if err != nil {
-		tb.Fatalf("add veth pair %s, %s: %v", a.Name, b.Name, err)
+	if err := link.Join(a, b); err != nil {
+		tb.Fatal(err)
 	}
-	for _, end := range []End{a, b} {
-		if err := end.NS.Do(end.configure); err != nil {
-			tb.Fatalf("configure %s: %v", end.Name, err)
-		}
-	}
-}
-
-func (e End) configure() error {
-	link, err := netlink.LinkByName(e.Name)
-	if err != nil {
-		return err
-	}
-	for _, p := range e.Addrs {
-		addr := &netlink.Addr{IPNet: IPNet(p)}
-		if p.Addr().Is6() {
-			addr.Flags = unix.IFA_F_NODAD // otherwise the address is unusable for a second or two
-		}
-		if err := netlink.AddrAdd(link, addr); err != nil {
-			return fmt.Errorf("add address %s: %w", p, err)
-		}
-	}
-	return netlink.LinkSetUp(link)
 }
 
 // Route adds a route to dst through the gateway via.
 func Route(tb testing.TB, ns *netns.NS, dst netip.Prefix, via netip.Addr) {
 	tb.Helper()
-	err := ns.Do(func() error {
-		return netlink.RouteAdd(&netlink.Route{Dst: IPNet(dst), Gw: via.AsSlice()})
-	})
-	if err != nil {
-		tb.Fatalf("add route to %s via %s: %v", dst, via, err)
-	}
+	Do(tb, ns, func() error { return link.AddRoute(dst, via) })
 }
 
 // Sysctl writes value to the file of /proc/sys/name that belongs to ns; name has

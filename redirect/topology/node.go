@@ -6,6 +6,8 @@ import (
 	"net/netip"
 	"slices"
 	"sync"
+
+	"github.com/culvert-mesh/culvert/redirect/link"
 )
 
 // Names of interfaces in every topology.
@@ -74,8 +76,8 @@ func (t *Topology) joinNodes() error {
 		return err
 	}
 	for _, n := range t.nodes {
-		if err := join(n.wireEnd(), end{space: wire, name: n.switchPort(), bridge: bridgeName}); err != nil {
-			return err
+		if err := link.Join(n.wireEnd(), link.End{NS: wire.ns, Name: n.switchPort(), Bridge: bridgeName}); err != nil {
+			return fmt.Errorf("join %s to the switch: %w", n.name, err)
 		}
 	}
 	for _, n := range t.nodes {
@@ -88,8 +90,8 @@ func (t *Topology) joinNodes() error {
 
 func (n *Node) switchPort() string { return fmt.Sprintf("port%d", n.index) }
 
-func (n *Node) wireEnd() end {
-	return end{space: n.space, name: WireInterface, addrs: []netip.Prefix{n.plan.wire4, n.plan.wire6}}
+func (n *Node) wireEnd() link.End {
+	return link.End{NS: n.ns, Name: WireInterface, Addrs: []netip.Prefix{n.plan.wire4, n.plan.wire6}}
 }
 
 // addRoutes leads to the pods of the other nodes. It runs inside the node's namespace.
@@ -99,8 +101,8 @@ func (n *Node) addRoutes(all []*Node) error {
 			continue
 		}
 		err := errors.Join(
-			addRoute(other.plan.pods4, other.plan.wire4.Addr()),
-			addRoute(other.plan.pods6, other.plan.wire6.Addr()),
+			link.AddRoute(other.plan.pods4, other.plan.wire4.Addr()),
+			link.AddRoute(other.plan.pods6, other.plan.wire6.Addr()),
 		)
 		if err != nil {
 			return err
@@ -141,15 +143,15 @@ func (n *Node) AddPod(name string) (*Pod, error) {
 	}
 	addrs := []netip.Prefix{nth(n.plan.pods4, number), nth(n.plan.pods6, number)}
 	p := &Pod{space: s, node: n, addr: addrs[0].Addr(), six: addrs[1].Addr(), port: fmt.Sprintf("pod%d", number)}
-	err = join(
-		end{space: p.space, name: PodInterface, addrs: addrs},
-		end{space: n.space, name: p.port, bridge: bridgeName},
+	err = link.Join(
+		link.End{NS: p.ns, Name: PodInterface, Addrs: addrs},
+		link.End{NS: n.ns, Name: p.port, Bridge: bridgeName},
 	)
 	if err == nil {
 		err = p.ns.Do(func() error {
 			return errors.Join(
-				addRoute(default4, nth(n.plan.pods4, 1).Addr()),
-				addRoute(default6, nth(n.plan.pods6, 1).Addr()),
+				link.AddRoute(default4, nth(n.plan.pods4, 1).Addr()),
+				link.AddRoute(default6, nth(n.plan.pods6, 1).Addr()),
 			)
 		})
 	}

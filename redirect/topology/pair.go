@@ -4,6 +4,8 @@ import (
 	"errors"
 	"fmt"
 	"net/netip"
+
+	"github.com/culvert-mesh/culvert/redirect/link"
 )
 
 // Pair is two pods joined by one cable, without nodes or bridges between them. Each sends what it knows no other way
@@ -30,21 +32,23 @@ func NewPair(a, b, congestionControl string) (*Pair, error) {
 func (p *Pair) build(a, b string) error {
 	plans := [2]plan{planOf(1), planOf(2)}
 	var pods [2]*Pod
-	var ends [2]end
+	var ends [2]link.End
 	for i, name := range []string{a, b} {
 		s, err := p.topology.newSpace(name)
 		if err != nil {
 			return err
 		}
 		pods[i] = &Pod{space: s, addr: plans[i].wire4.Addr(), six: plans[i].wire6.Addr()}
-		ends[i] = end{space: s, name: PodInterface, addrs: []netip.Prefix{plans[i].wire4, plans[i].wire6}}
+		ends[i] = link.End{NS: s.ns, Name: PodInterface, Addrs: []netip.Prefix{plans[i].wire4, plans[i].wire6}}
 	}
-	if err := join(ends[0], ends[1]); err != nil {
+	if err := link.Join(ends[0], ends[1]); err != nil {
 		return err
 	}
 	for i, pod := range pods {
 		peer := pods[1-i]
-		err := pod.ns.Do(func() error { return errors.Join(addRoute(default4, peer.addr), addRoute(default6, peer.six)) })
+		err := pod.ns.Do(func() error {
+			return errors.Join(link.AddRoute(default4, peer.addr), link.AddRoute(default6, peer.six))
+		})
 		if err != nil {
 			return fmt.Errorf("route from %s: %w", pod.name, err)
 		}

@@ -8,7 +8,6 @@ import (
 	"path/filepath"
 	"slices"
 	"sync"
-	"sync/atomic"
 
 	"github.com/culvert-mesh/culvert/redirect/netns"
 )
@@ -30,12 +29,11 @@ type Config struct {
 
 // Topology is a network of nodes. It owns all namespaces and processes in it.
 type Topology struct {
-	cfg       Config
-	dir       string
-	spawner   spawner
-	nodes     []*Node
-	linkIndex atomic.Int32
-	wire      *space // the switch between the nodes; nil when there is one node
+	cfg     Config
+	dir     string
+	spawner spawner
+	nodes   []*Node
+	wire    *space // the switch between the nodes; nil when there is one node
 
 	mu     sync.Mutex
 	spaces []*space
