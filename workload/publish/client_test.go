@@ -12,6 +12,7 @@ import (
 
 	"github.com/culvert-mesh/culvert/identity"
 	"github.com/culvert-mesh/culvert/workload"
+	"github.com/culvert-mesh/culvert/workload/netpol"
 	"github.com/culvert-mesh/culvert/workload/policy"
 	"github.com/culvert-mesh/culvert/workload/publish"
 	"github.com/culvert-mesh/culvert/workload/source/xds"
@@ -29,10 +30,16 @@ type mirror struct {
 // follow runs a real client of the server until the test ends.
 func (f *fixture) follow(t testing.TB) *mirror {
 	t.Helper()
+	return f.followInto(t, nil)
+}
+
+// followInto is follow for a client that asks for network policies too, unless networks is nil.
+func (f *fixture) followInto(t testing.TB, networks *netpol.Set) *mirror {
+	t.Helper()
 	m := &mirror{store: workload.New(), policies: policy.New()}
 	var err error
 	m.Client, err = xds.New(xds.Config{
-		Address: f.addr, RootCA: f.roots, TokenFile: tokenFile(t), Store: m.store, Policies: m.policies,
+		Address: f.addr, RootCA: f.roots, TokenFile: tokenFile(t), Store: m.store, Policies: m.policies, NetworkPolicies: networks,
 		Node: xds.Node{NodeName: agent.Node, PodName: agent.PodName, Namespace: agent.Namespace},
 		Sleep: func(ctx context.Context, _ time.Duration) {
 			select {

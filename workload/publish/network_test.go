@@ -1,7 +1,6 @@
 package publish_test
 
 import (
-	"context"
 	"fmt"
 	"math/rand/v2"
 	"reflect"
@@ -9,11 +8,8 @@ import (
 	"testing"
 	"time"
 
-	"github.com/culvert-mesh/culvert/workload"
 	"github.com/culvert-mesh/culvert/workload/netpol"
-	"github.com/culvert-mesh/culvert/workload/policy"
 	"github.com/culvert-mesh/culvert/workload/publish"
-	"github.com/culvert-mesh/culvert/workload/source/xds"
 	"github.com/culvert-mesh/culvert/workload/workloadtest"
 )
 
@@ -33,30 +29,7 @@ func startNetworks(t *testing.T, change func(*publish.Config)) (*fixture, *netpo
 func (f *fixture) followNetworks(t *testing.T) (*mirror, *netpol.Set) {
 	t.Helper()
 	set := netpol.New()
-	m := &mirror{store: workload.New(), policies: policy.New()}
-	var err error
-	m.Client, err = xds.New(xds.Config{
-		Address: f.addr, RootCA: f.roots, TokenFile: tokenFile(t), Store: m.store, Policies: m.policies, NetworkPolicies: set,
-		Node: xds.Node{NodeName: agent.Node, PodName: agent.PodName, Namespace: agent.Namespace},
-		Sleep: func(ctx context.Context, _ time.Duration) {
-			select {
-			case <-time.After(time.Millisecond):
-			case <-ctx.Done():
-			}
-		},
-	})
-	if err != nil {
-		t.Fatal(err)
-	}
-	ctx, cancel := context.WithCancel(context.Background())
-	var wg sync.WaitGroup
-	wg.Go(func() { _ = m.Run(ctx) })
-	m.stop = sync.OnceFunc(func() {
-		cancel()
-		wg.Wait()
-	})
-	t.Cleanup(m.stop)
-	return m, set
+	return f.followInto(t, set), set
 }
 
 func networkPod(name, app string) *netpol.Pod {
