@@ -210,15 +210,7 @@ func (r adminRule) text() string {
 	for _, p := range r.protocols {
 		all = append(all, protocolText(p))
 	}
-	what := "all ports"
-	if len(all) > 0 {
-		what = strings.Join(all, ", ")
-	}
-	word := " from "
-	if r.direction == Egress {
-		word = " to "
-	}
-	return strings.ToLower(string(r.action)) + " " + what + word + peersText(r.peers)
+	return strings.ToLower(string(r.action)) + " " + sentence(all, r.direction, peersText(r.peers))
 }
 
 func protocolText(p adminv1alpha2.ClusterNetworkPolicyProtocol) string {

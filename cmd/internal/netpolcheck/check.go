@@ -252,18 +252,23 @@ func (r rule) text() string {
 	for _, entry := range r.list {
 		all = append(all, portText(entry))
 	}
-	what := "all ports"
-	if len(all) > 0 {
-		what = strings.Join(all, ", ")
+	peers := "everybody"
+	if len(r.from) > 0 {
+		peers = peersText(r.peers)
 	}
-	word := " from "
-	if r.direction == Egress {
+	return sentence(all, r.direction, peers)
+}
+
+// sentence is what a rule of either kind is about.
+func sentence(ports []string, d Direction, peers string) string {
+	what, word := "all ports", " from "
+	if len(ports) > 0 {
+		what = strings.Join(ports, ", ")
+	}
+	if d == Egress {
 		word = " to "
 	}
-	if len(r.from) == 0 {
-		return what + word + "everybody"
-	}
-	return what + word + peersText(r.peers)
+	return what + word + peers
 }
 
 func peersText(peers []peer) string {
