@@ -59,26 +59,30 @@ type members struct {
 
 const inBits = -1
 
-func (x *index) unite(m members, into bitset) {
+// open returns the list or, of a set that is kept so, that many words of bits.
+func (x *index) open(m members, words int) ([]uint16, bitset) {
 	if m.n != inBits {
-		for _, n := range x.lists[m.at : m.at+m.n] {
-			into.add(n)
-		}
-		return
+		return x.lists[m.at : m.at+m.n], nil
 	}
-	for i, w := range x.bits[m.at:][:len(into)] {
+	return nil, x.bits[m.at:][:words]
+}
+
+func (x *index) unite(m members, into bitset) {
+	list, bits := x.open(m, len(into))
+	for _, n := range list {
+		into.add(n)
+	}
+	for i, w := range bits {
 		into[i] |= w
 	}
 }
 
 func (x *index) subtract(m members, from bitset) {
-	if m.n != inBits {
-		for _, n := range x.lists[m.at : m.at+m.n] {
-			from.remove(n)
-		}
-		return
+	list, bits := x.open(m, len(from))
+	for _, n := range list {
+		from.remove(n)
 	}
-	for i, w := range x.bits[m.at:][:len(from)] {
+	for i, w := range bits {
 		from[i] &^= w
 	}
 }
