@@ -77,6 +77,9 @@ type Config struct {
 	AddTimeout time.Duration
 	// Retry is the pause after the first failure of a pod; it doubles up to 30 s. Zero means 500 ms.
 	Retry time.Duration
+	// Look is how often a pod is looked at in which an earlier agent is busy, or where its rules could not be removed. Zero
+	// means 10 s.
+	Look time.Duration
 	// Logger may be nil.
 	Logger *slog.Logger
 }
@@ -105,7 +108,7 @@ func (c Config) complete() (Config, error) {
 	for _, d := range []struct {
 		value    *time.Duration
 		fallback time.Duration
-	}{{&c.Settle, 2 * time.Second}, {&c.Drain, time.Hour}, {&c.AddTimeout, 9 * time.Second}, {&c.Retry, 500 * time.Millisecond}} {
+	}{{&c.Settle, 2 * time.Second}, {&c.Drain, time.Hour}, {&c.AddTimeout, 9 * time.Second}, {&c.Retry, 500 * time.Millisecond}, {&c.Look, 10 * time.Second}} {
 		if *d.value == 0 {
 			*d.value = d.fallback
 		}

@@ -1,11 +1,13 @@
 package kubenode_test
 
 import (
+	"errors"
 	"fmt"
 	"io"
 	"net/netip"
 	"os"
 	"strings"
+	"sync/atomic"
 	"syscall"
 	"testing"
 	"time"
@@ -357,6 +359,29 @@ func TestLeftBehind(t *testing.T) {
 	r.eventually(func() string {
 		if rules(t, served) {
 			return "the rules stay when the other agent has gone"
+		}
+		return ""
+	})
+}
+
+// TestLeftBehindIsTriedAgain: what cannot be removed at once is not given up, or the pod's traffic would be refused for ever.
+func TestLeftBehindIsTriedAgain(t *testing.T) {
+	r := newRig(t)
+	r.process("u1", "10.0.0.2")
+	r.namespace("other", nil, nil)
+	r.pod("other/a", "u1", "10.0.0.2", nil)
+	var looks atomic.Int32
+	r.run(func(c *kubenode.Config) {
+		c.Clean = func(*netns.NS) (bool, error) {
+			if looks.Add(1) < 3 {
+				return false, errors.New("no buffer space available")
+			}
+			return false, nil
+		}
+	})
+	r.eventually(func() string {
+		if n := looks.Load(); n < 3 {
+			return fmt.Sprintf("looked %d times", n)
 		}
 		return ""
 	})

@@ -77,7 +77,7 @@ func (r *rig) run(change func(*kubenode.Config)) {
 		Enrol:   enrol.Settings{Exclude: []string{"kube-system"}},
 		Options: func() redirect.Options { return redirect.Options{} },
 		Set:     set, Finder: r, HostRules: r, Certified: r.certified, Superseded: r.superseded,
-		Settle: 50 * time.Millisecond, Drain: 5 * time.Second, AddTimeout: 5 * time.Second, Retry: 20 * time.Millisecond, Logger: log,
+		Settle: 50 * time.Millisecond, Drain: 5 * time.Second, AddTimeout: 5 * time.Second, Retry: 20 * time.Millisecond, Look: 50 * time.Millisecond, Logger: log,
 	}
 	if change != nil {
 		change(&cfg)

@@ -8,11 +8,14 @@ import (
 	"github.com/culvert-mesh/culvert/redirect/procns"
 )
 
+// sweepAttempts is how often a pod is looked into where the rules of an earlier agent cannot be removed.
+const sweepAttempts = 6
+
 // sweep removes what an earlier agent has left in pods that are out and whose annotation says nothing of it: that agent
 // ended between capturing a pod and saying so, and the label went before this one came. Nobody else would look there, and
 // the pod's traffic would be refused for ever. Pods where the earlier agent still serves connections are looked at again.
 func (a *Agent) sweep(ctx context.Context) {
-	pause := time.NewTicker(drainLook)
+	pause := time.NewTicker(a.cfg.Look)
 	defer pause.Stop()
 	wanted := map[string]procns.Wanted{}
 	keys := map[string]string{} // by UID
@@ -21,7 +24,7 @@ func (a *Agent) sweep(ctx context.Context) {
 			keys[p.uid()], wanted[p.uid()] = p.Namespace+"/"+p.Name, procns.Wanted{Addresses: p.addrs()}
 		}
 	}
-	for len(wanted) > 0 {
+	for look := 1; len(wanted) > 0; look++ {
 		found, problems := a.cfg.Finder.Find(ctx, wanted) // one search for all of them
 		for _, p := range problems {
 			if p.UID == "" {
@@ -32,11 +35,17 @@ func (a *Agent) sweep(ctx context.Context) {
 		}
 		for uid := range wanted {
 			ns := found[uid]
-			if ns == nil || !a.sweepPod(ctx, keys[uid], uid, ns) {
+			if ns == nil {
 				delete(wanted, uid)
+				continue
 			}
-			if ns != nil {
-				_ = ns.Close()
+			busy, err := a.sweepPod(ctx, keys[uid], uid, ns)
+			_ = ns.Close()
+			if err != nil {
+				a.cfg.Logger.Warn("removing rules of an earlier agent failed", "pod", keys[uid], "attempt", look, "attempts", sweepAttempts, "error", err)
+			}
+			if !busy && (err == nil || look >= sweepAttempts) {
+				delete(wanted, uid)
 			}
 		}
 		select {
@@ -48,17 +57,13 @@ func (a *Agent) sweep(ctx context.Context) {
 }
 
 // sweepPod reports whether an earlier agent is busy in the pod.
-func (a *Agent) sweepPod(ctx context.Context, key, uid string, ns *netns.NS) (busy bool) {
+func (a *Agent) sweepPod(ctx context.Context, key, uid string, ns *netns.NS) (busy bool, err error) {
 	defer a.locks.lock(key)()
 	p := a.pod(key)
 	if ctx.Err() != nil || p == nil || p.uid() != uid || !a.unmarked(p) {
-		return false // it has become the business of reconcile
+		return false, nil // it has become the business of reconcile
 	}
-	busy, err := a.cfg.Clean(ns)
-	if err != nil {
-		a.cfg.Logger.Warn("removing rules of an earlier agent failed", "pod", key, "error", err)
-	}
-	return busy
+	return a.cfg.Clean(ns)
 }
 
 // unmarked reports whether a pod is out, and neither its annotation nor the Set is a reason to look into it.
