@@ -24,8 +24,10 @@ const (
 	revoked passage = "ended"
 )
 
-// passing counts them by the namespace of the client, of which a node has no more than pods. It may be used
-// concurrently.
+// maxPassingSeries bounds the series of the metric: namespaces come and go.
+const maxPassingSeries = 1000
+
+// passing counts them by the namespace of the client. It may be used concurrently.
 type passing struct {
 	mu    sync.Mutex
 	count map[passingKey]uint64
@@ -68,6 +70,9 @@ func (p *passing) add(f *proxy.Flow, what passage) {
 	}
 	p.mu.Lock()
 	defer p.mu.Unlock()
+	if _, there := p.count[k]; !there && len(p.count) >= maxPassingSeries {
+		k.namespace = "overflow"
+	}
 	p.count[k]++
 }
 

@@ -36,4 +36,12 @@ func TestPassing(t *testing.T) {
 	if fmt.Sprint(got) != fmt.Sprint(want) {
 		t.Errorf("counted %v, want %v", got, want)
 	}
+	// Namespaces come and go; not each leaves a series for ever.
+	for i := range 2000 {
+		p.opened(&proxy.Flow{Source: proxy.Peer{Workload: &workload.Workload{Namespace: fmt.Sprint("job-", i)}}})
+	}
+	p.samples(func(s telemetry.Sample) { got[s.Labels[0].Value+" "+s.Labels[1].Value] = s.Value })
+	if len(got) != maxPassingSeries+1 || got["overflow unknown"] != 2000-float64(maxPassingSeries-len(want)) {
+		t.Errorf("%d series, %v beyond the limit", len(got), got["overflow unknown"])
+	}
 }
