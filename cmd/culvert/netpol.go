@@ -8,6 +8,7 @@ import (
 	"slices"
 
 	"github.com/spf13/cobra"
+	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/apis/meta/v1/unstructured"
 	"k8s.io/apimachinery/pkg/runtime/schema"
@@ -176,7 +177,11 @@ func (in *netpolInput) addPods(ctx context.Context, a *access.Access) error {
 	options := metav1.ListOptions{Limit: 500}
 	for {
 		pods, err := a.Kube.CoreV1().Pods("").List(ctx, options)
-		if err != nil {
+		switch {
+		case apierrors.IsResourceExpired(err) && options.Continue != "":
+			in.Pods, options.Continue = nil, "" // it took too long: begin again
+			continue
+		case err != nil:
 			return fmt.Errorf("list pods: %w", a.Explain(err))
 		}
 		for i := range pods.Items {

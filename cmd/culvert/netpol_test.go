@@ -308,6 +308,22 @@ func TestNetpolCluster(t *testing.T) {
 		t.Errorf("a second fix says %v\n%s", err, out)
 	}
 
+	// A list that takes too long begins again, and no pod counts twice.
+	pages := 0
+	shop := corev1.Pod{ObjectMeta: metav1.ObjectMeta{Namespace: "shop", Name: "a"}, Status: corev1.PodStatus{PodIPs: []corev1.PodIP{{IP: "10.0.0.1"}}}}
+	kube.PrependReactor("list", "pods", func(k8stesting.Action) (bool, runtime.Object, error) {
+		switch pages++; pages {
+		case 1:
+			return true, &corev1.PodList{ListMeta: metav1.ListMeta{Continue: "more"}, Items: []corev1.Pod{shop}}, nil
+		case 2:
+			return true, nil, apierrors.NewResourceExpired("too old")
+		}
+		return true, &corev1.PodList{Items: []corev1.Pod{shop}}, nil
+	})
+	in := &netpolInput{}
+	if err := in.addPods(t.Context(), a); err != nil || pages != 3 || len(in.Pods) != 1 || len(in.Mesh.Networks) != 1 {
+		t.Errorf("%d pages, pods %v of %v, %v", pages, in.Pods, in.Mesh.Networks, err)
+	}
 	kube.PrependReactor("list", "pods", func(k8stesting.Action) (bool, runtime.Object, error) {
 		return true, nil, apierrors.NewForbidden(schema.GroupResource{Resource: "pods"}, "", errors.New("no"))
 	})
