@@ -30,7 +30,7 @@ func Root(ctx context.Context) (string, error) {
 // reported as far as its imports could be read, so that a forbidden import is found even when it cannot be resolved.
 func Load(ctx context.Context, dir string, patterns ...string) ([]Package, error) {
 	args := append([]string{
-		"list", "-e",
+		"list", "-e", "-tags=grpcnotrace", // as make build does
 		"-json=ImportPath,Name,Dir,Standard,GoFiles,TestGoFiles,XTestGoFiles,Imports,TestImports,XTestImports,Deps",
 	}, patterns...)
 	out, err := goCommand(ctx, dir, args...)

@@ -236,7 +236,9 @@ func notSansIO() []string {
 func Closures() []Closure {
 	return []Closure{
 		{Package: "cmd/culvert-cni", Prefixes: []string{"k8s.io", "sigs.k8s.io", "google.golang.org/grpc", "github.com/prometheus"}},
-		{Package: "cmd/culvert-node", Prefixes: []string{"testing"}},
+		// With text/template, which calls methods by name, the linker keeps every method of every type.
+		{Package: "cmd/culvert-node", Prefixes: []string{"testing", "text/template"}},
+		{Package: "cmd/culvert-controller", Prefixes: []string{"testing", "text/template"}},
 		{Package: "cmd/culvert", Prefixes: []string{"testing"}},
 	}
 }
