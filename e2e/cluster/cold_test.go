@@ -11,6 +11,45 @@ import (
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 )
 
+// Pods that started while no plugin was there do not stay in plaintext unseen: the agent enrols them before it says that it
+// is ready. A node with the taint takes no pods until then.
+func TestNoPlaintextBeforePlugin(t *testing.T) {
+	noMesh(t)
+	n1, n2 := twoNodes(t)
+	taint(t, n2, true)
+	ns := namespace(t, modeLabel+"=ambient")
+	client, server := ns.run("client", onNode(n1)), ns.run("server", onNode(n1))
+	tainted := ns.pod("tainted", func(p *corev1.Pod) {
+		p.Spec.Tolerations = nil
+		p.Spec.NodeSelector = map[string]string{"kubernetes.io/hostname": n2}
+	})
+	stranger := outsider(t, n1)
+	stranger.mustGet("http://" + server.ip + ":8080/")
+	if p, err := tainted.get(); err != nil || p.Spec.NodeName != "" {
+		t.Fatalf("the tainted node took a pod before its agent was ready: %v %v", p.Spec.NodeName, err)
+	}
+
+	mesh(t)
+	// Ready means: whatever was there is captured. No waiting here. Who has no certificate yet, because the controller is new
+	// as well, is pending: refused, and not in plaintext.
+	for _, a := range []*app{client, server} {
+		p, err := a.get()
+		if err != nil {
+			t.Fatal(err)
+		}
+		if got := p.Annotations[redirected]; got != "enabled" && got != "pending" {
+			t.Errorf("the agents are ready and %s has redirection %q", a.name, got)
+		}
+	}
+	client.enrolled()
+	server.enrolled()
+	ns.strict()
+	tainted.ready().enrolled()
+	client.reach("http://" + server.ip + ":8080/")
+	tainted.reach("http://" + server.ip + ":8080/")
+	stranger.refused("http://" + server.ip + ":8080/")
+}
+
 // A node whose plug was pulled comes up by itself, and so does a whole cluster at once: the pods of the mesh do not wait for
 // an agent that waits for them, and those enrolled are enrolled again before they speak.
 func TestColdNodeComesUp(t *testing.T) {
@@ -55,45 +94,6 @@ func TestColdNodeComesUp(t *testing.T) {
 		wantTLS(t, client, server)
 		plain.refused("http://" + server.ip + ":8080/")
 	}
-}
-
-// Pods that started while no plugin was there do not stay in plaintext unseen: the agent enrols them before it says that it
-// is ready. A node with the taint takes no pods until then.
-func TestNoPlaintextBeforePlugin(t *testing.T) {
-	noMesh(t)
-	n1, n2 := twoNodes(t)
-	taint(t, n2, true)
-	ns := namespace(t, modeLabel+"=ambient")
-	client, server := ns.run("client", onNode(n1)), ns.run("server", onNode(n1))
-	tainted := ns.pod("tainted", func(p *corev1.Pod) {
-		p.Spec.Tolerations = nil
-		p.Spec.NodeSelector = map[string]string{"kubernetes.io/hostname": n2}
-	})
-	stranger := outsider(t, n1)
-	stranger.mustGet("http://" + server.ip + ":8080/")
-	if p, err := tainted.get(); err != nil || p.Spec.NodeName != "" {
-		t.Fatalf("the tainted node took a pod before its agent was ready: %v %v", p.Spec.NodeName, err)
-	}
-
-	mesh(t)
-	// Ready means: whatever was there is captured. No waiting here. Who has no certificate yet, because the controller is new
-	// as well, is pending: refused, and not in plaintext.
-	for _, a := range []*app{client, server} {
-		p, err := a.get()
-		if err != nil {
-			t.Fatal(err)
-		}
-		if got := p.Annotations[redirected]; got != "enabled" && got != "pending" {
-			t.Errorf("the agents are ready and %s has redirection %q", a.name, got)
-		}
-	}
-	client.enrolled()
-	server.enrolled()
-	ns.strict()
-	tainted.ready().enrolled()
-	client.reach("http://" + server.ip + ":8080/")
-	tainted.reach("http://" + server.ip + ":8080/")
-	stranger.refused("http://" + server.ip + ":8080/")
 }
 
 // taint puts the mesh's taint on a node or takes it away; the test takes it away in the end.

@@ -1,15 +1,10 @@
 package cluster
 
 import (
-	"context"
 	"net"
 	"os"
 	"path/filepath"
-	"strings"
 	"testing"
-	"time"
-
-	"k8s.io/apimachinery/pkg/types"
 
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 
@@ -132,64 +127,4 @@ func TestNodeAuthorizer(t *testing.T) {
 			return errIssued
 		})
 	})
-}
-
-// A root is replaced by another, all of the way: the bundle grows, certificates move over to the new root, the old one goes.
-// Nothing fails meanwhile. Certificates live for seconds here, so that it takes two minutes and not a quarter of a year.
-func TestRootRotation(t *testing.T) {
-	noMesh(t)
-	n1, n2 := twoNodes(t)
-	m := &shared.mesh
-	t.Cleanup(func() {
-		if err := m.remove(context.WithoutCancel(t.Context())); err != nil {
-			t.Error(err)
-		}
-	})
-	err := m.install(t.Context(), "--set=agent.extraArgs={--secret-ttl=40s}",
-		"--set=ca.ttl=1m", "--set=ca.maxTTL=1m", "--set=controller.extraArgs={--ca-rotation-settle=50s,--ca-rotation-overlap=70s}")
-	if err != nil {
-		t.Fatal(err)
-	}
-	ns := namespace(t, modeLabel+"=ambient")
-	ns.strict()
-	client, server := ns.run("client", onNode(n1)).enrolled(), ns.run("server", onNode(n2)).enrolled()
-	client.reach("http://" + server.ip + ":8080/")
-	old := m.roots(t)
-	load := client.start("load", "--pause=50ms", "http://"+server.ip+":8080/")
-	across := client.hold(4, server.ip+":9000")
-
-	patch := `{"metadata":{"annotations":{"culvert.io/rotate-root":"now"}}}`
-	if _, err := shared.client.CoreV1().Secrets(system).Patch(t.Context(), "culvert-ca", types.MergePatchType, []byte(patch), metav1.PatchOptions{}); err != nil {
-		t.Fatal(err)
-	}
-	begin := time.Now()
-	wait(t, "both roots are published", func() error {
-		if now := m.roots(t); count(now, "BEGIN CERTIFICATE") != 2 || !contains(now, strings.TrimSpace(old)) {
-			return errRoots
-		}
-		return nil
-	})
-	// A pod whose certificate is issued now speaks with those that have theirs already, both ways.
-	fresh := ns.run("fresh", onNode(n2)).enrolled()
-	fresh.reach("http://" + server.ip + ":8080/")
-	client.reach("http://" + fresh.ip + ":8080/")
-	for range 2 { // settling and overlapping together take as long as patience lasts
-		if err = eventually(t.Context(), "the old root is gone", func() error {
-			if now := m.roots(t); count(now, "BEGIN CERTIFICATE") != 1 || contains(now, strings.TrimSpace(old)) {
-				return errOldRoot
-			}
-			return nil
-		}); err == nil {
-			break
-		}
-	}
-	if err != nil {
-		t.Fatal(err)
-	}
-	t.Logf("rotated in %v", time.Since(begin).Round(time.Second))
-	last := ns.run("last", onNode(n1)).enrolled()
-	wantTLS(t, last, server)
-	wantTLS(t, client, fresh)
-	t.Logf("held: %+v", across.unbroken())
-	t.Logf("requests: %d", load.faultless().Requests)
 }

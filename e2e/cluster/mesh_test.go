@@ -39,10 +39,14 @@ func mesh(t *testing.T) *installation {
 	return m
 }
 
-// noMesh makes sure that Culvert is not installed.
+// noMesh makes sure that Culvert is not installed. To install and uninstall takes a quarter of a minute: tests that begin or
+// end without Culvert stand beside each other in the order of files.
 func noMesh(t *testing.T) {
 	t.Helper()
-	if err := shared.mesh.remove(t.Context()); err != nil {
+	if !shared.mesh.here {
+		return
+	}
+	if err := shared.mesh.uninstall(t.Context()); err != nil {
 		t.Fatal(err)
 	}
 }
@@ -56,7 +60,67 @@ func (m *installation) install(ctx context.Context, flags ...string) error {
 	return nil
 }
 
-// remove uninstalls Culvert, if it is there.
+// ownMesh installs Culvert with flags, for this test alone.
+func ownMesh(t *testing.T, flags ...string) *installation {
+	t.Helper()
+	m := &shared.mesh
+	t.Cleanup(func() {
+		if err := m.uninstall(context.WithoutCancel(t.Context())); err != nil {
+			t.Error(err)
+		}
+	})
+	if err := m.install(t.Context(), flags...); err != nil {
+		t.Fatal(err)
+	}
+	return m
+}
+
+// change upgrades Culvert with a value, and with another one when the test ends.
+func (m *installation) change(t *testing.T, value, after string) {
+	t.Helper()
+	upgrade := func(value string) error {
+		ctx := context.WithoutCancel(t.Context())
+		if out, err := m.culvert(ctx, "upgrade", "--set="+value, "--timeout=3m"); err != nil {
+			return fmt.Errorf("upgrade with %s: %w\n%s\n%s", value, err, out, m.report(ctx))
+		}
+		return m.alone(ctx)
+	}
+	t.Cleanup(func() {
+		if err := upgrade(after); err != nil {
+			t.Error(err)
+		}
+	})
+	if err := upgrade(value); err != nil {
+		t.Fatal(err)
+	}
+}
+
+// alone waits until no agent of before is left beside those that took over from it.
+func (m *installation) alone(ctx context.Context) error {
+	return eventually(ctx, "the old agents are gone", func() error {
+		list, err := m.env.client.CoreV1().Pods(system).List(ctx, metav1.ListOptions{LabelSelector: "app=culvert-node"})
+		if err != nil {
+			return err
+		}
+		for _, p := range list.Items {
+			if p.DeletionTimestamp != nil {
+				return fmt.Errorf("%s is there", p.Name)
+			}
+		}
+		return nil
+	})
+}
+
+// uninstall removes Culvert, if it is there, as the user's command does: the namespace stays.
+func (m *installation) uninstall(ctx context.Context) error {
+	if out, err := m.culvert(ctx, "uninstall"); err != nil && !strings.Contains(out, "not installed") {
+		return fmt.Errorf("uninstall: %w\n%s", err, out)
+	}
+	m.here = false
+	return nil
+}
+
+// remove uninstalls Culvert, if it is there, and removes its namespace, which takes a cluster five seconds even when it is empty.
 func (m *installation) remove(ctx context.Context) error {
 	_, err := m.env.client.CoreV1().Namespaces().Get(ctx, system, metav1.GetOptions{})
 	if apierrors.IsNotFound(err) {
@@ -66,10 +130,9 @@ func (m *installation) remove(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	if out, err := m.culvert(ctx, "uninstall"); err != nil && !strings.Contains(out, "not installed") {
-		return fmt.Errorf("uninstall: %w\n%s", err, out)
+	if err := m.uninstall(ctx); err != nil {
+		return err
 	}
-	m.here = false
 	err = m.env.client.CoreV1().Namespaces().Delete(ctx, system, metav1.DeleteOptions{})
 	if err != nil && !apierrors.IsNotFound(err) {
 		return err
@@ -174,10 +237,10 @@ func (m *installation) report(ctx context.Context) string {
 	for _, p := range pods.Items {
 		fmt.Fprintf(&b, "--- %s on %s: %s, ready %v\n", p.Name, p.Spec.NodeName, p.Status.Phase, ready(&p))
 		for _, previous := range []bool{true, false} {
-			lines := int64(80)
-			text, err := m.env.client.CoreV1().Pods(system).GetLogs(p.Name, &corev1.PodLogOptions{TailLines: &lines, Previous: previous}).DoRaw(ctx)
+			text, err := m.env.client.CoreV1().Pods(system).GetLogs(p.Name, &corev1.PodLogOptions{Previous: previous}).DoRaw(ctx)
 			if err == nil && len(text) > 0 {
-				fmt.Fprintf(&b, "log (of the one before: %v):\n%s", previous, withoutAccess(text))
+				lines := strings.SplitAfter(withoutAccess(text), "\n")
+				fmt.Fprintf(&b, "log (of the one before: %v):\n%s", previous, strings.Join(lines[max(0, len(lines)-80):], ""))
 			} else if err != nil && !previous {
 				fmt.Fprintf(&b, "%v\n", err)
 			}

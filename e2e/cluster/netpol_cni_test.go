@@ -347,12 +347,7 @@ func TestNetpolCompanions(t *testing.T) {
 	ns := namespace(t, modeLabel+"=ambient")
 	ns.apply(beforeTheMesh)
 	m.exits(t, 1, "netpol", "check", "-n", ns.name)
-	t.Cleanup(func() {
-		if out, err := m.culvert(context.WithoutCancel(t.Context()), "upgrade", "--set=netpol.companions=false"); err != nil {
-			t.Errorf("switch companions off: %v\n%s", err, out)
-		}
-	})
-	m.exits(t, 0, "upgrade", "--set=netpol.companions=true")
+	m.change(t, "netpol.companions=true", "netpol.companions=false")
 	api := shared.client.NetworkingV1().NetworkPolicies(ns.name)
 	companions := func(want int) {
 		t.Helper()

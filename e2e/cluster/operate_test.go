@@ -26,18 +26,9 @@ func TestAgentRollout(t *testing.T) {
 	if _, err := kubectl(t.Context(), nil, "rollout", "status", "-n", system, "daemonset/culvert-node", "--timeout=2m"); err != nil {
 		t.Fatal(err)
 	}
-	wait(t, "the old agents are gone", func() error {
-		list, err := shared.client.CoreV1().Pods(system).List(t.Context(), metav1.ListOptions{LabelSelector: "app=culvert-node"})
-		if err != nil {
-			return err
-		}
-		for _, p := range list.Items {
-			if p.DeletionTimestamp != nil {
-				return fmt.Errorf("%s is there", p.Name)
-			}
-		}
-		return nil
-	})
+	if err := shared.mesh.alone(t.Context()); err != nil {
+		t.Fatal(err)
+	}
 	l := load.faultless()
 	t.Logf("%d requests while the agents were replaced", l.Requests)
 	client.enrolled()
@@ -88,34 +79,6 @@ func TestUpgrade(t *testing.T) {
 	})
 	wantTLS(t, client, server)
 	t.Logf("%d requests", load.faultless().Requests)
-}
-
-// Whoever deletes manifests in any order takes the agents' permissions away first. They leave the pods all the same.
-func TestUninstallWithoutPermissions(t *testing.T) {
-	m := mesh(t)
-	n1, n2 := twoNodes(t)
-	ns := namespace(t, modeLabel+"=ambient")
-	client, server := ns.run("client", onNode(n1)).enrolled(), ns.run("server", onNode(n2)).enrolled()
-	wantTLS(t, client, server)
-	load := client.start("load", "--pause=5ms", "http://"+server.ip+":8080/")
-	for _, kind := range []string{"clusterrolebinding", "clusterrole"} {
-		if _, err := kubectl(t.Context(), nil, "delete", kind, "culvert-node", "culvert-controller"); err != nil {
-			t.Fatal(err)
-		}
-	}
-	if _, err := kubectl(t.Context(), nil, "delete", "rolebinding,role", "-n", system, "--all"); err != nil {
-		t.Fatal(err)
-	}
-	if err := m.remove(t.Context()); err != nil {
-		t.Fatal(err)
-	}
-	client.mustGet("http://" + server.ip + ":8080/")
-	t.Logf("%d requests", load.faultless().Requests)
-	if shared.nodes != nil && (client.captured() || server.captured()) {
-		t.Error("rules stay in a pod: its traffic is refused for ever")
-	}
-	fresh := ns.run("fresh", onNode(n2)) // the CNI plugin keeps nobody from starting
-	client.mustGet("http://" + fresh.ip + ":8080/")
 }
 
 // Agents keep serving with what they know while no controller is there, and follow changes when one is back.

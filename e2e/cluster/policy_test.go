@@ -4,6 +4,7 @@ import (
 	"bufio"
 	"context"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"math/big"
 	"net/http"
@@ -369,7 +370,6 @@ func TestLiveRevocation(t *testing.T) {
 	begin = time.Now()
 	m.revoke(t, m.serial(t, client))
 	took := mine.cut(begin)
-	// The list comes by a mounted ConfigMap, which a kubelet looks at when it pleases.
 	t.Logf("certificate: ended after %v, most of which the list needs to reach the agent", took.Round(time.Millisecond))
 	t.Logf("the other client: %+v", other.unbroken())
 }
@@ -383,6 +383,7 @@ func (m *installation) revoke(t *testing.T, serial string) {
 		_, err := kubectl(ctx, nil, "patch", "secret", "-n", system, "culvert-ca", "--type=merge", "-p", patch)
 		return err
 	}
+	before := m.revoked(t)
 	if err := set(serial + "\n"); err != nil {
 		t.Fatal(err)
 	}
@@ -391,6 +392,13 @@ func (m *installation) revoke(t *testing.T, serial string) {
 			t.Error(err)
 		}
 	})
+	wait(t, "a revocation list is published", func() error {
+		if m.revoked(t) == before {
+			return errors.New("it is the one of before")
+		}
+		return nil
+	})
+	m.deliver(t)
 }
 
 // serial is the number of the certificate that the agent has for the pod's identity, in hexadecimal.

@@ -14,13 +14,43 @@ import (
 	"testing"
 )
 
+// Whoever deletes manifests in any order takes the agents' permissions away first. They leave the pods all the same.
+func TestUninstallWithoutPermissions(t *testing.T) {
+	m := mesh(t)
+	n1, n2 := twoNodes(t)
+	ns := namespace(t, modeLabel+"=ambient")
+	client, server := ns.run("client", onNode(n1)).enrolled(), ns.run("server", onNode(n2)).enrolled()
+	wantTLS(t, client, server)
+	load := client.start("load", "--pause=5ms", "http://"+server.ip+":8080/")
+	for _, kind := range []string{"clusterrolebinding", "clusterrole"} {
+		if _, err := kubectl(t.Context(), nil, "delete", kind, "culvert-node", "culvert-controller"); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if _, err := kubectl(t.Context(), nil, "delete", "rolebinding,role", "-n", system, "--all"); err != nil {
+		t.Fatal(err)
+	}
+	if err := m.uninstall(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	client.mustGet("http://" + server.ip + ":8080/")
+	t.Logf("%d requests", load.faultless().Requests)
+	if shared.nodes != nil && (client.captured() || server.captured()) {
+		t.Error("rules stay in a pod: its traffic is refused for ever")
+	}
+	fresh := ns.run("fresh", onNode(n2)) // the CNI plugin keeps nobody from starting
+	client.mustGet("http://" + fresh.ip + ":8080/")
+}
+
 // picture is what can be seen of a place: name of a fact to its value.
 type picture map[string]string
 
 // Uninstalling puts back what was there: pods serve on without a restart, and no rule, route, sysctl, listener, annotation,
 // mount or file differs from before.
 func TestUninstallLeavesNothing(t *testing.T) {
-	noMesh(t)
+	if err := shared.mesh.remove(t.Context()); err != nil {
+		t.Fatal(err)
+	}
 	needNodes(t)
 	n1, n2 := twoNodes(t)
 	ns := namespace(t, modeLabel+"=ambient")
