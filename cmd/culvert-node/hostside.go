@@ -178,16 +178,14 @@ func (h *hostSide) findings() []string {
 }
 
 // remove takes the rules away.
-func (h *hostSide) remove() {
+func (h *hostSide) remove() error {
 	if h.rules == nil {
-		return
+		return nil
 	}
 	h.turn.Lock()
 	defer h.turn.Unlock()
 	h.removed = true
-	if err := h.rules.Delete(); err != nil {
-		h.log.Error("the host's rules could not be removed", "error", err)
-	}
+	return h.rules.Delete()
 }
 
 func texts[T fmt.Stringer](list []T) []string {

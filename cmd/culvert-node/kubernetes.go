@@ -242,40 +242,6 @@ func (n *node) keepPlugin(ctx context.Context) error {
 	return c.installer.Run(ctx)
 }
 
-// leave is the first thing at the end of the agent. After an uninstallation the plugin goes first, so that starting pods
-// do not wait for an agent that never comes, then the pods leave the mesh, and at last the host's rules go.
-func (c *cluster) leave(ctx context.Context) {
-	if !c.agent.Uninstalled(ctx) {
-		c.log.Info("pods stay captured for the next agent")
-		return
-	}
-	c.log.Info("the mesh is uninstalled: pods of this node leave it")
-	c.stopPlugin()
-	if c.installer != nil {
-		select {
-		case <-c.pluginDone:
-		case <-ctx.Done():
-		}
-		if err := c.installer.Uninstall(ctx); err != nil {
-			c.log.Error("CNI plugin could not be removed from the node", "error", err)
-		}
-	}
-	for _, st := range c.agent.LeaveAll(ctx) {
-		c.log.Error("pod is captured still", "pod", st.Pod.String(), "state", string(st.State), "error", st.Err)
-	}
-	c.host.remove()
-	c.left.Store(true)
-}
-
-// removeFiles removes what the agent has made to be called. Directories stay that have something of others in them.
-func (c *cluster) removeFiles() {
-	_ = os.Remove(c.socket)
-	_ = os.Remove(filepath.Dir(c.socket))
-	if err := install.RemoveEmpty(filepath.Join(c.settings.procRoot, "1", "root"), c.settings.runDir); err != nil {
-		c.log.Info("a directory stays on the node", "error", err)
-	}
-}
-
 // superseded reports whether a newer agent has taken the hand-off socket.
 func (c *cluster) superseded() bool {
 	now := inode(c.socket)
