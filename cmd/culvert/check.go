@@ -9,8 +9,12 @@ import (
 	"text/tabwriter"
 
 	"github.com/spf13/cobra"
+	"helm.sh/helm/v3/pkg/storage"
+	"helm.sh/helm/v3/pkg/storage/driver"
 
+	"github.com/culvert-mesh/culvert/cmd/internal/access"
 	"github.com/culvert-mesh/culvert/cmd/internal/inspect"
+	"github.com/culvert-mesh/culvert/deploy"
 )
 
 // errFound makes the exit status 1 when the findings have said why.
@@ -23,8 +27,8 @@ func checkCommand() *cobra.Command {
 		Use:   "check",
 		Short: "Say what is missing or wrong, on this machine and in the cluster",
 		Long: `Say what is missing or wrong: features of this machine's kernel (as root), and, where a kubeconfig names a cluster, its
-version, its CNI, controller and agents, what the agents found on their nodes (among it what the exemption for the
-kubelet's probes leaves open), taints, and pods that are labelled for the mesh and not in it.
+version, its CNI, controller and agents and their permissions, what the agents found on their nodes (among it what the
+exemption for the kubelet's probes leaves open), taints, and pods that are labelled for the mesh and not in it.
 
 The exit status is 1 when something does not work.`,
 		Args: cobra.NoArgs,
@@ -70,7 +74,16 @@ func checkCluster(cmd *cobra.Command, kube kubeFlags) ([]inspect.Finding, error)
 	if err != nil {
 		return nil, err
 	}
-	return inspect.Cluster(cmd.Context(), a, inspect.NewAgents(a), kube.namespace())
+	return inspect.Cluster(cmd.Context(), a, inspect.NewAgents(a), kube.namespace(), releaseOf(a, kube.namespace()))
+}
+
+// releaseOf returns the manifests of the release that is installed in a namespace, or "" where it is not known.
+func releaseOf(a *access.Access, namespace string) string {
+	release, err := storage.Init(driver.NewSecrets(a.Kube.CoreV1().Secrets(namespace))).Deployed(deploy.Release)
+	if err != nil {
+		return "" // installed with kubectl, or Secrets are not for this user
+	}
+	return release.Manifest
 }
 
 func checkOutput(output string) error {

@@ -8,6 +8,7 @@ import (
 	"slices"
 	"strings"
 	"sync"
+	"time"
 
 	appsv1 "k8s.io/api/apps/v1"
 	corev1 "k8s.io/api/core/v1"
@@ -24,16 +25,18 @@ type cluster struct {
 	access    *access.Access
 	agents    Agents
 	namespace string
+	release   string // manifests
 	nodes     []corev1.Node
 	pods      []corev1.Pod // of agents
 	sets      []appsv1.DaemonSet
 	networks  map[string][]string // configurations that runtimes use: to the nodes where they do
 }
 
-// Cluster looks at everything: versions, CNI, controller, agents and what they found, taints, pods that are to be in the
-// mesh and are not. The error says that the cluster could not be asked at all.
-func Cluster(ctx context.Context, a *access.Access, agents Agents, namespace string) ([]Finding, error) {
-	c := &cluster{access: a, agents: agents, namespace: namespace, networks: map[string][]string{}}
+// Cluster looks at everything: versions, CNI, controller, permissions, agents and what they found, taints, pods that are to be in the
+// mesh and are not. The manifests of the installed release say what permissions are needed; they are empty where it is not
+// Helm's. The error says that the cluster could not be asked at all.
+func Cluster(ctx context.Context, a *access.Access, agents Agents, namespace, release string) ([]Finding, error) {
+	c := &cluster{access: a, agents: agents, namespace: namespace, release: release, networks: map[string][]string{}}
 	v, err := a.Version(ctx, deploy.MinKubernetes)
 	switch {
 	case v == nil:
@@ -51,6 +54,7 @@ func Cluster(ctx context.Context, a *access.Access, agents Agents, namespace str
 	if !c.checkInstalled(ctx) {
 		return c.all, nil
 	}
+	c.checkPermissions(ctx)
 	c.checkAgents()
 	c.askAgents(ctx)
 	c.tellNetworks()
@@ -92,17 +96,24 @@ func (c *cluster) checkInstalled(ctx context.Context) bool {
 		return false
 	}
 	about := "Deployment " + deploy.Deployment
+	const suffers = "agents go on with what they know, new identities are not certified"
 	switch {
+	case apierrors.IsNotFound(err):
+		c.add(Wrong, about, "is missing ("+c.repair()+"): "+suffers)
 	case err != nil:
 		c.add(Wrong, about, c.access.Explain(err).Error())
 	case controller.Status.AvailableReplicas == 0:
-		c.add(Wrong, about, "no replica is available: agents go on with what they know, new identities are not certified")
+		c.add(Wrong, about, "no replica is available: "+suffers)
 	case controller.Spec.Replicas != nil && controller.Status.AvailableReplicas < *controller.Spec.Replicas:
 		c.add(Warning, about, fmt.Sprintf("%d of %d replicas are available", controller.Status.AvailableReplicas, *controller.Spec.Replicas))
 	default:
 		c.add(OK, about, fmt.Sprintf("%d replicas, %s", controller.Status.AvailableReplicas, image(controller.Spec.Template)))
 	}
 	about = "DaemonSet " + deploy.DaemonSet
+	if apierrors.IsNotFound(setErr) {
+		c.add(Wrong, about, "is missing ("+c.repair()+"): nobody starts agents, and pods leave the mesh when theirs ends")
+		return true
+	}
 	if setErr != nil {
 		c.add(Wrong, about, c.access.Explain(setErr).Error())
 		return true
@@ -141,6 +152,9 @@ func (c *cluster) checkAgents() {
 		default:
 			c.add(OK, about, "agent "+agent.Name+" is ready")
 		}
+		if agent != nil {
+			c.restarts(about, agent)
+		}
 		for _, t := range n.Spec.Taints {
 			if t.Key != "culvert.io/agent-not-ready" && t.Key != "cni.istio.io/not-ready" {
 				continue
@@ -150,6 +164,16 @@ func (c *cluster) checkAgents() {
 			} else {
 				c.add(Note, about, "has taint "+t.Key+" until its agent is ready")
 			}
+		}
+	}
+}
+
+// restarts tells of agents that ended without being told to.
+func (c *cluster) restarts(about string, agent *corev1.Pod) {
+	for _, s := range agent.Status.ContainerStatuses {
+		if last := s.LastTerminationState.Terminated; last != nil {
+			c.add(Warning, about, fmt.Sprintf("agent %s was restarted %d times; at last it ended at %s with %d (%s) %s",
+				agent.Name, s.RestartCount, last.FinishedAt.UTC().Format(time.RFC3339), last.ExitCode, last.Reason, last.Message))
 		}
 	}
 }
@@ -213,6 +237,7 @@ func (c *cluster) askAgents(ctx context.Context) {
 		case state.Kubernetes == nil:
 			c.add(Warning, about, "its agent does not follow the cluster (no --kubernetes)")
 		default:
+			state.Kubernetes.CNIPluginError = deploy.HostPaths(&pod.Spec).Replace(state.Kubernetes.CNIPluginError)
 			c.tell(about, &state)
 		}
 	})

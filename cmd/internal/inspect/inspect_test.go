@@ -11,12 +11,14 @@ import (
 	"time"
 
 	appsv1 "k8s.io/api/apps/v1"
+	authv1 "k8s.io/api/authorization/v1"
 	corev1 "k8s.io/api/core/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/runtime"
 	"k8s.io/apimachinery/pkg/version"
 	fakediscovery "k8s.io/client-go/discovery/fake"
 	"k8s.io/client-go/kubernetes/fake"
+	clienttesting "k8s.io/client-go/testing"
 
 	"github.com/culvert-mesh/culvert/cmd/internal/access"
 	"github.com/culvert-mesh/culvert/cmd/internal/inspect"
@@ -44,8 +46,18 @@ func (a *agents) Get(_ context.Context, ns, pod, path string) ([]byte, error) {
 }
 
 func connect(v string, objects ...runtime.Object) *access.Access {
+	return connectAs(v, func(authv1.SubjectAccessReviewSpec) bool { return true }, objects...)
+}
+
+// connectAs is a cluster that allows what the function says.
+func connectAs(v string, allowed func(authv1.SubjectAccessReviewSpec) bool, objects ...runtime.Object) *access.Access {
 	kube := fake.NewClientset(objects...)
 	kube.Discovery().(*fakediscovery.FakeDiscovery).FakedServerVersion = &version.Info{GitVersion: v}
+	kube.PrependReactor("create", "subjectaccessreviews", func(a clienttesting.Action) (bool, runtime.Object, error) {
+		review := a.(clienttesting.CreateAction).GetObject().(*authv1.SubjectAccessReview)
+		review.Status.Allowed = allowed(review.Spec)
+		return true, review, nil
+	})
 	return &access.Access{Kube: kube, Server: "https://here"}
 }
 
@@ -64,8 +76,14 @@ func agent(name, node string, ready bool) *corev1.Pod {
 	}
 	return &corev1.Pod{
 		ObjectMeta: metav1.ObjectMeta{Name: name, Namespace: namespace, Labels: map[string]string{"app": "culvert-node", "istio.io/dataplane-mode": "none"}},
-		Spec:       corev1.PodSpec{NodeName: node},
-		Status:     corev1.PodStatus{Phase: corev1.PodRunning, Conditions: []corev1.PodCondition{{Type: corev1.PodReady, Status: status}}},
+		Spec: corev1.PodSpec{
+			NodeName:   node,
+			Containers: []corev1.Container{{VolumeMounts: []corev1.VolumeMount{{Name: "net", MountPath: "/host/cni/net.d"}, {Name: "token", MountPath: "/var"}}}},
+			Volumes: []corev1.Volume{
+				{Name: "net", VolumeSource: corev1.VolumeSource{HostPath: &corev1.HostPathVolumeSource{Path: "/etc/cni/net.d"}}}, {Name: "token"},
+			},
+		},
+		Status: corev1.PodStatus{Phase: corev1.PodRunning, Conditions: []corev1.PodCondition{{Type: corev1.PodReady, Status: status}}},
 	}
 }
 
@@ -101,6 +119,10 @@ const fine = `{"kubernetes":{"probes":[],"cniPluginReady":true,"cni":{"file":"10
 
 func TestCluster(t *testing.T) {
 	good := append(workloads("culvert:v1", 2), node("n1", "6.1.0-13-amd64"), agent("a1", "n1", true), space("shop", ambient), appPod("shop", "web", "enabled", nil), daemonSet("kube-system", "kindnet"))
+	crashed := agent("a2", "n2", true)
+	crashed.Status.ContainerStatuses = []corev1.ContainerStatus{{RestartCount: 3, LastTerminationState: corev1.ContainerState{
+		Terminated: &corev1.ContainerStateTerminated{ExitCode: 137, Reason: "OOMKilled", FinishedAt: metav1.Date(2026, 1, 2, 3, 4, 5, 0, time.UTC)},
+	}}}
 	tests := []struct {
 		name    string
 		version string
@@ -121,13 +143,16 @@ func TestCluster(t *testing.T) {
 		{name: "agent-not-ready", objects: append(slices.Clone(good), node("n2", "6.1.0", "culvert.io/agent-not-ready"), agent("a2", "n2", false)), failed: true, want: []string{"error node n2: agent a2 is not ready", "note node n2: has taint culvert.io/agent-not-ready until"}},
 		{name: "taint-stays", objects: append(slices.Clone(good), node("n2", "6.1.0", "cni.istio.io/not-ready"), agent("a2", "n2", true)), failed: true, want: []string{"error node n2: still has taint cni.istio.io/not-ready"}},
 		{name: "no-controller", objects: append(workloads("culvert:v1", 0), node("n1", "6.1.0"), agent("a1", "n1", true)), failed: true, want: []string{"error Deployment culvert-controller: no replica is available"}},
+		{name: "missing-controller", objects: append(slices.Clone(good[:1]), good[2:]...), failed: true, want: []string{"error Deployment culvert-controller: is missing (culvert upgrade puts it back): agents go on"}},
+		{name: "missing-daemonset", objects: good[1:], failed: true, want: []string{"error DaemonSet culvert-node: is missing (culvert upgrade puts it back)"}},
+		{name: "crashed-agent", objects: append(slices.Clone(good), node("n2", "6.1.0"), crashed), want: []string{"ok node n2: agent a2 is ready", "warning node n2: agent a2 was restarted 3 times; at last it ended at 2026-01-02T03:04:05Z with 137 (OOMKilled)"}},
 		{name: "half-a-controller", objects: append(workloads("culvert:v0", 1), node("n1", "6.1.0"), agent("a1", "n1", true)), want: []string{"warning Deployment culvert-controller: 1 of 2", "warning DaemonSet culvert-node: is of another image"}},
 		{name: "open-probes", objects: good, dump: `{"kubernetes":{"cniPluginReady":true,"probes":["uid: every process of root passes"]}}`, want: []string{"warning node n1: probes: uid: every process of root passes"}},
 		{name: "network-policies-off", objects: good, dump: `{"kubernetes":{"probes":[],"cniPluginReady":true},"networkPolicies":{"state":"not evaluated: left to the CNI"}}`, want: []string{"note node n1: network policies: not evaluated"}},
 		{name: "network-policies-missing", objects: good, failed: true, dump: `{"kubernetes":{"probes":[],"cniPluginReady":true},"networkPolicies":{"evaluated":true,"state":"evaluated"}}`, want: []string{"error node n1: its agent has not heard of network policies yet"}},
 		{name: "network-policy-fault", objects: good, dump: `{"kubernetes":{"probes":[],"cniPluginReady":true},"networkPolicies":{"evaluated":true,"ready":true,"faults":{"netpol a/b":"no such port"}}}`, want: []string{"warning node n1: netpol a/b allows less than it says, because it cannot be understood: no such port"}},
 		{name: "no-kubelet", objects: good, dump: `{"kubernetes":{"cniPluginReady":true,"probes":["missing: no kubelet was found"]}}`, failed: true, want: []string{"error node n1: probes: missing"}},
-		{name: "no-plugin", objects: good, dump: `{"kubernetes":{"probes":[],"cniPluginReady":false,"cniPluginError":"not JSON\u001b[0m"}}`, failed: true, want: []string{"error node n1: CNI plugin is not in place: not JSON"}},
+		{name: "no-plugin", objects: good, dump: `{"kubernetes":{"probes":[],"cniPluginReady":false,"cniPluginError":"/host/cni/net.d/x is not JSON\u001b[0m"}}`, failed: true, want: []string{"error node n1: CNI plugin is not in place: /etc/cni/net.d/x is not JSON"}},
 		{name: "nonsense", objects: good, dump: `<html>`, want: []string{"warning node n1: its agent could not be asked"}},
 		{name: "networks", objects: append(slices.Clone(good), node("n2", "6.1.0"), agent("a2", "n2", true), node("n3", "6.1.0"), agent("a3", "n3", true)), dump: `{"kubernetes":{"probes":[],"cniPluginReady":true,"cni":{"file":"x\u001b.conf","network":"y"}}}`, want: []string{
 			`ok CNI: network "y" of x .conf: (node n1)`, `ok CNI: network "kindnet" of 10-kindnet.conflist: ptp, portmap, culvert-cni (2 nodes)`,
@@ -155,7 +180,7 @@ func TestCluster(t *testing.T) {
 			default:
 				asked.answers["a1 /config_dump"] = tt.dump
 			}
-			found, err := inspect.Cluster(t.Context(), connect(tt.version, tt.objects...), asked, namespace)
+			found, err := inspect.Cluster(t.Context(), connect(tt.version, tt.objects...), asked, namespace, "kind: Nothing")
 			if err != nil {
 				t.Fatal(err)
 			}
