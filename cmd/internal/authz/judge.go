@@ -8,6 +8,9 @@ import (
 
 type ruleMeaning = kube.RuleMeaning
 
+// neverMatches reports whether the rule certainly matches nothing.
+func neverMatches(r *ruleMeaning) bool { return r.Never || never(r.Clauses) }
+
 // judge is the agents' evaluator with one policy that denies what a rule matches.
 type judge struct{ snapshot *policy.Snapshot }
 

@@ -4,6 +4,7 @@ import (
 	"cmp"
 	"fmt"
 	"slices"
+	"strconv"
 	"strings"
 
 	"github.com/culvert-mesh/culvert/workload/policy"
@@ -118,6 +119,9 @@ func (l *linter) authorization(a *authorization) {
 		return
 	}
 	l.root(a)
+	if _, err := strconv.ParseBool(a.annotation); a.annotation != "" && err != nil {
+		l.add(Warning, "dry-run", a, -1, fmt.Sprintf("annotation istio.io/dry-run is %q, which is no boolean: the policy is enforced", a.annotation), "write true, or take the annotation out")
+	}
 	if a.dryRun {
 		l.add(Note, "dry-run", a, -1, "the policy is for a dry run: it decides nothing", "when its metrics and log lines are as expected, remove the annotation istio.io/dry-run")
 	}
@@ -134,29 +138,34 @@ func (l *linter) status(a *authorization) {
 	c := a.condition
 	switch {
 	case a.invalid():
-		l.add(Error, "invalid", a, -1, "the policy cannot be understood, and so denies everything that it governs: "+a.policy.Invalid, "correct the value")
+		effect := "denies everything that it governs"
+		if a.policy.DryRun || a.policy.Action == policy.Audit {
+			effect = "decides nothing"
+		}
+		l.add(Error, "invalid", a, -1, "the policy cannot be understood, and so "+effect+": "+a.policy.Invalid, "correct the value")
 	case a.attached && !c.Status:
 		l.add(Error, "not-attached", a, -1, "no waypoint enforces the policy, and agents do not: "+c.Message, "deploy a waypoint and let the target use it, or select workloads with a selector instead of targetRefs")
 	case a.attached && c.Reason != "Accepted":
 		l.add(Warning, "not-attached", a, -1, "part of the policy is not enforced: "+c.Message, "correct targetRefs")
 	case a.action == "CUSTOM":
 		l.add(Error, "custom", a, -1, "the CUSTOM action needs a waypoint; without one agents deny what the policy selects", "attach the policy to something with a waypoint by targetRefs, or use ALLOW or DENY")
-	case c.Type != "" && !c.Status:
-		l.add(Warning, "unsupported", a, -1, c.Message, "see the policy's status")
 	}
 }
 
 // rules looks at what the rules match by themselves.
 func (l *linter) rules(a *authorization) {
 	dead := 0
-	for i, r := range a.rules {
+	for i := range a.rules {
+		r := &a.rules[i]
+		if a.action != "CUSTOM" && r.Fault == "" {
+			l.conditions(a, i, r)
+		}
 		switch {
 		case a.action == "CUSTOM" || r.Fault != "":
-		case r.Never:
-			dead++
-			l.add(Warning, "l7-without-waypoint", a, i, "the rule never matches: "+r.Note, "attach the policy to a waypoint by targetRefs, or take the HTTP conditions out")
-		case r.Note != "":
-			l.add(Warning, "l7-without-waypoint", a, i, "the rule refuses more than it says, now "+ruleText(r.Clauses)+": "+r.Note, "attach the policy to a waypoint by targetRefs, or take the HTTP conditions out")
+		case len(r.Vacant) > 0 || r.Note != "":
+			if neverMatches(r) {
+				dead++
+			}
 		case never(r.Clauses):
 			dead++
 			l.add(Warning, "never-matches", a, i, "the rule contradicts itself, so it never matches: "+ruleText(r.Clauses), "alternatives belong into one list or into two rules")
@@ -172,6 +181,26 @@ func (l *linter) rules(a *authorization) {
 		l.add(Note, "matches-nothing", a, -1, "an ALLOW policy without rules lets nobody in but whom another ALLOW policy names", "nothing, if that is meant (deny by default)")
 	case dead == len(a.rules) && a.action == "ALLOW":
 		l.add(Warning, "matches-nothing", a, -1, "none of the rules of this ALLOW policy ever matches: it lets nobody in", "correct its rules")
+	}
+}
+
+// conditions looks for what agents do not judge in a rule, and for lists that are empty.
+func (l *linter) conditions(a *authorization, i int, r *ruleMeaning) {
+	effect := "the rule never matches: "
+	switch {
+	case neverMatches(r):
+	case a.action == "ALLOW":
+		effect = "a part of the rule never matches: "
+	case a.action == "AUDIT":
+		effect = "the rule audits more than it says, now " + ruleText(r.Clauses) + ": "
+	default:
+		effect = "the rule refuses more than it says, now " + ruleText(r.Clauses) + ": "
+	}
+	if r.Note != "" {
+		l.add(Warning, "l7-without-waypoint", a, i, effect+r.Note, "attach the policy to a waypoint by targetRefs, or take the HTTP conditions out")
+	}
+	if len(r.Vacant) > 0 {
+		l.add(Warning, "empty-list", a, i, effect+vacantText(a, r), "write what belongs into the list, or take the list out")
 	}
 }
 
@@ -268,104 +297,6 @@ func (l *linter) servicePorts(a *authorization, governed []*pod) {
 						l.add(Warning, "service-port", a, i, fmt.Sprintf("port %d is a Service's; the pods behind it listen on %d, and that is what policies are about", port, target), fmt.Sprintf("write %d", target))
 					}
 				}
-			}
-		}
-	}
-}
-
-func (l *linter) peerAuthentications() {
-	for _, p := range l.peers {
-		add := func(s Severity, check, text, remedy string) {
-			l.found = append(l.found, Finding{s, check, "PeerAuthentication", p.namespace, p.name, -1, text, remedy})
-		}
-		switch c := p.condition; {
-		case c.Reason == "Invalid":
-			add(Error, "invalid", "it cannot be understood: "+c.Message, "correct the value")
-			continue
-		case c.Type != "" && !c.Status:
-			add(Warning, "overruled", "it is not in force: "+c.Message, "keep one of the two")
-		case c.Message != "":
-			add(Note, "root-namespace", c.Message, "move it to the namespace that it is for")
-		}
-		if len(p.selector) == 0 {
-			continue
-		}
-		here, selected := 0, 0
-		for _, pod := range l.pods {
-			if pod.namespace == p.namespace {
-				here++
-				if contains(pod.labels, p.selector) {
-					selected++
-				}
-			}
-		}
-		if selected == 0 && here > 0 {
-			add(Warning, "selects-nothing", "its selector "+labelsText(p.selector)+" selects no pod", "correct the selector")
-		}
-	}
-}
-
-// identifies reports whether the rule matches some sources by their identity.
-func identifies(r rule) bool {
-	ways, ok := alternatives(r)
-	return ok && slices.ContainsFunc(ways, conjunction.identified)
-}
-
-// portFor returns a port that the rule may be about.
-func (l *linter) portFor(r rule, p *pod) uint16 {
-	for _, clause := range r {
-		for i := range clause {
-			if ports := clause[i].DestinationPorts; len(ports) > 0 {
-				return ports[0]
-			}
-		}
-	}
-	known := l.portsOf(p, nil)
-	if len(known) > 0 {
-		return known[0]
-	}
-	return otherPort(known)
-}
-
-// disabled reports whether clients of the mesh send plaintext to the pod.
-func (l *linter) disabled(p *pod) bool {
-	return l.translation.PeerMode(p.namespace, p.labels).Mode == "DISABLE"
-}
-
-// takesPlaintext reports whether PeerAuthentication lets plaintext through to the port.
-func (l *linter) takesPlaintext(p *pod, port uint16) bool {
-	mode := l.translation.PeerMode(p.namespace, p.labels)
-	if own, ok := mode.Ports[port]; ok {
-		return own != "STRICT"
-	}
-	return mode.Mode != "STRICT"
-}
-
-// plaintext looks at rules about identities where connections without one are taken.
-func (l *linter) plaintext(a *authorization, governed []*pod) {
-	noted := false
-	for i, r := range a.rules {
-		if r.Never || !identifies(r.Clauses) {
-			continue
-		}
-		for _, p := range governed {
-			port := l.portFor(r.Clauses, p)
-			if !p.in || !l.takesPlaintext(p, port) {
-				continue
-			}
-			if a.policy.Action == policy.Allow {
-				if l.disabled(p) {
-					l.add(Warning, "identity-not-seen", a, i, "it names identities, and "+p.title()+" is announced without mTLS (PeerAuthentication DISABLE): whom it names is not recognised there", "another mode, or rules about addresses")
-				} else if !noted {
-					noted = true
-					l.add(Note, "permissive", a, -1, "it names identities, and "+p.title()+" also takes plaintext, which has none and is refused by this policy", "with every client in the mesh, say so with a STRICT PeerAuthentication")
-				}
-				break
-			}
-			arrival := l.arrive(source{addr: unknownAddr()}, p, dialled{port: port})
-			if l.policies.Evaluate(p.workload, arrival.connection).Allowed {
-				l.add(Warning, "plaintext-evades", a, i, "it refuses by identity, and "+p.title()+" also takes plaintext: whoever is refused can come without an identity", "a STRICT PeerAuthentication closes that")
-				break
 			}
 		}
 	}

@@ -149,12 +149,16 @@ func (w *World) reach(pods []*pod) Reach {
 // view puts a policy into words.
 func (w *World) view(a *authorization) Governing {
 	g := Governing{Policy: a.key(), Action: a.action, Scope: w.scope(a), DryRun: a.dryRun, Status: a.condition.Reason, Rules: []RuleView{}}
-	said := func(m ruleMeaning) bool { return m.Note == a.condition.Message }
-	if a.condition.Reason != "Accepted" && !slices.ContainsFunc(a.rules, said) {
+	said := func(m ruleMeaning) bool { return m.Note != "" || len(m.Vacant) > 0 }
+	if a.condition.Reason != "Accepted" && (a.invalid() || !slices.ContainsFunc(a.rules, said)) {
 		g.Status += ": " + a.condition.Message
 	}
 	for i, m := range a.rules {
-		g.Rules = append(g.Rules, RuleView{Index: i, Text: meaningText(&m), Note: m.Note})
+		note := m.Note
+		if len(m.Vacant) > 0 {
+			note = strings.TrimPrefix(note+" "+vacantText(a, &m), " ")
+		}
+		g.Rules = append(g.Rules, RuleView{Index: i, Text: meaningText(&m), Note: note})
 	}
 	return g
 }

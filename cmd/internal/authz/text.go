@@ -39,6 +39,15 @@ func ruleText(clauses [][]policy.Match) string {
 	return strings.Join(parts, ", ")
 }
 
+// vacantText says of which lists a rule is emptier than its author may think.
+func vacantText(a *authorization, m *ruleMeaning) string {
+	lists := strings.Join(m.Vacant[:min(len(m.Vacant), maxValues)], ", ")
+	if a.action == "ALLOW" {
+		return "nobody is in a list that is empty (" + lists + ")"
+	}
+	return "a list that is empty is passed over (" + lists + ")"
+}
+
 // matchText says in words what a match asks for; nothing for one that never matches.
 func matchText(m *policy.Match) string {
 	var parts []string

@@ -79,6 +79,7 @@ type authorization struct {
 	namespace, name string
 	action          string // as written; ALLOW when nothing is
 	selector        map[string]string
+	annotation      string // istio.io/dry-run
 	dryRun          bool
 	attached        bool           // to something with a waypoint, by targetRefs
 	policy          *policy.Policy // what agents judge by; nil when nothing
@@ -218,7 +219,7 @@ func (w *World) collectPolicies() {
 			action, _, _ := unstructured.NestedString(u.Object, "spec", "action")
 			a := &authorization{
 				namespace: u.GetNamespace(), name: u.GetName(), action: cmp.Or(action, "ALLOW"), selector: selector,
-				condition: condition, rules: w.translation.Rules(u),
+				annotation: u.GetAnnotations()["istio.io/dry-run"], condition: condition, rules: w.translation.Rules(u),
 			}
 			a.written, _, _ = unstructured.NestedSlice(u.Object, "spec", "rules")
 			a.policy = w.policies.Policy(a.key())

@@ -4,6 +4,7 @@ import (
 	"cmp"
 	"fmt"
 	"slices"
+	"strings"
 
 	corev1 "k8s.io/api/core/v1"
 	discoveryv1 "k8s.io/api/discovery/v1"
@@ -131,6 +132,9 @@ type RuleMeaning struct {
 	Never bool
 	// Note says what agents do not enforce of it; empty when they enforce all.
 	Note string
+	// Vacant names the lists of the rule that are written down and empty: an
+	// ALLOW rule with one never matches, elsewhere they are passed over.
+	Vacant []string
 	// Fault says why the rule cannot be read; empty when it can.
 	Fault string
 }
@@ -152,15 +156,19 @@ func (t *Translation) Rules(u *unstructured.Unstructured) []RuleMeaning {
 			one[k] = v
 		}
 		one["rules"] = []any{r}
-		o := translateAuthorization(&unstructured.Unstructured{Object: map[string]any{
+		o, found := readAuthorization(&unstructured.Unstructured{Object: map[string]any{
 			"apiVersion": u.GetAPIVersion(), "kind": u.GetKind(), "metadata": u.Object["metadata"], "spec": one,
 		}}, &t.state.settings)
 		if o.policy == nil {
 			return nil
 		}
-		m := RuleMeaning{Fault: o.policy.Invalid}
-		if o.verdict.Reason == reasonUnsupported {
-			m.Note = o.verdict.Message
+		alone := func(text string) string { return strings.TrimPrefix(text, atRule(0)) }
+		m := RuleMeaning{Fault: alone(o.policy.Invalid)}
+		if m.Fault == "" {
+			m.Note = found.unenforced()
+		}
+		for _, list := range found.vacant {
+			m.Vacant = append(m.Vacant, alone(list))
 		}
 		if len(o.policy.Rules) == 0 {
 			m.Never = m.Fault == ""

@@ -114,6 +114,11 @@ func TestTranslationRules(t *testing.T) {
 	if rules[2].Fault == "" {
 		t.Errorf("with an unreadable port: %+v", rules[2])
 	}
+	// What is said of a rule does not count it among others.
+	const spec = `{apiVersion: security.istio.io/v1, kind: AuthorizationPolicy, metadata: {namespace: ns, name: p}, spec: {rules: [{}, {to: [{operation: {ports: [http]}}]}, {from: [{source: {principals: []}}]}]}}`
+	if got := tr.Rules(custom(t, spec)); got[1].Fault != `ports: "http" is no port` || got[2].Fault != "" || got[2].Note != "" || !slices.Equal(got[2].Vacant, []string{"from 0: principals"}) {
+		t.Errorf("got %+v", got)
+	}
 	if got := tr.Rules(custom(t, `{apiVersion: security.istio.io/v1, kind: AuthorizationPolicy, metadata: {namespace: ns, name: p}}`)); got != nil {
 		t.Errorf("without a spec: %+v", got)
 	}

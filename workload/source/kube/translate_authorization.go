@@ -59,6 +59,12 @@ func managed(conditionType string) bool {
 // translateAuthorization makes the policy that agents enforce of an
 // AuthorizationPolicy (reference, section 4.7), fail closed.
 func translateAuthorization(u *unstructured.Unstructured, s *settings) *authorizationObject {
+	o, _ := readAuthorization(u, s)
+	return o
+}
+
+// readAuthorization is translateAuthorization, with what was found in the rules.
+func readAuthorization(u *unstructured.Unstructured, s *settings) (*authorizationObject, *ruleReader) {
 	o := &authorizationObject{header: makeHeader(u), conditions: istioConditions(u)}
 	var spec securityv1.AuthorizationPolicy
 	unreadable := decodeSpec(u, &spec, true)
@@ -102,7 +108,7 @@ func translateAuthorization(u *unstructured.Unstructured, s *settings) *authoriz
 		c.readRules(p, spec.GetRules())
 	}
 	o.conclude(p, &c)
-	return o
+	return o, &c
 }
 
 // conclude says what becomes of the policy whose rules were read.
@@ -133,8 +139,7 @@ func (c *ruleReader) verdict(p *policy.Policy) Condition {
 	case c.custom:
 		v.Status, v.Reason, v.Message = false, reasonUnsupported, customMessage
 	case len(c.l7) > 0:
-		slices.Sort(c.l7)
-		v.Reason, v.Message = reasonUnsupported, fmt.Sprintf(l7Message, bounded(strings.Join(slices.Compact(c.l7), ", ")), c.consequence)
+		v.Reason, v.Message = reasonUnsupported, c.unenforced()
 	case p.Action == policy.Audit:
 		v.Message = auditMessage
 	}
@@ -147,9 +152,21 @@ func (c *ruleReader) verdict(p *policy.Policy) Condition {
 		c.note(fmt.Sprintf(text, bounded(strings.Join(c.vacant, ", "))))
 	}
 	for _, text := range c.notes {
-		v.Message += "; " + text
+		v.Message = strings.TrimSuffix(v.Message, ".") + "; " + text
 	}
 	return v
+}
+
+// unenforced says what agents do not enforce; empty when they enforce all.
+func (c *ruleReader) unenforced() string {
+	switch {
+	case c.custom:
+		return customMessage
+	case len(c.l7) == 0:
+		return ""
+	}
+	slices.Sort(c.l7)
+	return fmt.Sprintf(l7Message, bounded(strings.Join(slices.Compact(c.l7), ", ")), c.consequence)
 }
 
 // scope is that of a policy with the object's selector. An empty selector

@@ -43,12 +43,15 @@ func (c *ruleReader) readRules(p *policy.Policy, rules []*securityv1.Rule) {
 		if c.err != nil {
 			return
 		}
-		c.at = "rule " + strconv.Itoa(i) + ": "
+		c.at = atRule(i)
 		if rule, ok := c.rule(r, c.written.rule(i)); ok {
 			p.Rules = append(p.Rules, rule)
 		}
 	}
 }
+
+// atRule is before what is said of one rule among others.
+func atRule(i int) string { return "rule " + strconv.Itoa(i) + ": " }
 
 // clauseReader collects the matches of one clause.
 type clauseReader struct {
