@@ -35,6 +35,7 @@ func (i *Installer) Install(ctx context.Context, o Options) error {
 	if err := i.namespace(ctx); err != nil {
 		return err
 	}
+	keepCA := i.hasCA(ctx) // one of before is not of this installation
 	install := action.NewInstall(i.Helm)
 	install.ReleaseName = release
 	install.Namespace = i.Namespace
@@ -42,14 +43,14 @@ func (i *Installer) Install(ctx context.Context, o Options) error {
 	install.Timeout = o.Timeout
 	_, err := install.RunWithContext(ctx, i.Chart, o.Values)
 	if err != nil {
-		return i.undoInstall(ctx, o, fmt.Errorf("apply chart: %w", i.Access.Explain(err)))
+		return i.undoInstall(ctx, o, keepCA, fmt.Errorf("apply chart: %w", i.Access.Explain(err)))
 	}
 	i.say("chart applied in namespace %s", i.Namespace)
 	if !o.Wait {
 		return nil
 	}
 	if err := i.wait(ctx, o.Timeout); err != nil {
-		return i.undoInstall(ctx, o, err)
+		return i.undoInstall(ctx, o, keepCA, err)
 	}
 	i.say("Culvert %s is ready. Put a namespace into the mesh: kubectl label namespace NAME istio.io/dataplane-mode=ambient", i.Chart.AppVersion())
 	return nil
@@ -93,8 +94,14 @@ func (i *Installer) namespace(ctx context.Context) error {
 	return nil
 }
 
+// hasCA reports whether the authority's Secret is there. In doubt it is.
+func (i *Installer) hasCA(ctx context.Context) bool {
+	_, err := i.Access.Kube.CoreV1().Secrets(i.Namespace).Get(ctx, authority, metav1.GetOptions{})
+	return !apierrors.IsNotFound(err)
+}
+
 // undoInstall removes a failed installation and returns why it failed.
-func (i *Installer) undoInstall(ctx context.Context, o Options, cause error) error {
+func (i *Installer) undoInstall(ctx context.Context, o Options, keepCA bool, cause error) error {
 	if o.KeepFailed {
 		return fmt.Errorf("%w\nleft as it is, as asked; culvert uninstall removes it", cause)
 	}
@@ -104,8 +111,12 @@ func (i *Installer) undoInstall(ctx context.Context, o Options, cause error) err
 	}
 	i.say("rolling back: removing what was installed")
 	// The user's interrupt must not leave half of it.
-	if err := i.remove(context.WithoutCancel(ctx), o.Timeout); err != nil {
+	unclean, err := i.remove(context.WithoutCancel(ctx), o.Timeout, keepCA)
+	switch {
+	case err != nil:
 		return fmt.Errorf("%w\nrolling back failed too: %w", cause, err)
+	case len(unclean) > 0:
+		return fmt.Errorf("%w\nrolled back, but not everything is clean:\n%w", cause, errors.Join(unclean...))
 	}
-	return fmt.Errorf("%w\nrolled back: nothing of it is left but the custom resource definitions", cause)
+	return fmt.Errorf("%w\nrolled back: nothing of it is left but the custom resource definitions and the namespace", cause)
 }

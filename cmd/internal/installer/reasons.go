@@ -113,7 +113,7 @@ func (i *Installer) podReasons(ctx context.Context, b *strings.Builder, pod *cor
 	}
 }
 
-// eventsOf adds the newest warnings about an object.
+// eventsOf adds the newest warnings about an object, but for failed probes: they say of who is not ready that it is not.
 func (i *Installer) eventsOf(ctx context.Context, b *strings.Builder, name string) {
 	selector := fields.Set{"involvedObject.name": name, "type": corev1.EventTypeWarning}.AsSelector().String()
 	list, err := i.Access.Kube.CoreV1().Events(i.Namespace).List(ctx, metav1.ListOptions{FieldSelector: selector})
@@ -122,7 +122,7 @@ func (i *Installer) eventsOf(ctx context.Context, b *strings.Builder, name strin
 	}
 	// A server selects; what does not is selected here.
 	events := slices.DeleteFunc(list.Items, func(e corev1.Event) bool {
-		return e.InvolvedObject.Name != name || e.Type != corev1.EventTypeWarning
+		return e.InvolvedObject.Name != name || e.Type != corev1.EventTypeWarning || e.Reason == "Unhealthy"
 	})
 	slices.SortFunc(events, func(x, y corev1.Event) int { return y.LastTimestamp.Compare(x.LastTimestamp.Time) })
 	for n, e := range events {
@@ -144,8 +144,9 @@ func (i *Installer) logOf(ctx context.Context, b *strings.Builder, pod *corev1.P
 	if err != nil {
 		return // a container that never ran has none
 	}
+	paths := deploy.HostPaths(&pod.Spec)
 	for line := range strings.Lines(string(text)) {
-		fmt.Fprintf(b, "\n    log: %s", short(strings.TrimSpace(line)))
+		fmt.Fprintf(b, "\n    log: %s", short(strings.TrimSpace(paths.Replace(line))))
 	}
 }
 

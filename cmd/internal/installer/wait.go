@@ -117,31 +117,3 @@ func daemonSetProgress(d *appsv1.DaemonSet) progress {
 	p.done = seen && !p.nowhere && s.UpdatedNumberScheduled >= s.DesiredNumberScheduled && s.NumberAvailable >= s.DesiredNumberScheduled
 	return p
 }
-
-// waitGone returns when no pod of that label "app" is left, saying how many are while it waits. The error names the nodes
-// that still have one.
-func (i *Installer) waitGone(ctx context.Context, app string, timeout time.Duration) error {
-	bounded, cancel := context.WithTimeoutCause(ctx, timeout, errTimeUp)
-	defer cancel()
-	left := -1
-	var nodes []string
-	err := i.poll(bounded, func() (bool, error) {
-		pods, err := i.Access.Kube.CoreV1().Pods(i.Namespace).List(ctx, metav1.ListOptions{LabelSelector: "app=" + app})
-		if err != nil {
-			return false, err
-		}
-		nodes = nodes[:0]
-		for _, p := range pods.Items {
-			nodes = append(nodes, p.Spec.NodeName)
-		}
-		if len(nodes) != left {
-			left = len(nodes)
-			i.say("  %s: %d pods left", app, left)
-		}
-		return left == 0, nil
-	})
-	if errors.Is(err, errTimeUp) {
-		return fmt.Errorf("pods of %s did not stop within %v on nodes %v", app, timeout, nodes)
-	}
-	return i.Access.Explain(err)
-}
