@@ -16,6 +16,10 @@ import (
 // Install installs Culvert where it is not yet. When it fails after it began, what it made is removed again (not the
 // definitions, and not the namespace), unless KeepFailed says otherwise; the error says why.
 func (i *Installer) Install(ctx context.Context, o Options) error {
+	// Before anything is changed: values that the chart does not take.
+	if _, err := deploy.Render(i.Chart, i.Namespace, o.Values); err != nil {
+		return err
+	}
 	if err := i.preflight(ctx); err != nil {
 		return err
 	}

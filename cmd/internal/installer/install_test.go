@@ -109,6 +109,42 @@ func TestInstallRefuses(t *testing.T) {
 	}
 }
 
+// A mistake in the values is told before anything is in the cluster.
+func TestInstallRefusesValuesFirst(t *testing.T) {
+	r := newRig(t, workloads(2, 3)...)
+	o := options()
+	o.CRDs = installer.ApplyCRDs
+	o.Values = map[string]any{"netpol": map[string]any{"enforce": "maybe"}}
+	if err := r.Install(t.Context(), o); err == nil || !strings.Contains(err.Error(), "/netpol/enforce") {
+		t.Errorf("got %v", err)
+	}
+	for _, a := range append(r.dynamic.Actions(), r.kube.Actions()...) {
+		if a.GetVerb() != "get" && a.GetVerb() != "list" {
+			t.Errorf("%s %s", a.GetVerb(), a.GetResource().Resource)
+		}
+	}
+}
+
+// What pods wait for is told once, as soon as it is known: an image that cannot be had may take the whole timeout.
+func TestInstallSaysWhatPodsWaitFor(t *testing.T) {
+	pods := []runtime.Object{}
+	for _, name := range []string{"a", "b"} {
+		pod := agentPod(name, "n1")
+		waiting := corev1.ContainerStateWaiting{Reason: "ImagePullBackOff", Message: `Back-off pulling image "culvert:v1"`}
+		pod.Status.ContainerStatuses = []corev1.ContainerStatus{{State: corev1.ContainerState{Waiting: &waiting}}}
+		pods = append(pods, pod)
+	}
+	r := newRig(t, append(workloads(2, 0), pods...)...)
+	o := soon()
+	o.KeepFailed = true
+	if err := r.Install(t.Context(), o); err == nil {
+		t.Error("accepted")
+	}
+	if got := strings.Count(r.out.String(), `culvert-node: pod a waits: ImagePullBackOff: Back-off pulling image "culvert:v1"`); got != 1 || strings.Contains(r.out.String(), "pod b") {
+		t.Errorf("said %d times:\n%s", got, r.out)
+	}
+}
+
 func TestInstallTwice(t *testing.T) {
 	r := newRig(t, workloads(2, 3)...)
 	if err := r.Install(t.Context(), options()); err != nil {

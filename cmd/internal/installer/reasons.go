@@ -22,16 +22,26 @@ const (
 	maxText   = 400
 )
 
-// hopeless returns an error when a pod waits for something that will not come by itself.
-func (i *Installer) hopeless(ctx context.Context) error {
+// waiting says once what pods wait for that may not come, and returns an error where it will not come by itself.
+func (i *Installer) waiting(ctx context.Context, said map[string]string) error {
 	pods, err := i.pods(ctx)
 	if err != nil {
 		return nil // the numbers are what counts; they are asked for again
 	}
 	for _, pod := range pods {
 		for _, c := range pod.Status.ContainerStatuses {
-			if w := c.State.Waiting; w != nil && (w.Reason == "InvalidImageName" || w.Reason == "ErrImageNeverPull") {
+			w := c.State.Waiting
+			if w == nil {
+				continue
+			}
+			switch w.Reason {
+			case "InvalidImageName", "ErrImageNeverPull":
 				return fmt.Errorf("pod %s cannot start: %s", pod.Name, w.Reason)
+			case "ImagePullBackOff", "CrashLoopBackOff", "CreateContainerConfigError", "CreateContainerError":
+				if name := pod.Labels["app"]; said[name+w.Reason] == "" {
+					said[name+w.Reason] = pod.Name
+					i.say("  %s: pod %s waits: %s: %s", name, pod.Name, w.Reason, short(w.Message))
+				}
 			}
 		}
 	}

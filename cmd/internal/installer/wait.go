@@ -45,7 +45,7 @@ func (i *Installer) wait(ctx context.Context, timeout time.Duration) error {
 		if ready {
 			return true, nil
 		}
-		return false, i.hopeless(ctx)
+		return false, i.waiting(ctx, said)
 	})
 	if err == nil {
 		return nil
