@@ -46,6 +46,9 @@ func (r *rivals) due(file string, now time.Time) error {
 	return nil
 }
 
+// failed is told that the insertion that was due did not happen, for a reason that is no rival's.
+func (r *rivals) failed() { r.times = r.times[:len(r.times)-1] }
+
 // ensureEntry puts our plugin at the end of the chain that the runtime uses.
 func (i *Installer) ensureEntry() error {
 	d := scan(i.cfg.NetDir)
@@ -80,6 +83,9 @@ func (i *Installer) chainTo(dir string, c conf) error {
 		return err
 	}
 	if err := i.replace(dir, c, text); err != nil {
+		if !errors.Is(err, errChanged) {
+			i.rivals.failed()
+		}
 		return err
 	}
 	i.log.Info("CNI plugin chained", "file", c.name, "network", c.chain.name)
@@ -101,6 +107,7 @@ func (i *Installer) convert(dir string, c conf) error {
 	listed := listName(c.name)
 	temp, err := beside(path, c.info.Mode().Perm(), c.info, bytes.NewReader(text))
 	if err != nil {
+		i.rivals.failed()
 		return err
 	}
 	i.step("beside " + listed)

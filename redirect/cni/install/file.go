@@ -28,8 +28,15 @@ const staleAfter = time.Minute
 var errChanged = errors.New("another program changed it at the same moment")
 
 // beside writes a new file next to path, synced to disk and with the mode, and with
-// the owner of info if it is not nil. It returns its name. Nothing is left on an error.
+// the owner of info if it is not nil. It returns its name. Nothing is left on an error, which does not have the name: it
+// is another one each time.
 func beside(path string, mode fs.FileMode, info fs.FileInfo, from io.Reader) (name string, err error) {
+	defer func() {
+		var where *fs.PathError
+		if errors.As(err, &where) {
+			err = fmt.Errorf("write a file beside it: %w", where.Err)
+		}
+	}()
 	f, err := os.CreateTemp(filepath.Dir(path), tempPrefix+"*")
 	if err != nil {
 		return "", err

@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"log/slog"
 	"path/filepath"
+	"strings"
 	"sync"
 	"time"
 
@@ -148,7 +149,10 @@ func (i *Installer) Run(ctx context.Context) error {
 		select {
 		case <-ctx.Done():
 			return nil
-		case <-events:
+		case e := <-events:
+			if strings.HasPrefix(filepath.Base(e.Name), tempPrefix) {
+				continue // our own, also where the disk is full: that would go on for ever
+			}
 			if !soon { // changes that never end must not put off looking at them
 				timer.Reset(min(settle, i.cfg.Interval))
 				soon = true
