@@ -5,112 +5,32 @@ import (
 	"fmt"
 	"log/slog"
 	"slices"
-	"strconv"
-	"strings"
 	"sync"
 	"testing"
 	"time"
 
 	"go.uber.org/goleak"
 	networkingv1 "k8s.io/api/networking/v1"
-	apierrors "k8s.io/apimachinery/pkg/api/errors"
-	"k8s.io/apimachinery/pkg/api/meta"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
-	"k8s.io/apimachinery/pkg/runtime"
 	"k8s.io/apimachinery/pkg/types"
 	"k8s.io/apimachinery/pkg/util/intstr"
-	"k8s.io/apimachinery/pkg/watch"
-	"k8s.io/client-go/kubernetes/fake"
-	k8stesting "k8s.io/client-go/testing"
 
 	"github.com/culvert-mesh/culvert/cmd/internal/companion"
+	"github.com/culvert-mesh/culvert/cmd/internal/kubetest"
 	"github.com/culvert-mesh/culvert/cmd/internal/netpolcheck"
 )
 
 func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
 
-// cluster is an API server with UIDs, resource versions and preconditions, which the plain fake has not.
+// cluster is an API server and what the tests do to it.
 type cluster struct {
-	*fake.Clientset
+	*kubetest.Server
 	t testing.TB
-
-	mu      sync.Mutex
-	version int
-	fail    map[string]int // failures to come, by verb
-	calls   map[string]int
 }
 
 func newCluster(t testing.TB) *cluster {
 	t.Helper()
-	c := &cluster{Clientset: fake.NewClientset(), t: t, fail: make(map[string]int), calls: make(map[string]int)}
-	c.PrependReactor("*", "networkpolicies", c.react)
-	c.PrependWatchReactor("*", func(action k8stesting.Action) (bool, watch.Interface, error) {
-		w, err := c.Tracker().Watch(action.GetResource(), action.GetNamespace())
-		c.mu.Lock()
-		defer c.mu.Unlock()
-		c.calls["watch"]++
-		return true, w, err
-	})
-	return c
-}
-
-func (c *cluster) react(action k8stesting.Action) (bool, runtime.Object, error) {
-	verb, resource := action.GetVerb(), action.GetResource()
-	c.mu.Lock()
-	defer c.mu.Unlock()
-	c.calls[verb]++
-	c.version++
-	if c.fail[verb] > 0 {
-		c.fail[verb]--
-		return true, nil, apierrors.NewServiceUnavailable("disturbed")
-	}
-	stored := func(name string) metav1.Object {
-		o, err := c.Tracker().Get(resource, action.GetNamespace(), name)
-		if err != nil {
-			return nil
-		}
-		a, err := meta.Accessor(o)
-		if err != nil {
-			c.t.Error(err)
-		}
-		return a
-	}
-	switch a := action.(type) {
-	case k8stesting.DeleteActionImpl:
-		have, want := stored(a.Name), a.DeleteOptions.Preconditions
-		if have != nil && want != nil && (*want.UID != have.GetUID() || *want.ResourceVersion != have.GetResourceVersion()) {
-			return true, nil, apierrors.NewConflict(resource.GroupResource(), a.Name, nil)
-		}
-	case k8stesting.UpdateActionImpl:
-		o, err := meta.Accessor(a.Object)
-		if err != nil {
-			return true, nil, err
-		}
-		if have := stored(o.GetName()); have != nil && have.GetResourceVersion() != o.GetResourceVersion() {
-			return true, nil, apierrors.NewConflict(resource.GroupResource(), o.GetName(), nil)
-		}
-		o.SetResourceVersion(strconv.Itoa(c.version))
-	case k8stesting.CreateActionImpl:
-		o, err := meta.Accessor(a.Object)
-		if err != nil {
-			return true, nil, err
-		}
-		o.SetUID(types.UID("uid-" + strconv.Itoa(c.version)))
-		o.SetResourceVersion(strconv.Itoa(c.version))
-	}
-	return false, nil, nil
-}
-
-func (c *cluster) disturb(verb string, times int) {
-	c.mu.Lock()
-	defer c.mu.Unlock()
-	c.fail[verb] = times
-}
-
-func (c *cluster) count(verb string) int {
-	c.mu.Lock()
-	defer c.mu.Unlock()
-	return c.calls[verb]
+	return &cluster{Server: kubetest.New(), t: t}
 }
 
 // policy makes a user's policy: the pods app=<name>, port 80 from app=client.
@@ -232,13 +152,13 @@ func mesh() netpolcheck.Mesh {
 // start runs a Writer until the test ends, or stop is called.
 func (c *cluster) start() (w *companion.Writer, stop func()) {
 	c.t.Helper()
-	w, err := companion.New(companion.Config{Client: c, Mesh: mesh(), Logger: slog.New(slog.NewTextHandler(testWriter{c.t}, nil))})
+	w, err := companion.New(companion.Config{Client: c, Mesh: mesh(), Logger: slog.New(slog.NewTextHandler(c.t.Output(), nil))})
 	if err != nil {
 		c.t.Fatal(err)
 	}
 	ctx, cancel := context.WithCancel(context.Background())
 	var running sync.WaitGroup
-	watches := c.count("watch")
+	watches := c.Count("watch networkpolicies")
 	running.Go(func() {
 		if err := w.Run(ctx); err != nil {
 			c.t.Error(err)
@@ -251,19 +171,12 @@ func (c *cluster) start() (w *companion.Writer, stop func()) {
 	c.t.Cleanup(stop)
 	// What is created between list and watch is lost in the fake.
 	eventually(c.t, "the watch is open", func() error {
-		if c.count("watch") == watches {
+		if c.Count("watch networkpolicies") == watches {
 			return fmt.Errorf("none")
 		}
 		return nil
 	})
 	return w, stop
-}
-
-type testWriter struct{ t testing.TB }
-
-func (w testWriter) Write(p []byte) (int, error) {
-	w.t.Logf("%s", strings.TrimSpace(string(p)))
-	return len(p), nil
 }
 
 // eventually polls until there is no error.

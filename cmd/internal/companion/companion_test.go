@@ -6,6 +6,7 @@ import (
 	"testing"
 
 	networkingv1 "k8s.io/api/networking/v1"
+	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/util/intstr"
 
@@ -170,7 +171,7 @@ func TestFailures(t *testing.T) {
 		}, func() { c.none("shop") }},
 	} {
 		before := w.Failed()
-		c.disturb(tt.verb, 2)
+		c.Fail(tt.verb+" networkpolicies", 2, apierrors.NewServiceUnavailable("disturbed"))
 		tt.change() // past what disturbs the Writer
 		tt.done()
 		if got := w.Failed() - before; got != 2 {

@@ -3,7 +3,6 @@ package kubeca_test
 import (
 	"context"
 	"log/slog"
-	"strconv"
 	"strings"
 	"sync"
 	"testing"
@@ -12,13 +11,10 @@ import (
 	"go.uber.org/goleak"
 	corev1 "k8s.io/api/core/v1"
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
-	"k8s.io/apimachinery/pkg/api/meta"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
-	"k8s.io/apimachinery/pkg/runtime"
-	"k8s.io/client-go/kubernetes/fake"
-	k8stesting "k8s.io/client-go/testing"
 
 	"github.com/culvert-mesh/culvert/cmd/internal/kubeca"
+	"github.com/culvert-mesh/culvert/cmd/internal/kubetest"
 	"github.com/culvert-mesh/culvert/identity"
 	"github.com/culvert-mesh/culvert/identity/ca/authority"
 	"github.com/culvert-mesh/culvert/identity/identitytest"
@@ -33,86 +29,15 @@ var (
 	web = identity.MustParse("spiffe://td/ns/default/sa/web")
 )
 
-// cluster is an API server with resource versions, which the plain fake has not.
+// cluster is an API server and what the tests do to it.
 type cluster struct {
-	*fake.Clientset
+	*kubetest.Server
 	t testing.TB
-
-	mu        sync.Mutex
-	version   int
-	fail      map[string]error // by verb and resource, "update configmaps"
-	conflicts map[string]int   // conflicts to come
-	calls     map[string]int
 }
 
 func newCluster(t testing.TB) *cluster {
 	t.Helper()
-	c := &cluster{
-		Clientset: fake.NewClientset(), t: t,
-		fail: make(map[string]error), calls: make(map[string]int), conflicts: make(map[string]int),
-	}
-	c.PrependReactor("*", "*", c.react)
-	return c
-}
-
-// react runs under the lock of the fake, so reading and writing are one.
-func (c *cluster) react(action k8stesting.Action) (bool, runtime.Object, error) {
-	key := action.GetVerb() + " " + action.GetResource().Resource
-	c.mu.Lock()
-	c.calls[key]++
-	err := c.fail[key]
-	c.version++
-	version := strconv.Itoa(c.version)
-	if c.conflicts[key] > 0 {
-		c.conflicts[key]--
-		err = apierrors.NewConflict(action.GetResource().GroupResource(), "disturbed", nil)
-	}
-	c.mu.Unlock()
-	if err != nil {
-		return true, nil, err
-	}
-	writing, ok := action.(k8stesting.CreateAction) // an update has the same methods
-	if !ok {
-		return false, nil, nil
-	}
-	object := writing.GetObject()
-	changed, err := meta.Accessor(object)
-	if err != nil || changed.GetName() == "" {
-		return false, nil, nil // a review, not an object
-	}
-	if action.GetVerb() == "update" {
-		if old, err := c.Tracker().Get(action.GetResource(), action.GetNamespace(), changed.GetName()); err == nil {
-			stored, err := meta.Accessor(old)
-			if err != nil {
-				return true, nil, err
-			}
-			if stored.GetResourceVersion() != changed.GetResourceVersion() {
-				return true, nil, apierrors.NewConflict(action.GetResource().GroupResource(), changed.GetName(), nil)
-			}
-		}
-	}
-	changed.SetResourceVersion(version)
-	return false, nil, nil
-}
-
-// refuse makes a kind of request fail until it is called with nil.
-func (c *cluster) refuse(verbAndResource string, err error) {
-	c.mu.Lock()
-	defer c.mu.Unlock()
-	c.fail[verbAndResource] = err
-}
-
-// disturb makes the next requests of a kind meet a conflict.
-func (c *cluster) disturb(verbAndResource string, times int) {
-	c.mu.Lock()
-	defer c.mu.Unlock()
-	c.conflicts[verbAndResource] = times
-}
-
-func (c *cluster) count(verbAndResource string) int {
-	c.mu.Lock()
-	defer c.mu.Unlock()
-	return c.calls[verbAndResource]
+	return &cluster{Server: kubetest.New(), t: t}
 }
 
 func (c *cluster) secret(name string) *corev1.Secret {
@@ -195,7 +120,7 @@ func newCA(t testing.TB, c *cluster, change func(*kubeca.Config)) *kubeca.CA {
 	t.Helper()
 	cfg := kubeca.Config{
 		Client: c, Namespace: namespace, Authority: authority.Config{TrustDomain: td}, Interval: 5 * time.Millisecond,
-		Logger: slog.New(slog.NewTextHandler(testWriter{t}, nil)),
+		Logger: slog.New(slog.NewTextHandler(t.Output(), nil)),
 	}
 	if change != nil {
 		change(&cfg)
@@ -205,13 +130,6 @@ func newCA(t testing.TB, c *cluster, change func(*kubeca.Config)) *kubeca.CA {
 		t.Fatal(err)
 	}
 	return ca
-}
-
-type testWriter struct{ t testing.TB }
-
-func (w testWriter) Write(p []byte) (int, error) {
-	w.t.Logf("%s", strings.TrimSpace(string(p)))
-	return len(p), nil
 }
 
 // run starts tasks and ends them with the test, or when stop is called.

@@ -15,6 +15,7 @@ import (
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 
 	"github.com/culvert-mesh/culvert/cmd/internal/kubeca"
+	"github.com/culvert-mesh/culvert/cmd/internal/kubetest"
 	"github.com/culvert-mesh/culvert/identity"
 	"github.com/culvert-mesh/culvert/identity/ca/authority"
 	"github.com/culvert-mesh/culvert/identity/identitytest"
@@ -48,7 +49,7 @@ func TestReplicasMakeOneRoot(t *testing.T) {
 	eventually(t, "bundle published", func() bool {
 		return c.published(kubeca.RootsName, kubeca.RootsKey) == string(c.secret(kubeca.SecretName).Data[authority.KeyRoots])
 	})
-	if n := c.count("update secrets"); n != 0 {
+	if n := c.Count("update secrets"); n != 0 {
 		t.Errorf("%d updates of a secret that needs none", n)
 	}
 }
@@ -68,7 +69,7 @@ func TestFirstRound(t *testing.T) {
 		ready(t, ca)
 	}
 	c.edit(kubeca.SecretName, func(s *corev1.Secret) { s.Annotations = map[string]string{kubeca.RotateAnnotation: "1"} })
-	c.disturb("update secrets", 2) // somebody else writes first, twice
+	c.Fail("update secrets", 2, nil) // somebody else writes first, twice
 	run(t, replicas[0].Lead)
 	eventually(t, "new root", func() bool { return c.roots() == 2 })
 	if st := replicas[0].Status(); !st.Rotating || st.Trouble != nil {
@@ -180,7 +181,7 @@ func TestRotateOnRequest(t *testing.T) {
 			return err == nil
 		})
 	}
-	c.refuse("update configmaps", errors.New("quota exceeded"))
+	c.Fail("update configmaps", kubetest.Always, errors.New("quota exceeded"))
 	ask("once")
 	eventually(t, "new root", func() bool { return len(ca.Bundle().Certificates()) == 2 })
 	eventually(t, "trouble", func() bool {
@@ -188,23 +189,23 @@ func TestRotateOnRequest(t *testing.T) {
 		return err != nil && strings.Contains(err.Error(), "write configmap culvert-ca-root: quota exceeded")
 	})
 	now.add(2 * time.Hour)
-	tried := c.count("update configmaps")
-	eventually(t, "a few rounds", func() bool { return c.count("update configmaps") > tried+5 })
+	tried := c.Count("update configmaps")
+	eventually(t, "a few rounds", func() bool { return c.Count("update configmaps") > tried+5 })
 	if !ca.Status().Rotating || c.roots() != 1 {
 		t.Error("it goes on though nobody knows the new root")
 	}
-	c.refuse("update configmaps", nil)
+	c.Fail("update configmaps", 0, nil)
 	eventually(t, "switch", func() bool { return !ca.Status().Rotating })
 	if c.roots() != 2 {
 		t.Errorf("%d roots published", c.roots())
 	}
 	now.add(3 * time.Hour)
 	eventually(t, "old root gone", func() bool { return c.roots() == 1 })
-	updates := c.count("update secrets")
+	updates := c.Count("update secrets")
 	ask("once")
-	rounds := c.count("get secrets")
-	eventually(t, "a few rounds", func() bool { return c.count("get secrets") > rounds+10 })
-	if ca.Status().Rotating || c.count("update secrets") != updates+1 {
+	rounds := c.Count("get secrets")
+	eventually(t, "a few rounds", func() bool { return c.Count("get secrets") > rounds+10 })
+	if ca.Status().Rotating || c.Count("update secrets") != updates+1 {
 		t.Error("one wish is heeded twice")
 	}
 }
@@ -254,13 +255,13 @@ func TestSecretDamaged(t *testing.T) {
 // TestAPIServerAway keeps signing with what is known.
 func TestAPIServerAway(t *testing.T) {
 	c := newCluster(t)
-	c.refuse("get secrets", errors.New("connection refused"))
+	c.Fail("get secrets", kubetest.Always, errors.New("connection refused"))
 	ca := newCA(t, c, nil)
 	run(t, ca.Run)
 	eventually(t, "trouble", func() bool { return ca.Status().Trouble != nil })
-	c.refuse("get secrets", nil)
+	c.Fail("get secrets", 0, nil)
 	ready(t, ca)
-	c.refuse("get secrets", errors.New("connection refused"))
+	c.Fail("get secrets", kubetest.Always, errors.New("connection refused"))
 	eventually(t, "trouble", func() bool { return ca.Status().Trouble != nil })
 	if ca.Bundle() == nil {
 		t.Error("what was known is forgotten")
@@ -281,10 +282,10 @@ func TestRevokedSerials(t *testing.T) {
 	if got := c.secret(kubeca.SecretName).Data[kubeca.RevokedSerials]; string(got) != "BEEF # stolen\n" {
 		t.Errorf("the entry became %q", got)
 	}
-	updates := c.count("update secrets")
-	rounds := c.count("get secrets")
-	eventually(t, "a few rounds", func() bool { return c.count("get secrets") > rounds+10 })
-	if n := c.count("update secrets"); n != updates {
+	updates := c.Count("update secrets")
+	rounds := c.Count("get secrets")
+	eventually(t, "a few rounds", func() bool { return c.Count("get secrets") > rounds+10 })
+	if n := c.Count("update secrets"); n != updates {
 		t.Errorf("%d updates that nobody needs", n-updates)
 	}
 	stop()
