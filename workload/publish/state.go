@@ -200,10 +200,7 @@ func (s *Server) Run(ctx context.Context) error {
 	var st *state
 	seen := time.Now()
 	for {
-		// Workloads first: a policy that a workload names was there before it, so it
-		// is not missing from a later look at the policies.
-		from := snapshots{workloads: s.cfg.Store.Snapshot()}
-		from.policies = s.cfg.Policies.Snapshot()
+		from := s.together()
 		var networks <-chan struct{} // nil blocks for ever
 		if s.cfg.NetworkPolicies != nil {
 			from.networks = s.cfg.NetworkPolicies.Snapshot()
@@ -223,6 +220,18 @@ func (s *Server) Run(ctx context.Context) error {
 		seen = time.Now()
 		if err := s.debounce(ctx); err != nil {
 			return nil //nolint:nilerr // stopping
+		}
+	}
+}
+
+// together returns workloads and policies that were there at one moment. A source
+// writes policies before the workloads that name them, and after where they are to
+// govern less than before: any other pair could let somebody in.
+func (s *Server) together() snapshots {
+	for {
+		from := snapshots{workloads: s.cfg.Store.Snapshot(), policies: s.cfg.Policies.Snapshot()}
+		if s.cfg.Store.Snapshot() == from.workloads {
+			return from
 		}
 	}
 }
