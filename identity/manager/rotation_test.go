@@ -3,10 +3,10 @@ package manager_test
 import (
 	"context"
 	"crypto/tls"
-	"errors"
 	"io"
 	"net"
 	"testing"
+	"testing/synctest"
 	"time"
 
 	"github.com/culvert-mesh/culvert/identity"
@@ -15,78 +15,52 @@ import (
 	"github.com/culvert-mesh/culvert/identity/mtls"
 )
 
-// TestRotationUnderTraffic uses real time, a real issuer and real sockets: new
-// connections follow every renewal by asking the same manager, and a connection
-// made with the first certificate lives past that certificate's end.
+// TestRotationUnderTraffic, with a real issuer and real TLS: new connections follow
+// every renewal by asking the same manager, and a connection made with the first
+// certificate lives past that certificate's end.
 func TestRotationUnderTraffic(t *testing.T) {
-	authority, err := issuer.New(idA.TrustDomain())
-	if err != nil {
-		t.Fatal(err)
-	}
-	const ttl = 3 * time.Second
-	m := start(t, manager.Config{Source: authority.WithTTL(ttl)})
-	m.Acquire(idA)
-	m.Acquire(idB)
-	address := echo(t, m)
-	old := dial(t, m, address)
-	first := old.ConnectionState().PeerCertificates[0]
-
-	deadline := time.Now().Add(10 * ttl)
-	seen := map[string]bool{}
-	for len(seen) < 3 || time.Now().Before(first.NotAfter.Add(time.Second)) {
-		if time.Now().After(deadline) {
-			t.Fatalf("only %d certificates in %s", len(seen), 10*ttl)
+	synctest.Test(t, func(t *testing.T) {
+		authority, err := issuer.New(idA.TrustDomain())
+		if err != nil {
+			t.Fatal(err)
 		}
-		conn := dial(t, m, address)
-		ping(t, conn)
-		ping(t, old)
-		seen[conn.ConnectionState().PeerCertificates[0].SerialNumber.String()] = true
-		_ = conn.Close()
-		time.Sleep(20 * time.Millisecond)
-	}
-	_ = old.Close()
-}
-
-// echo serves as idB until the test ends.
-func echo(t *testing.T, m *manager.Manager) string {
-	t.Helper()
-	listener, err := net.Listen("tcp", "127.0.0.1:0")
-	if err != nil {
-		t.Fatal(err)
-	}
-	done := make(chan struct{})
-	go func() {
-		defer close(done)
-		for {
-			raw, err := listener.Accept()
-			if errors.Is(err, net.ErrClosed) {
-				return
-			}
-			go func() {
-				defer func() { _ = raw.Close() }()
-				s, err := m.Get(context.Background(), idB)
-				if err != nil {
-					t.Error(err)
-					return
-				}
-				conn := tls.Server(raw, mtls.Server(s, nil))
-				_, _ = io.Copy(conn, conn)
-			}()
+		m := start(t, manager.Config{Source: authority.WithTTL(time.Minute)})
+		m.Acquire(idA)
+		m.Acquire(idB)
+		old := dial(t, m)
+		first := old.ConnectionState().PeerCertificates[0]
+		seen := map[string]bool{}
+		for time.Now().Before(first.NotAfter.Add(time.Minute)) {
+			conn := dial(t, m)
+			ping(t, conn)
+			ping(t, old)
+			seen[conn.ConnectionState().PeerCertificates[0].SerialNumber.String()] = true
+			_ = conn.Close()
+			time.Sleep(time.Second)
 		}
-	}()
-	t.Cleanup(func() {
-		_ = listener.Close()
-		<-done
+		if len(seen) < 4 || len(seen) > 6 { // renewed after half of its life
+			t.Errorf("%d certificates in two minutes", len(seen))
+		}
+		_ = old.Close()
 	})
-	return listener.Addr().String()
 }
 
-// dial connects as idA.
-func dial(t *testing.T, m *manager.Manager, address string) *tls.Conn {
+// dial connects as idA to one who serves as idB.
+func dial(t *testing.T, m *manager.Manager) *tls.Conn {
 	t.Helper()
-	s := mustGet(t, m, idA)
-	conn, err := tls.Dial("tcp", address, mtls.Client(s, []identity.ID{idB}, nil))
-	if err != nil {
+	near, far := net.Pipe()
+	go func() {
+		defer func() { _ = far.Close() }()
+		s, err := m.Get(context.Background(), idB)
+		if err != nil {
+			t.Error(err)
+			return
+		}
+		conn := tls.Server(far, mtls.Server(s, nil))
+		_, _ = io.Copy(conn, conn)
+	}()
+	conn := tls.Client(near, mtls.Client(mustGet(t, m, idA), []identity.ID{idB}, nil))
+	if err := conn.Handshake(); err != nil {
 		t.Fatal(err)
 	}
 	return conn
