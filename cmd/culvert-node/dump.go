@@ -51,7 +51,7 @@ func (n *node) dump() map[string]func() (any, error) {
 		},
 	}
 	if n.cluster != nil {
-		parts["kubernetes"] = n.cluster.dump
+		parts["kubernetes"] = func() (any, error) { return n.cluster.dump(n.ready.Pending()) }
 	}
 	return parts
 }

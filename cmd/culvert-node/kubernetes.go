@@ -270,9 +270,9 @@ func (n *node) certified(ctx context.Context, pod podset.Pod) error {
 	return err
 }
 
-// dump tells of the node's side for /config_dump; `culvert check` reads it.
-func (c *cluster) dump() (any, error) {
-	out := map[string]any{"probes": c.host.findings(), "superseded": c.superseded(), "handoffSocket": c.socket}
+// dump tells of the node's side for /config_dump, and what readiness waits for; `culvert check` reads it.
+func (c *cluster) dump(pending []string) (any, error) {
+	out := map[string]any{"pending": pending, "probes": c.host.findings(), "superseded": c.superseded(), "handoffSocket": c.socket}
 	if c.installer != nil {
 		out["cniPluginReady"] = c.installer.Ready()
 		if r := install.Inspect(c.settings.cniNetDir); r.File != "" {

@@ -140,7 +140,7 @@ func TestCluster(t *testing.T) {
 		{name: "old-kubernetes", version: "v1.28.1", objects: good, failed: true, want: []string{"error cluster: server runs Kubernetes v1.28.1, which is too old"}},
 		{name: "old-kernel", objects: append(slices.Clone(good), node("n2", "4.19.0"), agent("a2", "n2", true)), failed: true, want: []string{"error node n2: kernel 4.19.0 is too old: NAT in inet tables needs Linux 5.2"}},
 		{name: "no-agent", objects: append(slices.Clone(good), node("n2", "6.1.0")), failed: true, want: []string{"error node n2: has no agent"}},
-		{name: "agent-not-ready", objects: append(slices.Clone(good), node("n2", "6.1.0", "culvert.io/agent-not-ready"), agent("a2", "n2", false)), failed: true, want: []string{"error node n2: agent a2 is not ready", "note node n2: has taint culvert.io/agent-not-ready until"}},
+		{name: "agent-not-ready", objects: append(slices.Clone(good), node("n2", "6.1.0", "culvert.io/agent-not-ready"), agent("a2", "n2", false)), failed: true, want: []string{"error node n2: agent a2 runs, but is not ready", "note node n2: has taint culvert.io/agent-not-ready until"}},
 		{name: "taint-stays", objects: append(slices.Clone(good), node("n2", "6.1.0", "cni.istio.io/not-ready"), agent("a2", "n2", true)), failed: true, want: []string{"error node n2: still has taint cni.istio.io/not-ready"}},
 		{name: "no-controller", objects: append(workloads("culvert:v1", 0), node("n1", "6.1.0"), agent("a1", "n1", true)), failed: true, want: []string{"error Deployment culvert-controller: no replica is available"}},
 		{name: "missing-controller", objects: append(slices.Clone(good[:1]), good[2:]...), failed: true, want: []string{"error Deployment culvert-controller: is missing (culvert upgrade puts it back): agents go on"}},
@@ -153,6 +153,9 @@ func TestCluster(t *testing.T) {
 		{name: "network-policy-fault", objects: good, dump: `{"kubernetes":{"probes":[],"cniPluginReady":true},"networkPolicies":{"evaluated":true,"ready":true,"faults":{"netpol a/b":"no such port"}}}`, want: []string{"warning node n1: netpol a/b allows less than it says, because it cannot be understood: no such port"}},
 		{name: "no-kubelet", objects: good, dump: `{"kubernetes":{"cniPluginReady":true,"probes":["missing: no kubelet was found"]}}`, failed: true, want: []string{"error node n1: probes: missing"}},
 		{name: "no-plugin", objects: good, dump: `{"kubernetes":{"probes":[],"cniPluginReady":false,"cniPluginError":"/host/cni/net.d/x is not JSON\u001b[0m"}}`, failed: true, want: []string{"error node n1: CNI plugin is not in place: /etc/cni/net.d/x is not JSON"}},
+		{name: "agent-waits", objects: good, dump: `{"kubernetes":{"pending":["CNI plugin","state manager","workload proxy manager"],"probes":[],"cniPluginReady":false}}`, failed: true, want: []string{
+			"error node n1: its agent has heard of no controller", "error node n1: its agent is not done with the pods", "error node n1: CNI plugin is not in place yet",
+		}},
 		{name: "nonsense", objects: good, dump: `<html>`, want: []string{"warning node n1: its agent could not be asked"}},
 		{name: "networks", objects: append(slices.Clone(good), node("n2", "6.1.0"), agent("a2", "n2", true), node("n3", "6.1.0"), agent("a3", "n3", true)), dump: `{"kubernetes":{"probes":[],"cniPluginReady":true,"cni":{"file":"x\u001b.conf","network":"y"}}}`, want: []string{
 			`ok CNI: network "y" of x .conf: (node n1)`, `ok CNI: network "kindnet" of 10-kindnet.conflist: ptp, portmap, culvert-cni (2 nodes)`,
