@@ -119,9 +119,17 @@ func (i *Installer) whatKeeps(ctx context.Context, pods []corev1.Pod) string {
 		default:
 			fmt.Fprintf(&b, "runs still")
 		}
-		i.eventsOf(ctx, &b, p.Name)
+		i.eventsOf(ctx, &b, p.Name, deletedAt(p))
 	}
 	return b.String()
+}
+
+// deletedAt is when the deletion of a pod was asked for; the zero time of a pod that is not being deleted.
+func deletedAt(p *corev1.Pod) time.Time {
+	if p.DeletionTimestamp == nil || p.DeletionGracePeriodSeconds == nil {
+		return time.Time{}
+	}
+	return p.DeletionTimestamp.Add(-time.Duration(*p.DeletionGracePeriodSeconds) * time.Second)
 }
 
 // absent says why a node does not answer, or "".

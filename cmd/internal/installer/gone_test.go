@@ -22,7 +22,7 @@ func stayingPod(name, node string, state corev1.ContainerState) *corev1.Pod {
 	grace := int64(30)
 	p := agentPod(name, node)
 	p.UID = "uid"
-	p.DeletionGracePeriodSeconds = &grace
+	p.DeletionTimestamp, p.DeletionGracePeriodSeconds = &metav1.Time{Time: time.Now().Add(30 * time.Second)}, &grace
 	p.Status = corev1.PodStatus{Phase: corev1.PodRunning, ContainerStatuses: []corev1.ContainerStatus{{Ready: true, State: state}}}
 	return p
 }
@@ -60,10 +60,12 @@ func TestUninstallEndsWherePodsDoNot(t *testing.T) {
 		{"node-is-away", []runtime.Object{stayingPod("a", "n1", running()), unready}, time.Minute, []string{"pod a on n1: its node is not ready (Kubelet stopped posting node status.)"}},
 		{"does-not-end", []runtime.Object{stayingPod("a", "n1", running())}, time.Minute, []string{"pod a on n1: runs still"}},
 	}
+	old := warning("a", "FailedMount", "of its beginning")
+	old.LastTimestamp = metav1.NewTime(time.Now().Add(-time.Minute))
 	for _, tt := range tests {
 		t.Run(tt.name, func(t *testing.T) {
 			synctest.Test(t, func(t *testing.T) {
-				r := newRig(t, append(workloads(2, 3), append(tt.objects, secret("culvert-ca"))...)...)
+				r := newRig(t, append(workloads(2, 3), append(tt.objects, secret("culvert-ca"), old)...)...)
 				r.Poll = time.Second
 				if err := r.Install(t.Context(), options()); err != nil {
 					t.Fatal(err)
@@ -77,6 +79,9 @@ func TestUninstallEndsWherePodsDoNot(t *testing.T) {
 					if err == nil || !strings.Contains(err.Error(), want) {
 						t.Errorf("error lacks %q:\n%v", want, err)
 					}
+				}
+				if err != nil && strings.Contains(err.Error(), "of its beginning") {
+					t.Errorf("error has an event of before the deletion:\n%v", err)
 				}
 				if _, err := r.helm.Releases.Last("culvert"); err == nil {
 					t.Error("one pod kept the release")

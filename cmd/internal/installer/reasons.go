@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"slices"
 	"strings"
+	"time"
 
 	corev1 "k8s.io/api/core/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
@@ -53,7 +54,7 @@ func (i *Installer) waiting(ctx context.Context, said map[string]string) error {
 func (i *Installer) reasons(ctx context.Context) string {
 	var b strings.Builder
 	for _, name := range []string{deploy.Deployment, deploy.DaemonSet} {
-		i.eventsOf(ctx, &b, name)
+		i.eventsOf(ctx, &b, name, time.Time{})
 	}
 	pods, err := i.pods(ctx)
 	if err != nil {
@@ -117,14 +118,15 @@ func (i *Installer) podReasons(ctx context.Context, b *strings.Builder, pod *cor
 			crashed = true // its log says why
 		}
 	}
-	i.eventsOf(ctx, b, pod.Name)
+	i.eventsOf(ctx, b, pod.Name, time.Time{})
 	if crashed {
 		i.logOf(ctx, b, pod)
 	}
 }
 
-// eventsOf adds the newest warnings about an object, but for failed probes: they say of who is not ready that it is not.
-func (i *Installer) eventsOf(ctx context.Context, b *strings.Builder, name string) {
+// eventsOf adds the newest warnings about an object since a time, but for failed probes: they say of who is not ready that
+// it is not.
+func (i *Installer) eventsOf(ctx context.Context, b *strings.Builder, name string, since time.Time) {
 	selector := fields.Set{"involvedObject.name": name, "type": corev1.EventTypeWarning}.AsSelector().String()
 	list, err := i.Access.Kube.CoreV1().Events(i.Namespace).List(ctx, metav1.ListOptions{FieldSelector: selector})
 	if err != nil {
@@ -132,7 +134,8 @@ func (i *Installer) eventsOf(ctx context.Context, b *strings.Builder, name strin
 	}
 	// A server selects; what does not is selected here.
 	events := slices.DeleteFunc(list.Items, func(e corev1.Event) bool {
-		return e.InvolvedObject.Name != name || e.Type != corev1.EventTypeWarning || e.Reason == "Unhealthy"
+		old := !e.LastTimestamp.IsZero() && e.LastTimestamp.Time.Before(since)
+		return e.InvolvedObject.Name != name || e.Type != corev1.EventTypeWarning || e.Reason == "Unhealthy" || old
 	})
 	slices.SortFunc(events, func(x, y corev1.Event) int { return y.LastTimestamp.Compare(x.LastTimestamp.Time) })
 	for n, e := range events {
