@@ -10,11 +10,13 @@ import (
 	"strings"
 	"testing"
 
+	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/apis/meta/v1/unstructured"
 	"k8s.io/apimachinery/pkg/runtime"
 	"k8s.io/apimachinery/pkg/runtime/schema"
 	"k8s.io/client-go/dynamic/fake"
+	k8stesting "k8s.io/client-go/testing"
 
 	"github.com/culvert-mesh/culvert/cmd/internal/access"
 	"github.com/culvert-mesh/culvert/cmd/internal/objects"
@@ -110,6 +112,41 @@ func TestCluster(t *testing.T) {
 	slices.Sort(all)
 	if want := "Pod/x Pod/y"; strings.Join(all, " ") != want {
 		t.Errorf("got %v, want %s", all, want)
+	}
+}
+
+// A list that takes too long begins again; what fails otherwise is told.
+func TestClusterPages(t *testing.T) {
+	pods := schema.GroupVersionResource{Version: "v1", Resource: "pods"}
+	client := fake.NewSimpleDynamicClientWithCustomListKinds(runtime.NewScheme(), map[schema.GroupVersionResource]string{pods: "PodList"})
+	page := func(next string, names ...string) *unstructured.UnstructuredList {
+		l := &unstructured.UnstructuredList{Object: map[string]any{"apiVersion": "v1", "kind": "PodList", "metadata": map[string]any{"continue": next}}}
+		for _, name := range names {
+			l.Items = append(l.Items, unstructured.Unstructured{Object: map[string]any{"apiVersion": "v1", "kind": "Pod", "metadata": map[string]any{"name": name}}})
+		}
+		return l
+	}
+	asked := 0
+	client.PrependReactor("list", "pods", func(k8stesting.Action) (bool, runtime.Object, error) {
+		switch asked++; asked {
+		case 1:
+			return true, page("more", "x"), nil
+		case 2:
+			return true, nil, apierrors.NewResourceExpired("too old")
+		case 3:
+			return true, page("more", "x", "y"), nil
+		case 4:
+			return true, page("", "z"), nil
+		}
+		return true, nil, apierrors.NewResourceExpired("at once")
+	})
+	a := &access.Access{Dynamic: client}
+	got, err := objects.Cluster(t.Context(), a, []schema.GroupVersionResource{pods})
+	if want := "Pod/x Pod/y Pod/z"; err != nil || names(got) != want {
+		t.Errorf("got %s, %v, want %s", names(got), err, want)
+	}
+	if _, err := objects.Cluster(t.Context(), a, []schema.GroupVersionResource{pods}); err == nil || !strings.Contains(err.Error(), "list pods: ") {
+		t.Errorf("a list that does not begin: %v", err)
 	}
 }
 
