@@ -1,6 +1,7 @@
 package authz
 
 import (
+	"cmp"
 	"net/netip"
 
 	"github.com/culvert-mesh/culvert/identity"
@@ -68,7 +69,7 @@ func (w *World) arrive(from source, to *pod, d dialled) arrival {
 		a.refused = plan.Reason
 	case plan.Kind == route.Tunnel && plan.Targets[0].Waypoint:
 		via := plan.Targets[0].Workload
-		a.how = "waypoint " + via.String()
+		a.how = "waypoint " + via.Namespace + "/" + cmp.Or(via.WorkloadName, via.Name)
 		a.connection.Source = via.Identity()
 		if len(via.Addresses) > 0 {
 			a.connection.SourceIP = via.Addresses[0]

@@ -141,7 +141,8 @@ func ownerOf(p *corev1.Pod) owner {
 			}
 		}
 	case "Job":
-		if i := strings.LastIndexByte(o.Name, '-'); i > 0 && len(o.Name)-i > 8 && strings.Trim(o.Name[i+1:], "0123456789") == "" {
+		i := strings.LastIndexByte(o.Name, '-')
+		if minute := o.Name[i+1:]; i > 0 && len(minute) >= 8 && len(minute) <= 10 && strings.Trim(minute, "0123456789") == "" {
 			return owner{"CronJob", o.Name[:i]}
 		}
 	}

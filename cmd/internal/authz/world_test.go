@@ -4,6 +4,8 @@ import (
 	"strings"
 	"testing"
 
+	corev1 "k8s.io/api/core/v1"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/apis/meta/v1/unstructured"
 	k8syaml "k8s.io/apimachinery/pkg/util/yaml"
 )
@@ -151,6 +153,29 @@ status: {phase: Succeeded, podIP: 10.0.0.7, podIPs: [{ip: 10.0.0.7}]}
 	found, err := w.find(mustRef(t, "cronjob/nightly"))
 	if err != nil || len(found) != 1 || !found[0].template {
 		t.Errorf("got %v, %v", found, err)
+	}
+}
+
+func TestOwner(t *testing.T) {
+	controller := true
+	for _, tt := range []struct{ kind, name, hash, want string }{
+		{"", "", "", "pod/p"},
+		{"ReplicaSet", "web-5c9f", "5c9f", "deployment/web"},
+		{"ReplicaSet", "web-5c9f", "", "replicaset/web-5c9f"},
+		{"StatefulSet", "db", "", "statefulset/db"},
+		{"Job", "nightly-29000000", "", "cronjob/nightly"},
+		{"Job", "nightly-2900000", "", "job/nightly-2900000"},
+		{"Job", "by-hand-202611220900", "", "job/by-hand-202611220900"},
+		{"Job", "nightly-2900000x", "", "job/nightly-2900000x"},
+		{"Job", "29000000", "", "job/29000000"},
+	} {
+		p := &corev1.Pod{ObjectMeta: metav1.ObjectMeta{Name: "p", Labels: map[string]string{"pod-template-hash": tt.hash}}}
+		if tt.kind != "" {
+			p.OwnerReferences = []metav1.OwnerReference{{Kind: tt.kind, Name: tt.name, Controller: &controller}}
+		}
+		if got := ownerOf(p).String(); got != tt.want {
+			t.Errorf("of %s %s: %s, want %s", tt.kind, tt.name, got, tt.want)
+		}
 	}
 }
 

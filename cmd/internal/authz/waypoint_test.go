@@ -1,0 +1,61 @@
+package authz
+
+import (
+	"strings"
+	"testing"
+)
+
+const waypoint = `
+---
+apiVersion: gateway.networking.k8s.io/v1
+kind: GatewayClass
+metadata: {name: wp}
+spec: {controllerName: istio.io/mesh-controller}
+---
+apiVersion: gateway.networking.k8s.io/v1
+kind: Gateway
+metadata: {name: wp, namespace: shop}
+spec: {gatewayClassName: wp, listeners: [{name: mesh, port: 15008, protocol: HBONE}]}
+status: {addresses: [{type: Hostname, value: wp.shop.svc.cluster.local}]}
+---
+apiVersion: v1
+kind: Service
+metadata: {name: wp, namespace: shop}
+spec: {clusterIP: 10.96.0.9, clusterIPs: [10.96.0.9], selector: {gw: wp}, ports: [{port: 15008}]}
+---
+apiVersion: v1
+kind: Pod
+metadata: {name: wp-5c9f-x, generateName: wp-5c9f-, namespace: shop, labels: {gw: wp, pod-template-hash: 5c9f, istio.io/dataplane-mode: none},
+  ownerReferences: [{apiVersion: apps/v1, kind: ReplicaSet, name: wp-5c9f, uid: u, controller: true}]}
+spec: {serviceAccountName: wp, containers: [{name: c}]}
+status: {phase: Running, podIP: 10.0.0.5, podIPs: [{ip: 10.0.0.5}], conditions: [{type: Ready, status: "True"}]}
+---
+apiVersion: v1
+kind: Service
+metadata: {name: cart, namespace: shop, labels: {istio.io/use-waypoint: wp}}
+spec: {clusterIP: 10.96.0.1, clusterIPs: [10.96.0.1], selector: {app: cart}, ports: [{port: 80, targetPort: 8080}]}
+`
+
+// What is addressed to a service with a waypoint arrives with the waypoint's identity, whoever sent it.
+func TestDecideBehindWaypoint(t *testing.T) {
+	w := build(t, waypoint+authzPolicy("p", `{selector: {matchLabels: {app: cart}}, rules: [{from: [{source: {serviceAccounts: [wp]}}]}]}`))
+	from := mustRef(t, "deployment/web")
+	for _, tt := range []struct {
+		to      string
+		port    uint16
+		allowed bool
+		how     string
+		note    string
+	}{
+		{"service/cart", 80, true, "waypoint shop/wp", "the waypoint judges the source"},
+		{"deployment/cart", 8080, false, "mTLS", ""},
+	} {
+		all, err := w.Decide(Question{From: &from, To: mustRef(t, tt.to), Port: tt.port})
+		if err != nil || len(all) != 1 {
+			t.Fatalf("%s: %+v, %v", tt.to, all, err)
+		}
+		if v := all[0]; v.Allowed != tt.allowed || v.How != tt.how || !strings.Contains(strings.Join(v.Notes, "|"), tt.note) {
+			t.Errorf("%s: got %+v", tt.to, v)
+		}
+	}
+}
