@@ -52,6 +52,7 @@ type track struct {
 	wrote, wroteAt string // the annotation that was written last, and to which version of the pod
 	warned         string // the warnings that were told
 	certified      bool   // its certificate was seen
+	resuming       bool   // an earlier agent has enabled it, and something is missing here
 	hostErr        error  // why the host does not let probes through
 
 	leaving bool      // told not to be enrolled any more
@@ -161,7 +162,9 @@ func (a *Agent) next() <-chan struct{} {
 	return a.changed
 }
 
-// Ready is closed when each pod that was there at the beginning is enrolled, found to stay out, or has failed once.
+// Ready is closed when each pod that was there at the beginning is enrolled, found to stay out, or has failed once. A pod that
+// an earlier agent has enabled counts when its certificate is there, too, or restartGrace is over: until this agent is ready
+// the earlier one goes on serving it.
 func (a *Agent) Ready() <-chan struct{} { return a.ready }
 
 // Listed is closed when the pods of the node are known, so that the CNI plugin can be served.
@@ -224,6 +227,19 @@ func (a *Agent) worked(key string) {
 	}
 }
 
+// resuming reports whether an earlier agent has enabled the pod and this one cannot serve it as well yet. The caller has the
+// lock of the key.
+func (a *Agent) resuming(key string) bool {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	for _, t := range a.tracked {
+		if t.key == key && t.resuming && !t.leaving {
+			return true
+		}
+	}
+	return false
+}
+
 func (a *Agent) work(ctx context.Context) {
 	for {
 		key, end := a.queue.Get()
@@ -240,8 +256,11 @@ func (a *Agent) work(ctx context.Context) {
 func (a *Agent) handle(ctx context.Context, key string) {
 	unlock := a.locks.lock(key)
 	again, err := a.reconcile(ctx, key)
+	resuming := a.resuming(key)
 	unlock()
-	a.worked(key)
+	if !resuming {
+		a.worked(key)
+	}
 	switch {
 	case err != nil:
 		if ctx.Err() == nil {

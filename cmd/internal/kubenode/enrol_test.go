@@ -303,6 +303,11 @@ func TestTakenUpAgain(t *testing.T) {
 	if _, there := r.set.Pod("u1"); !there || !rules(t, in) || r.api.redirection("team/a") != "enabled" {
 		t.Errorf("the pod was not taken up, or others were sent to plaintext meanwhile: %q", r.api.redirection("team/a"))
 	}
+	select {
+	case <-r.agent.Ready():
+		t.Error("ready without the certificate of an enabled pod: the earlier agent, which has it, would end")
+	default:
+	}
 	r.with(func() { r.certErr = nil })
 	r.eventually(func() string {
 		if st, _ := r.set.Pod("u1"); st.State != podset.Enrolled {
@@ -311,6 +316,7 @@ func TestTakenUpAgain(t *testing.T) {
 		return ""
 	})
 	r.says("team/a", "enabled")
+	<-r.agent.Ready()
 }
 
 // TestLeftBehind: an agent that ended before it said so on the pod leaves rules that only a look into the pod's namespace

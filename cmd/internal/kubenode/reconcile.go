@@ -17,7 +17,7 @@ import (
 )
 
 // restartGrace is how long a pod that an earlier agent has enabled stays so while this one waits for its certificate:
-// for that moment others would go over to plaintext.
+// for that moment others would go over to plaintext. So long this agent is not ready, and an earlier one that is there serves on.
 const restartGrace = 15 * time.Second
 
 // deadDrain is the time for the connections of a pod whose processes have ended: for telling their peers.
@@ -110,7 +110,7 @@ func (a *Agent) forget(uid string) {
 func (a *Agent) stay(ctx context.Context, p *pod, d enrol.Decision) (time.Duration, error) {
 	t := a.track(p)
 	a.mu.Lock()
-	t.leaving, t.gone = false, false
+	t.leaving, t.gone, t.resuming = false, false, false
 	a.mu.Unlock()
 	a.tell(t, d.Warnings)
 
@@ -179,6 +179,7 @@ func (a *Agent) report(ctx context.Context, p *pod, t *track) (time.Duration, er
 	case !there, st.State == podset.Failed:
 		return 0, a.say(ctx, p, t, pending) // its next event queues the pod
 	case st.State != podset.Enrolled && early:
+		t.resuming = true
 		return time.Second, nil
 	case st.State != podset.Enrolled:
 		return time.Second, a.say(ctx, p, t, pending)
@@ -188,6 +189,7 @@ func (a *Agent) report(ctx context.Context, p *pod, t *track) (time.Duration, er
 		certErr := a.cfg.Certified(wait, st.Pod)
 		cancel()
 		if certErr != nil && early {
+			t.resuming = true
 			return time.Second, nil
 		}
 		if certErr != nil {
