@@ -250,10 +250,11 @@ func (m *installation) report(ctx context.Context) string {
 	return b.String()
 }
 
+// withoutAccess leaves out the access log, but for what failed.
 func withoutAccess(text []byte) string {
 	var b strings.Builder
 	for line := range strings.Lines(string(text)) {
-		if !strings.Contains(line, `"scope":"access"`) {
+		if !strings.Contains(line, `"scope":"access"`) || strings.Contains(line, `"error"`) {
 			b.WriteString(line)
 		}
 	}
