@@ -143,7 +143,7 @@ func (d dir) broken() error {
 		}
 	}
 	if d.first < 0 && len(errs) == 0 {
-		errs = append(errs, fmt.Errorf("%s has no network configuration yet: waiting for the cluster's CNI", d.path))
+		errs = append(errs, fmt.Errorf("%s has no network configuration yet: waiting for the cluster's CNI (is this its directory? cni.netDir, --values-profile)", d.path))
 	}
 	return errors.Join(errs...)
 }
