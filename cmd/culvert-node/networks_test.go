@@ -1,0 +1,83 @@
+package main
+
+import (
+	"encoding/json"
+	"log/slog"
+	"strings"
+	"sync"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"github.com/culvert-mesh/culvert/workload/netpol"
+)
+
+// lines are what was logged.
+type lines struct {
+	mu   sync.Mutex
+	text strings.Builder
+}
+
+func (l *lines) Write(p []byte) (int, error) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return l.text.Write(p)
+}
+
+func (l *lines) String() string {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return l.text.String()
+}
+
+// A server that has no network policies to tell of is complained of once, and what it says late still counts.
+func TestFollowNetworks(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		log := new(lines)
+		n := &node{log: slog.New(slog.NewTextHandler(log, nil)), settings: &settings{}, networks: netpol.New()}
+		done := make(chan error)
+		go func() { done <- n.followNetworks(t.Context()) }()
+		time.Sleep(networkPatience - time.Second)
+		synctest.Wait()
+		if text := log.String(); text != "" {
+			t.Errorf("it says too early: %s", text)
+		}
+		time.Sleep(10 * networkPatience)
+		synctest.Wait()
+		if text := log.String(); strings.Count(text, "level=WARN") != 1 || strings.Count(text, "\n") != 1 {
+			t.Errorf("after a while it has said: %s", text)
+		}
+		n.networks.Apply([]netpol.Object{&netpol.Policy{Namespace: "a", Name: "p", Ingress: true}}, nil)
+		n.networks.SetReady(true)
+		if err := <-done; err != nil || !strings.Contains(log.String(), "network policies are known") {
+			t.Errorf("%v: %s", err, log.String())
+		}
+	})
+}
+
+func TestDumpNetworks(t *testing.T) {
+	dump := func(n *node) string {
+		t.Helper()
+		v, err := n.dumpNetworks()
+		if err != nil {
+			t.Fatal(err)
+		}
+		text, err := json.Marshal(v)
+		if err != nil {
+			t.Fatal(err)
+		}
+		return string(text)
+	}
+	n := &node{settings: &settings{}}
+	if got := dump(n); !strings.HasPrefix(got, `{"evaluated":false,"state":"not evaluated: left to the CNI`) || !strings.Contains(got, `"objects":[]`) {
+		t.Errorf("without: %s", got)
+	}
+	n.networks = netpol.New()
+	n.networks.Apply([]netpol.Object{
+		&netpol.Policy{Tier: netpol.Namespaced, Namespace: "a", Name: "p", Ingress: true},
+		&netpol.Policy{Tier: netpol.Namespaced, Namespace: "a", Name: "broken", Ingress: true, Pods: netpol.Selector{Requirements: []netpol.Requirement{{Key: "k", Op: 99}}}},
+	}, nil)
+	if got := dump(n); !strings.HasPrefix(got, `{"evaluated":true,"state":"evaluated","ready":false`) || !strings.Contains(got, `"faults":{`) || strings.Count(got, `"broken"`) != 1 {
+		t.Errorf("with: %s", got)
+	}
+}
