@@ -131,8 +131,11 @@ func waitLocal(name string) error {
 			if err == nil && len(routes) > 0 && routes[0].Type == unix.RTN_LOCAL {
 				break
 			}
+			if err == nil {
+				err = fmt.Errorf("its route is %v", routes)
+			}
 			if time.Now().After(deadline) {
-				return fmt.Errorf("address %v of %s does not become one of this host: route %v, error %v", addr.IP, name, routes, err)
+				return fmt.Errorf("address %v of %s does not become one of this host: %w", addr.IP, name, err)
 			}
 			time.Sleep(time.Millisecond)
 		}
