@@ -13,16 +13,23 @@ import (
 
 // missing is the error for policies that somebody has to act on.
 func missing(found []netpolcheck.Finding) error {
-	n := 0
+	cut, stale := 0, 0
 	for i := range found {
-		if found[i].Wrong() {
-			n++
+		switch found[i].State {
+		case netpolcheck.Cut:
+			cut++
+		case netpolcheck.Stale:
+			stale++
 		}
 	}
-	if n == 0 {
+	switch {
+	case cut+stale == 0:
 		return nil
+	case stale == 0:
+		return withStatus{exitMissing, fmt.Errorf("%d of %d policies cut the mesh", cut, len(found))}
+	default:
+		return withStatus{exitMissing, fmt.Errorf("of %d policies %d cut the mesh, and %d are stale companions", len(found), cut, stale)}
 	}
-	return withStatus{exitMissing, fmt.Errorf("%d of %d policies cut the mesh", n, len(found))}
 }
 
 // printNetpol writes what was found for a person.

@@ -195,6 +195,23 @@ func TestNetpolTrouble(t *testing.T) {
 	}
 }
 
+// A companion whose policy has gone cuts nothing, and is not fixed by a patch.
+func TestNetpolStaleCompanion(t *testing.T) {
+	file := filepath.Join(t.TempDir(), "p.yaml")
+	text := "apiVersion: networking.k8s.io/v1\nkind: NetworkPolicy\nmetadata: {name: p, labels: {app.kubernetes.io/managed-by: culvert, culvert.io/companion-of: gone}}\n" +
+		"spec: {podSelector: {}, ingress: [{ports: [{protocol: TCP, port: 15008}]}]}\n"
+	if err := os.WriteFile(file, []byte(text), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	out, err := culvert(t, "netpol", "check", "-f", file)
+	if status(err) != 1 || err.Error() != "of 1 policies 0 cut the mesh, and 1 are stale companions" || !strings.Contains(out, "STALE COMPANION (the policy that it is a companion of does not exist: delete it") {
+		t.Errorf("check exits with %d: %v\n%s", status(err), err, out)
+	}
+	if out, err := culvert(t, "netpol", "fix", "-f", file); status(err) != 1 || !strings.Contains(out, "cannot be fixed here") {
+		t.Errorf("fix exits with %d: %v\n%s", status(err), err, out)
+	}
+}
+
 // What an administrator denies cannot be fixed, and both commands say so.
 func TestNetpolAdmin(t *testing.T) {
 	dir := copyOf(t, map[string]string{"admin.yaml": `apiVersion: policy.networking.k8s.io/v1alpha2
