@@ -42,7 +42,10 @@ func (i *Installer) waitGone(ctx context.Context, app string, timeout time.Durat
 		case apierrors.IsForbidden(err), apierrors.IsUnauthorized(err):
 			return false, err
 		case err != nil:
-			trouble = err // an API server that restarts comes back
+			if trouble == nil {
+				i.say("  %v; asking again", i.Access.Explain(err)) // an API server that restarts comes back
+			}
+			trouble = err
 			return false, nil
 		}
 		pods, trouble = list.Items, nil

@@ -135,6 +135,9 @@ func TestUninstallHearsAgents(t *testing.T) {
 		if err == nil || !strings.Contains(err.Error(), want) || strings.Contains(err.Error(), "do not end") || strings.Contains(err.Error(), "n2") {
 			t.Errorf("got %v, want %q", err, want)
 		}
+		if strings.Count(r.out.String(), "connection refused; asking again") != 1 {
+			t.Errorf("of the trouble it says:\n%s", r.out)
+		}
 	})
 }
 
@@ -153,6 +156,9 @@ func TestUninstallTimeout(t *testing.T) {
 // Where no release is, what one has left is removed, but not from under an installation that came otherwise.
 func TestUninstallWithoutRelease(t *testing.T) {
 	role := &rbacv1.ClusterRole{ObjectMeta: metav1.ObjectMeta{Name: "culvert-node"}}
+	of := func(namespace string) runtime.Object {
+		return &rbacv1.ClusterRole{ObjectMeta: metav1.ObjectMeta{Name: "culvert-node", Annotations: map[string]string{"meta.helm.sh/release-namespace": namespace}}}
+	}
 	tests := []struct {
 		name    string
 		objects []runtime.Object
@@ -162,12 +168,14 @@ func TestUninstallWithoutRelease(t *testing.T) {
 		{"nothing", nil, "not installed in namespace mesh: nothing to do", false},
 		{"left", []runtime.Object{secret("culvert-ca")}, "", false},
 		{"manifests", []runtime.Object{secret("culvert-ca"), role}, "not installed in namespace mesh by culvert install: already installed by its manifests", true},
+		{"elsewhere", []runtime.Object{secret("culvert-ca"), of("there")}, "not installed in namespace mesh by culvert install: already installed in namespace there", true},
+		{"namespace-was-deleted", []runtime.Object{of("mesh")}, "", false},
 	}
 	for _, tt := range tests {
 		t.Run(tt.name, func(t *testing.T) {
 			r := newRig(t, tt.objects...)
 			err := r.Uninstall(t.Context(), installer.UninstallOptions{Timeout: time.Minute})
-			if tt.want == "" && (err != nil || !strings.Contains(r.out.String(), "1 objects that were left")) {
+			if tt.want == "" && (err != nil || !strings.Contains(r.out.String(), "what was left of it is removed now (1 objects)")) {
 				t.Errorf("got %v\n%s", err, r.out)
 			}
 			if tt.want != "" && (!errors.Is(err, installer.ErrNotInstalled) || !strings.Contains(err.Error(), tt.want)) {

@@ -73,6 +73,7 @@ func TestInstallRefuses(t *testing.T) {
 		{name: "istio-taken-over", objects: istio("true"), prepare: func(_ *rig, o *installer.Options) { o.TakeOver = true }},
 		{name: "ztunnel", objects: []runtime.Object{ztunnel}, want: "ztunnel serves this cluster already"},
 		{name: "elsewhere", objects: []runtime.Object{&rbacv1.ClusterRole{ObjectMeta: metav1.ObjectMeta{Name: "culvert-node", Annotations: map[string]string{"meta.helm.sh/release-namespace": "there"}}}}, want: "already installed in namespace there", is: installer.ErrInstalled},
+		{name: "namespace-was-deleted", objects: []runtime.Object{&rbacv1.ClusterRole{ObjectMeta: metav1.ObjectMeta{Name: "culvert-node", Annotations: map[string]string{"meta.helm.sh/release-namespace": namespace}}}}},
 		{name: "manifests", objects: []runtime.Object{&rbacv1.ClusterRole{ObjectMeta: metav1.ObjectMeta{Name: "culvert-node"}}}, want: "already installed by its manifests", is: installer.ErrInstalled},
 		{name: "restricted-namespace", objects: []runtime.Object{level("restricted")}, want: `enforces pod security level "restricted"`},
 		{name: "privileged-namespace", objects: []runtime.Object{level("privileged")}},

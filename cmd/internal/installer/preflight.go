@@ -23,6 +23,9 @@ var (
 	ErrNotInstalled = errors.New("not installed")
 )
 
+// releaseNamespace is the annotation by which Helm knows its objects.
+const releaseNamespace = "meta.helm.sh/release-namespace"
+
 // preflight asks what every change needs: a server of a fitting version, and the permission to do it.
 func (i *Installer) preflight(ctx context.Context) error {
 	found, err := i.Access.Version(ctx, deploy.MinKubernetes)
@@ -91,7 +94,9 @@ func (i *Installer) mustBeNew(ctx context.Context) error {
 	case err != nil:
 		return fmt.Errorf("look for an installation: %w", i.Access.Explain(err))
 	}
-	if other := role.Annotations["meta.helm.sh/release-namespace"]; other != "" {
+	if other := role.Annotations[releaseNamespace]; other == i.Namespace {
+		return nil // its namespace was deleted, and the release with it: Helm takes over what has no namespace
+	} else if other != "" {
 		return fmt.Errorf("%w in namespace %s: a cluster has one", ErrInstalled, other)
 	}
 	return fmt.Errorf("%w by its manifests: go on with kubectl, or delete them first", ErrInstalled)

@@ -62,20 +62,22 @@ func (i *Installer) Uninstall(ctx context.Context, o UninstallOptions) error {
 	return nil
 }
 
-// removeLeft removes, where no release is, what one has left whose removal was interrupted.
+// removeLeft removes, where no release is, what one has left whose removal was interrupted, or whose namespace was deleted.
 func (i *Installer) removeLeft(ctx context.Context, keepCA bool) error {
 	none := fmt.Errorf("%w in namespace %s", ErrNotInstalled, i.Namespace)
 	if err := i.mustBeNew(ctx); err != nil {
 		return fmt.Errorf("%w by culvert install: %w", none, err)
 	}
 	removed, err := i.removeMade(ctx, keepCA)
+	roles, roleErr := i.removeRoles(ctx)
+	removed, err = removed+roles, errors.Join(err, roleErr)
 	switch {
 	case err != nil:
 		return fmt.Errorf("%w; %w", none, err)
 	case removed == 0:
 		return fmt.Errorf("%w: nothing to do", none)
 	}
-	i.say("Culvert was removed before; %d objects that were left of it are removed now", removed)
+	i.say("Culvert was removed before; what was left of it is removed now (%d objects)", removed)
 	return nil
 }
 
@@ -149,6 +151,24 @@ func (i *Installer) removeMade(ctx context.Context, keepCA bool) (removed int, e
 	}
 	if len(failed) > 0 {
 		return removed, fmt.Errorf("remove what the controller made: %w", errors.Join(failed...))
+	}
+	return removed, nil
+}
+
+// removeRoles deletes those of the chart's objects that have no namespace, and returns how many there were.
+func (i *Installer) removeRoles(ctx context.Context) (removed int, err error) {
+	rbac := i.Access.Kube.RbacV1()
+	for _, name := range []string{deploy.DaemonSet, deploy.Deployment} {
+		for _, err := range []error{
+			rbac.ClusterRoleBindings().Delete(ctx, name, metav1.DeleteOptions{}), rbac.ClusterRoles().Delete(ctx, name, metav1.DeleteOptions{}),
+		} {
+			switch {
+			case err == nil:
+				removed++
+			case !apierrors.IsNotFound(err):
+				return removed, fmt.Errorf("remove permissions: %w", i.Access.Explain(err))
+			}
+		}
 	}
 	return removed, nil
 }
