@@ -34,7 +34,7 @@ type apiServer struct {
 	refuse  map[string]int // by "METHOD resource", or "*": the status code
 	refused int
 	patches int
-	daemon  string // "", "there", "deleting"
+	daemon  string // "", "there", "deleting", "namespace" for one in a namespace that is being deleted
 	ended   bool
 }
 
@@ -172,6 +172,8 @@ func (s *apiServer) serve(w http.ResponseWriter, r *http.Request) {
 		resource = "status"
 	} else if len(parts) > 2 && parts[len(parts)-2] == "daemonsets" {
 		resource = "daemonsets"
+	} else if len(parts) == 4 && parts[2] == "namespaces" {
+		resource = "namespace"
 	}
 	s.mu.Lock()
 	code := max(s.refuse["*"], s.refuse[r.Method+" "+resource])
@@ -183,7 +185,9 @@ func (s *apiServer) serve(w http.ResponseWriter, r *http.Request) {
 	case code != 0:
 		fail(w, code)
 	case resource == "daemonsets":
-		s.daemonSet(w)
+		s.daemonSet(w, "deleting")
+	case resource == "namespace":
+		s.daemonSet(w, "namespace")
 	case resource == "status" && r.Method == http.MethodPatch:
 		s.patch(w, r, parts[3]+"/"+parts[5])
 	case resource == "events" && r.Method == http.MethodPost:
@@ -204,7 +208,8 @@ func fail(w http.ResponseWriter, code int) {
 	_ = json.NewEncoder(w).Encode(object{"kind": "Status", "apiVersion": "v1", "status": "Failure", "reason": reasons[code], "code": code, "message": reasons[code]})
 }
 
-func (s *apiServer) daemonSet(w http.ResponseWriter) {
+// daemonSet answers for the DaemonSet, or its namespace, which is being deleted in one state.
+func (s *apiServer) daemonSet(w http.ResponseWriter, deleting string) {
 	s.mu.Lock()
 	state := s.daemon
 	s.mu.Unlock()
@@ -213,10 +218,10 @@ func (s *apiServer) daemonSet(w http.ResponseWriter) {
 	case "":
 		fail(w, 404)
 		return
-	case "deleting":
+	case deleting:
 		m["deletionTimestamp"] = "2026-01-01T00:00:00Z"
 	}
-	_ = json.NewEncoder(w).Encode(object{"kind": "DaemonSet", "apiVersion": "apps/v1", "metadata": m})
+	_ = json.NewEncoder(w).Encode(object{"kind": "Any", "apiVersion": "v1", "metadata": m})
 }
 
 func (s *apiServer) event(w http.ResponseWriter, r *http.Request) {

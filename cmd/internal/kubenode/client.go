@@ -4,6 +4,7 @@ import (
 	"context"
 	"encoding/json"
 	"fmt"
+	"strings"
 	"time"
 
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
@@ -87,11 +88,22 @@ func (c *client) createEvent(ctx context.Context, namespace string, body []byte)
 	return c.rest.Post().Namespace(namespace).Resource("events").Body(body).Do(ctx).Error()
 }
 
-// daemonSet reports whether the DaemonSet is on its way out. Its errors are those of the API server.
+// daemonSet reports whether the DaemonSet is on its way out, alone or with its namespace. Its errors are those of the API
+// server about the DaemonSet.
 func (c *client) daemonSet(ctx context.Context, namespace, name string) (deleting bool, err error) {
 	ctx, cancel := context.WithTimeout(ctx, 3*time.Second)
 	defer cancel()
-	body, err := c.rest.Get().AbsPath("/apis/apps/v1/namespaces", namespace, "daemonsets", name).Do(ctx).Raw()
+	deleting, err = c.deleting(ctx, "/apis/apps/v1/namespaces", namespace, "daemonsets", name)
+	if err != nil || deleting {
+		return deleting, err
+	}
+	// Of what is in a namespace that is deleted pods may go before their DaemonSet. In doubt it is not.
+	deleting, err = c.deleting(ctx, "/api/v1/namespaces", namespace)
+	return deleting && err == nil, nil
+}
+
+func (c *client) deleting(ctx context.Context, path ...string) (bool, error) {
+	body, err := c.rest.Get().AbsPath(path...).Do(ctx).Raw()
 	if err != nil {
 		return false, err
 	}
@@ -101,7 +113,7 @@ func (c *client) daemonSet(ctx context.Context, namespace, name string) (deletin
 		} `json:"metadata"`
 	}
 	if err := json.Unmarshal(body, &m); err != nil {
-		return false, fmt.Errorf("read daemon set %s/%s: %w", namespace, name, err)
+		return false, fmt.Errorf("read %s: %w", strings.Join(path, "/"), err)
 	}
 	return m.Metadata.DeletionTimestamp != nil, nil
 }

@@ -45,8 +45,8 @@ func (a *Agent) lookForOwner(ctx context.Context) {
 	}
 }
 
-// Uninstalled reports whether the agent ends because the mesh does: its DaemonSet is being deleted or has gone, or the
-// agent may not ask any more because its permissions went first. In doubt it is an upgrade, and pods stay captured.
+// Uninstalled reports whether the agent ends because the mesh does: its DaemonSet, or their namespace, is being deleted or has
+// gone, or the agent may not ask any more because its permissions went first. In doubt it is an upgrade, and pods stay captured.
 func (a *Agent) Uninstalled(ctx context.Context) bool {
 	a.mu.Lock()
 	owned := a.owned

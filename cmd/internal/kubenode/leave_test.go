@@ -19,12 +19,15 @@ func TestUninstalled(t *testing.T) {
 		name   string
 		daemon string // at the end
 		refuse int
+		hidden int  // the answer about the namespace
 		never  bool // the DaemonSet could not be seen before either
 		config func(*kubenode.Config)
 		want   bool
 	}{
 		{name: "upgrade", daemon: "there"},
 		{name: "being_deleted", daemon: "deleting", want: true},
+		{name: "namespace_being_deleted", daemon: "namespace", want: true},
+		{name: "namespace_not_to_be_seen", daemon: "there", hidden: 403},
 		{name: "deleted", want: true},
 		{name: "permission_gone", daemon: "there", refuse: 403, want: true},
 		{name: "account_gone", daemon: "there", refuse: 401, want: true},
@@ -49,7 +52,9 @@ func TestUninstalled(t *testing.T) {
 					return ""
 				})
 			}
-			r.api.set(func() { r.api.daemon, r.api.refuse["GET daemonsets"] = tt.daemon, tt.refuse })
+			r.api.set(func() {
+				r.api.daemon, r.api.refuse["GET daemonsets"], r.api.refuse["GET namespace"] = tt.daemon, tt.refuse, tt.hidden
+			})
 			if got := r.agent.Uninstalled(t.Context()); got != tt.want {
 				t.Errorf("got %v, want %v", got, tt.want)
 			}
