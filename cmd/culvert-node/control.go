@@ -39,10 +39,12 @@ func redial(ctx context.Context, dial func(context.Context) (net.Conn, error)) (
 			patience *= 2
 			continue
 		}
+		timer := time.NewTimer(pause)
 		select {
-		case <-time.After(pause):
+		case <-timer.C:
 			pause *= 2
 		case <-ctx.Done():
+			timer.Stop()
 			return nil, err
 		}
 	}
