@@ -29,6 +29,7 @@ func TestHostileComesBack(t *testing.T) {
 	fail := func() time.Duration {
 		start := time.Now() // the agent may have accepted before dialling returns
 		c, addr := knock()
+		s.seen.forget(addr)
 		_, _ = c.Write([]byte("GET / HTTP/1.1\r\n\r\n"))
 		s.seen.reason(t, addr, proxy.FlagTLSFailure, "first record does not look like a TLS handshake")
 		return time.Since(start)

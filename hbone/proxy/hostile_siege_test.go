@@ -372,6 +372,13 @@ func (w *watcher) reason(t testing.TB, from netip.AddrPort, flag proxy.Flag, tex
 	return found
 }
 
+// forget drops what was reported of an address: the port of a connection that was reset may be given to another.
+func (w *watcher) forget(from netip.AddrPort) {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	w.failed = slices.DeleteFunc(w.failed, func(f *proxy.Flow) bool { return f.Source.Addr == from })
+}
+
 // all lists the different reasons that were reported.
 func (w *watcher) all(from netip.AddrPort) string {
 	w.mu.Lock()
