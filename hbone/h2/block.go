@@ -57,8 +57,8 @@ func (s *Session) headerBlock(id uint32, block []byte, end bool, ev Events) erro
 	if err != nil {
 		return err
 	}
-	if s.block.size > largeList {
-		if err := s.chargeFor(int64(s.block.size>>10), "large header lists"); err != nil {
+	if size := min(s.block.size, s.cfg.MaxHeaderList); size > largeList { // what is beyond the limit is not kept
+		if err := s.chargeFor(largeListCost*int64(size>>10), "large header lists"); err != nil {
 			return err
 		}
 	}

@@ -126,7 +126,7 @@ func TestHostileBudgetComesBack(t *testing.T) {
 	}
 }
 
-// TestHostileLargeHeaderLists: each KiB of a list above 4 KiB counts, those below are free, and at a slow pace all go on.
+// TestHostileLargeHeaderLists: each KiB of a list above 4 KiB counts five times, those below are free, and at a slow pace all go on.
 func TestHostileLargeHeaderLists(t *testing.T) {
 	const enough = 1100
 	for name, tc := range map[string]struct {
@@ -135,9 +135,9 @@ func TestHostileLargeHeaderLists(t *testing.T) {
 		min, max int // requests until the connection ends
 	}{
 		"usual":        {30, 0, enough, enough},
-		"large":        {40, 0, 190, 201},
-		"large-slowly": {40, 25 * ms, enough, enough},
-		"very-large":   {110, 0, 65, 72},
+		"large":        {40, 0, 38, 41},
+		"large-slowly": {40, 125 * ms, enough, enough},
+		"very-large":   {110, 0, 13, 15},
 	} {
 		t.Run(name, func(t *testing.T) {
 			r := newRig(t, h2.Config{Server: true}, whole)
