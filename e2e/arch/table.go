@@ -90,7 +90,7 @@ func joinEdges() []Edge {
 		{From: "cmd/internal/launch", To: []string{"cmd/internal/admin", "cmd/internal/conf"}},
 		{From: "cmd/internal/kubeca", To: []string{"identity", "identity/svid", "identity/ca/authority", "identity/ca/server"}},
 		{From: "cmd/internal/kubenode", To: []string{"cmd/internal/enrol", "workload/egress", "redirect/**"}},
-		{From: "cmd/internal/installer", To: []string{"cmd/internal/access", "cmd/internal/netpolcheck", "deploy"}},
+		{From: "cmd/internal/installer", To: []string{"cmd/internal/access", "cmd/internal/inspect", "cmd/internal/netpolcheck", "deploy"}},
 		{From: "cmd/internal/inspect", To: []string{"cmd/internal/access", "cmd/internal/enrol", "deploy", "redirect/netns"}},
 		{From: "cmd/internal/netpolcheck", To: []string{"cmd/internal/enrol"}},
 		{From: "cmd/internal/companion", To: []string{"cmd/internal/netpolcheck", "cmd/internal/enrol"}},

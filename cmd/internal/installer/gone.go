@@ -141,8 +141,7 @@ func (i *Installer) absent(ctx context.Context, name string) string {
 		return ""
 	}
 	node, err := i.Access.Kube.CoreV1().Nodes().Get(ctx, name, metav1.GetOptions{})
-	switch {
-	case err != nil:
+	if err != nil {
 		return "" // the rest is told all the same
 	}
 	for _, c := range node.Status.Conditions {

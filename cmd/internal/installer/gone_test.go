@@ -117,7 +117,7 @@ func TestUninstallHearsAgents(t *testing.T) {
 		})
 		time.AfterFunc(50*time.Second, func() {
 			pod, unheard := pod.DeepCopy(), unheard.DeepCopy()
-			pod.Status.ContainerStatuses[0].State = over("CNI plugin: /host/cni/net.d/x is \x1b[2Jnot valid\npod shop/web is captured still")
+			pod.Status.ContainerStatuses[0].State = over("CNI plugin: /host/cni/net.d/x is \u009b2Jnot valid\npod shop/web is captured still")
 			unheard.Status.ContainerStatuses[0].State = over("The container could not be located when the pod was terminated")
 			unheard.Status.ContainerStatuses[0].State.Terminated.Reason = "ContainerStatusUnknown" // the kubelet's own words
 			pods := r.kube.CoreV1().Pods(namespace)
@@ -131,7 +131,7 @@ func TestUninstallHearsAgents(t *testing.T) {
 			}
 		})
 		err := r.Uninstall(t.Context(), installer.UninstallOptions{Timeout: time.Hour})
-		want := "left on node n1:\n    CNI plugin: /etc/cni/net.d/x is  [2Jnot valid\n    pod shop/web is captured still"
+		want := "left on node n1:\n    CNI plugin: /etc/cni/net.d/x is  2Jnot valid\n    pod shop/web is captured still"
 		if err == nil || !strings.Contains(err.Error(), want) || strings.Contains(err.Error(), "do not end") || strings.Contains(err.Error(), "n2") {
 			t.Errorf("got %v, want %q", err, want)
 		}

@@ -12,6 +12,7 @@ import (
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/fields"
 
+	"github.com/culvert-mesh/culvert/cmd/internal/inspect"
 	"github.com/culvert-mesh/culvert/deploy"
 )
 
@@ -20,7 +21,6 @@ const (
 	maxPods   = 6
 	maxEvents = 3
 	logLines  = 5
-	maxText   = 400
 )
 
 // waiting says once what pods wait for that may not come, and returns an error where it will not come by itself.
@@ -164,15 +164,4 @@ func (i *Installer) logOf(ctx context.Context, b *strings.Builder, pod *corev1.P
 }
 
 // short keeps foreign text to one line of bounded length, without control characters that a terminal would obey.
-func short(text string) string {
-	text = strings.Map(func(r rune) rune {
-		if r < ' ' || r == 0x7f {
-			return ' '
-		}
-		return r
-	}, cmp.Or(text, "no message"))
-	if len(text) > maxText {
-		text = strings.ToValidUTF8(text[:maxText], "") + "…"
-	}
-	return text
-}
+func short(text string) string { return cmp.Or(inspect.Clean(text), "no message") }
