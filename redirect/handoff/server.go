@@ -50,6 +50,9 @@ type Config struct {
 	Logger *slog.Logger
 }
 
+// acceptPause lies between two attempts to accept while that fails.
+const acceptPause = 50 * time.Millisecond
+
 // Server serves the hand-off socket.
 type Server struct {
 	cfg      Config
@@ -114,8 +117,8 @@ func (s *Server) bind() error {
 }
 
 // Run serves until ctx ends and returns when all connections are closed: nil then,
-// otherwise why accepting failed. It removes the socket, unless a successor has
-// replaced it.
+// net.ErrClosed if Close came first. It removes the socket, unless a successor has
+// replaced it. Running out of descriptors only makes clients wait.
 func (s *Server) Run(ctx context.Context) error {
 	var wg sync.WaitGroup
 	defer wg.Wait()
@@ -130,17 +133,37 @@ func (s *Server) Run(ctx context.Context) error {
 		case <-ctx.Done():
 			return s.Close()
 		}
-		c, err := s.listener.AcceptUnix()
+		c, err := s.accept(ctx)
 		if err != nil {
 			if ctx.Err() != nil {
 				return nil
 			}
-			return errors.Join(fmt.Errorf("accept hand-off connection: %w", err), s.Close())
+			return fmt.Errorf("accept hand-off connection: %w", err)
 		}
 		wg.Go(func() {
 			defer func() { <-slots }()
 			s.serve(ctx, c)
 		})
+	}
+}
+
+// accept returns the next connection, or an error when there will be none.
+func (s *Server) accept(ctx context.Context) (*net.UnixConn, error) {
+	for said := false; ; said = true {
+		c, err := s.listener.AcceptUnix()
+		if err == nil || errors.Is(err, net.ErrClosed) {
+			return c, err
+		}
+		if !said {
+			s.cfg.Logger.Warn("hand-off connections cannot be accepted, trying on", "error", err)
+		}
+		pause := time.NewTimer(acceptPause)
+		select {
+		case <-pause.C:
+		case <-ctx.Done():
+			pause.Stop()
+			return nil, context.Cause(ctx)
+		}
 	}
 }
 
