@@ -23,6 +23,9 @@ const (
 // MinKubernetes is the oldest Kubernetes that the chart fits, as "major.minor".
 const MinKubernetes = "1.30"
 
+// MinKernel is the oldest Linux with all that the agent needs: NAT in tables of family inet.
+const MinKernel = "5.2"
+
 // NamespaceLabels are put on the namespace when it is made: the agent needs capabilities and host paths that Pod Security's
 // other levels refuse.
 func NamespaceLabels() map[string]string {

@@ -8,11 +8,9 @@ import (
 
 	"k8s.io/apimachinery/pkg/util/version"
 
+	"github.com/culvert-mesh/culvert/deploy"
 	"github.com/culvert-mesh/culvert/redirect/netns"
 )
-
-// MinKernel is the oldest kernel with all that the agent needs: NAT in tables of family inet.
-const MinKernel = "5.2"
 
 // Machine tries on this machine what an agent needs of the kernel. It needs root; without it that is all it says.
 func Machine() []Finding {
@@ -42,11 +40,11 @@ func Machine() []Finding {
 func (l *list) kernel(about, release string) {
 	have, err := version.ParseGeneric(release)
 	if err != nil {
-		l.add(Warning, about, fmt.Sprintf("kernel %s: not a version that can be compared with %s", release, MinKernel))
+		l.add(Warning, about, fmt.Sprintf("kernel %s: not a version that can be compared with %s", release, deploy.MinKernel))
 		return
 	}
-	if have.LessThan(version.MustParseGeneric(MinKernel)) {
-		l.add(Wrong, about, fmt.Sprintf("kernel %s is too old: NAT in inet tables needs Linux %s", release, MinKernel))
+	if have.LessThan(version.MustParseGeneric(deploy.MinKernel)) {
+		l.add(Wrong, about, fmt.Sprintf("kernel %s is too old: NAT in inet tables needs Linux %s", release, deploy.MinKernel))
 		return
 	}
 	l.add(OK, about, "kernel "+release)

@@ -31,9 +31,8 @@ func crdResource() schema.GroupVersionResource {
 // all else.
 func (i *Installer) ApplyCRDs(ctx context.Context, crds []*unstructured.Unstructured) error {
 	client := i.Access.Dynamic.Resource(crdResource())
-	var applied []string
-	var kept int
-	for _, crd := range crds {
+	var due []*unstructured.Unstructured
+	for _, crd := range crds { // all are read before the first is written
 		have, err := client.Get(ctx, crd.GetName(), metav1.GetOptions{})
 		switch {
 		case apierrors.IsNotFound(err):
@@ -45,17 +44,19 @@ func (i *Installer) ApplyCRDs(ctx context.Context, crds []*unstructured.Unstruct
 		if decision.note != "" {
 			i.say("  %s: %s", crd.GetName(), decision.note)
 		}
-		if !decision.apply {
-			kept++
-			continue
+		if decision.apply {
+			due = append(due, crd)
 		}
+	}
+	var applied []string
+	for _, crd := range due {
 		options := metav1.ApplyOptions{FieldManager: fieldManager, Force: true}
 		if _, err := client.Apply(ctx, crd.GetName(), crd, options); err != nil {
 			return fmt.Errorf("apply definition %s: %w", crd.GetName(), i.Access.Explain(err))
 		}
 		applied = append(applied, crd.GetName())
 	}
-	i.say("custom resource definitions: %d applied, %d left as they are", len(applied), kept)
+	i.say("custom resource definitions: %d applied, %d left as they are", len(applied), len(crds)-len(applied))
 	return i.established(ctx, applied)
 }
 

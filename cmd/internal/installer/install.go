@@ -16,37 +16,26 @@ import (
 // Install installs Culvert where it is not yet. When it fails after it began, what it made is removed again (not the
 // definitions, and not the namespace), unless KeepFailed says otherwise; the error says why.
 func (i *Installer) Install(ctx context.Context, o Options) error {
-	// Before anything is changed: values that the chart does not take.
+	// Nothing is written before all that can be refused was asked.
 	if _, err := deploy.Render(i.Chart, i.Namespace, o.Values); err != nil {
 		return err
 	}
-	if err := i.preflight(ctx); err != nil {
+	if err := i.preflight(ctx, o.CRDs); err != nil {
 		return err
 	}
 	if o.CRDs != OnlyCRDs {
-		if err := i.mustBeNew(ctx); err != nil {
+		if err := i.installable(ctx, o); err != nil {
 			return err
-		}
-		if !o.TakeOver {
-			if err := i.noOtherCapture(ctx); err != nil {
-				return err
-			}
 		}
 	}
 	if err := i.definitions(ctx, o.CRDs); err != nil || o.CRDs == OnlyCRDs {
 		return err
 	}
-	if err := i.namespace(ctx); err != nil {
+	if err := i.makeNamespace(ctx); err != nil {
 		return err
 	}
 	keepCA := i.hasCA(ctx) // one of before is not of this installation
-	install := action.NewInstall(i.Helm)
-	install.ReleaseName = release
-	install.Namespace = i.Namespace
-	install.SkipCRDs = true
-	install.Timeout = o.Timeout
-	_, err := install.RunWithContext(ctx, i.Chart, o.Values)
-	if err != nil {
+	if _, err := i.installation(o).RunWithContext(ctx, i.Chart, o.Values); err != nil {
 		return i.undoInstall(ctx, o, keepCA, fmt.Errorf("apply chart: %w", i.Access.Explain(err)))
 	}
 	i.say("chart applied in namespace %s", i.Namespace)
@@ -58,6 +47,37 @@ func (i *Installer) Install(ctx context.Context, o Options) error {
 	}
 	i.say("Culvert %s is ready. Put a namespace into the mesh: kubectl label namespace NAME istio.io/dataplane-mode=ambient", i.Chart.AppVersion())
 	return nil
+}
+
+// installable asks whether the chart can be installed with these options.
+func (i *Installer) installable(ctx context.Context, o Options) error {
+	if err := i.mustBeNew(ctx); err != nil {
+		return err
+	}
+	if !o.TakeOver {
+		if err := i.noOtherCapture(ctx); err != nil {
+			return err
+		}
+	}
+	if _, err := i.namespaceThere(ctx); err != nil {
+		return err
+	}
+	rehearsal := i.installation(o)
+	rehearsal.DryRunOption = rehearse
+	r, err := rehearsal.RunWithContext(ctx, i.Chart, o.Values)
+	if err != nil {
+		return fmt.Errorf("try chart: %w", i.Access.Explain(err))
+	}
+	return i.kernels(ctx, r.Manifest)
+}
+
+func (i *Installer) installation(o Options) *action.Install {
+	install := action.NewInstall(i.Helm)
+	install.ReleaseName = release
+	install.Namespace = i.Namespace
+	install.SkipCRDs = true
+	install.Timeout = o.Timeout
+	return install
 }
 
 // definitions does with the custom resource definitions what the mode says.
@@ -72,28 +92,36 @@ func (i *Installer) definitions(ctx context.Context, mode CRDMode) error {
 	return i.ApplyCRDs(ctx, crds)
 }
 
-// namespace makes the namespace, with the labels that the agent's pod needs. One that is there must have them if it has
-// others.
-func (i *Installer) namespace(ctx context.Context) error {
-	const enforce = "pod-security.kubernetes.io/enforce"
-	namespaces := i.Access.Kube.CoreV1().Namespaces()
-	have, err := namespaces.Get(ctx, i.Namespace, metav1.GetOptions{})
+// podSecurity is the label of a namespace that says which pods may be in it.
+const podSecurity = "pod-security.kubernetes.io/enforce"
+
+// namespaceThere reports whether the namespace is there. One that is must let the agent's pod in.
+func (i *Installer) namespaceThere(ctx context.Context) (bool, error) {
+	have, err := i.Access.Kube.CoreV1().Namespaces().Get(ctx, i.Namespace, metav1.GetOptions{})
 	switch {
 	case apierrors.IsNotFound(err):
-		labels := deploy.NamespaceLabels()
-		labels["app.kubernetes.io/managed-by"] = fieldManager
-		ns := &corev1.Namespace{ObjectMeta: metav1.ObjectMeta{Name: i.Namespace, Labels: labels}}
-		if _, err := namespaces.Create(ctx, ns, metav1.CreateOptions{FieldManager: fieldManager}); err != nil && !apierrors.IsAlreadyExists(err) {
-			return fmt.Errorf("create namespace %s: %w", i.Namespace, i.Access.Explain(err))
-		}
-		return nil
+		return false, nil
 	case err != nil:
-		return fmt.Errorf("read namespace %s: %w", i.Namespace, i.Access.Explain(err))
+		return false, fmt.Errorf("read namespace %s: %w", i.Namespace, i.Access.Explain(err))
 	case have.DeletionTimestamp != nil:
-		return fmt.Errorf("namespace %s is being deleted: wait until it is gone", i.Namespace)
+		return true, fmt.Errorf("namespace %s is being deleted: wait until it is gone", i.Namespace)
 	}
-	if level := have.Labels[enforce]; level != "" && level != "privileged" {
-		return fmt.Errorf("namespace %s enforces pod security level %q, which refuses the agent: kubectl label --overwrite namespace %s %s=privileged", i.Namespace, level, i.Namespace, enforce)
+	if level := have.Labels[podSecurity]; level != "" && level != "privileged" {
+		return true, fmt.Errorf("namespace %s enforces pod security level %q, which refuses the agent: kubectl label --overwrite namespace %s %s=privileged", i.Namespace, level, i.Namespace, podSecurity)
+	}
+	return true, nil
+}
+
+// makeNamespace makes the namespace where it is absent, with the labels that the agent's pod needs.
+func (i *Installer) makeNamespace(ctx context.Context) error {
+	if there, err := i.namespaceThere(ctx); there || err != nil {
+		return err
+	}
+	labels := deploy.NamespaceLabels()
+	labels["app.kubernetes.io/managed-by"] = fieldManager
+	ns := &corev1.Namespace{ObjectMeta: metav1.ObjectMeta{Name: i.Namespace, Labels: labels}}
+	if _, err := i.Access.Kube.CoreV1().Namespaces().Create(ctx, ns, metav1.CreateOptions{FieldManager: fieldManager}); err != nil && !apierrors.IsAlreadyExists(err) {
+		return fmt.Errorf("create namespace %s: %w", i.Namespace, i.Access.Explain(err))
 	}
 	return nil
 }

@@ -110,19 +110,39 @@ func TestInstallRefuses(t *testing.T) {
 	}
 }
 
-// A mistake in the values is told before anything is in the cluster.
-func TestInstallRefusesValuesFirst(t *testing.T) {
-	r := newRig(t, workloads(2, 3)...)
-	o := options()
-	o.CRDs = installer.ApplyCRDs
-	o.Values = map[string]any{"netpol": map[string]any{"enforce": "maybe"}}
-	if err := r.Install(t.Context(), o); err == nil || !strings.Contains(err.Error(), "/netpol/enforce") {
-		t.Errorf("got %v", err)
-	}
-	for _, a := range append(r.dynamic.Actions(), r.kube.Actions()...) {
-		if a.GetVerb() != "get" && a.GetVerb() != "list" {
-			t.Errorf("%s %s", a.GetVerb(), a.GetResource().Resource)
-		}
+// What can be refused is refused before anything is in the cluster, also the definitions.
+func TestInstallRefusesFirst(t *testing.T) {
+	old := &corev1.Node{ObjectMeta: metav1.ObjectMeta{Name: "n1", Labels: map[string]string{"kubernetes.io/os": "linux"}}}
+	old.Status.NodeInfo.KernelVersion = "4.18.0-553.el8_10.x86_64"
+	windows := &corev1.Node{ObjectMeta: metav1.ObjectMeta{Name: "n2", Labels: map[string]string{"kubernetes.io/os": "windows"}}}
+	windows.Status.NodeInfo.KernelVersion = "1.0"
+	for name, tt := range map[string]struct {
+		objects []runtime.Object
+		prepare func(*rig, *installer.Options)
+		want    string
+	}{
+		"wrong-value": {nil, func(_ *rig, o *installer.Options) {
+			o.Values = map[string]any{"netpol": map[string]any{"enforce": "maybe"}}
+		}, "/netpol/enforce"},
+		"kind-not-there": {nil, func(r *rig, _ *installer.Options) { r.client.BuildError = errors.New("no matches for kind") }, "no matches for kind"},
+		"definitions":    {nil, func(r *rig, _ *installer.Options) { r.denied["customresourcedefinitions"] = true }, "create customresourcedefinitions, patch customresourcedefinitions"},
+		"namespace": {[]runtime.Object{&corev1.Namespace{ObjectMeta: metav1.ObjectMeta{
+			Name: namespace, Labels: map[string]string{"pod-security.kubernetes.io/enforce": "restricted"},
+		}}}, nil, "enforces pod security level"},
+		"kernel": {[]runtime.Object{old, windows}, nil, "the kernel of n1 (4.18.0-553.el8_10.x86_64) is too old"},
+	} {
+		t.Run(name, func(t *testing.T) {
+			r := newRig(t, append(workloads(2, 3), tt.objects...)...)
+			o := options()
+			o.CRDs = installer.ApplyCRDs
+			if tt.prepare != nil {
+				tt.prepare(r, &o)
+			}
+			if err := r.Install(t.Context(), o); err == nil || !strings.Contains(err.Error(), tt.want) {
+				t.Errorf("got %v", err)
+			}
+			r.wroteNothing()
+		})
 	}
 }
 

@@ -5,6 +5,7 @@
 //	upgrade    checks → definitions → chart → wait ─────────────── not ready ──► say why → roll back
 //	uninstall  agents go first, so that each cleans its node → chart → what the controller made
 //
+// The checks end with a rehearsal of the chart: what can be refused is refused before anything is written.
 // Definitions are never deleted and never replaced by older ones. The release is an ordinary one of Helm, so `helm list`
 // and `helm get` know it too. An Installer does one thing at a time.
 package installer

@@ -10,6 +10,7 @@ import (
 	corev1 "k8s.io/api/core/v1"
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/util/version"
 
 	helmrelease "helm.sh/helm/v3/pkg/release"
 	"helm.sh/helm/v3/pkg/storage/driver"
@@ -26,24 +27,35 @@ var (
 // releaseNamespace is the annotation by which Helm knows its objects.
 const releaseNamespace = "meta.helm.sh/release-namespace"
 
+// rehearse makes Helm read the cluster, make the objects and compare them with those that are there, and write nothing.
+const rehearse = "server"
+
 // preflight asks what every change needs: a server of a fitting version, and the permission to do it.
-func (i *Installer) preflight(ctx context.Context) error {
+func (i *Installer) preflight(ctx context.Context, mode CRDMode) error {
 	found, err := i.Access.Version(ctx, deploy.MinKubernetes)
 	if err != nil {
 		return err
 	}
 	i.say("Kubernetes %s at %s", found, i.Access.Server)
-	return i.permitted(ctx)
+	return i.permitted(ctx, mode)
 }
 
-// permitted asks for the rights that the chart's objects take. It names all that are missing at once.
-func (i *Installer) permitted(ctx context.Context) error {
-	asked := []authv1.ResourceAttributes{
-		{Verb: "create", Group: "apps", Resource: "daemonsets", Namespace: i.Namespace},
-		{Verb: "create", Group: "apps", Resource: "deployments", Namespace: i.Namespace},
-		{Verb: "create", Resource: "secrets", Namespace: i.Namespace}, // where Helm keeps the release
-		{Verb: "create", Group: "rbac.authorization.k8s.io", Resource: "clusterroles"},
-		{Verb: "create", Group: "rbac.authorization.k8s.io", Resource: "clusterrolebindings"},
+// permitted asks for the rights that the definitions and the chart's objects take. It names all that are missing at once.
+func (i *Installer) permitted(ctx context.Context, mode CRDMode) error {
+	var asked []authv1.ResourceAttributes
+	if mode != OnlyCRDs {
+		asked = []authv1.ResourceAttributes{
+			{Verb: "create", Group: "apps", Resource: "daemonsets", Namespace: i.Namespace},
+			{Verb: "create", Group: "apps", Resource: "deployments", Namespace: i.Namespace},
+			{Verb: "create", Resource: "secrets", Namespace: i.Namespace}, // where Helm keeps the release
+			{Verb: "create", Group: "rbac.authorization.k8s.io", Resource: "clusterroles"},
+			{Verb: "create", Group: "rbac.authorization.k8s.io", Resource: "clusterrolebindings"},
+		}
+	}
+	if mode != SkipCRDs {
+		group, resource := crdResource().Group, crdResource().Resource
+		asked = append(asked,
+			authv1.ResourceAttributes{Verb: "create", Group: group, Resource: resource}, authv1.ResourceAttributes{Verb: "patch", Group: group, Resource: resource})
 	}
 	var missing []string
 	for _, a := range asked {
@@ -58,6 +70,30 @@ func (i *Installer) permitted(ctx context.Context) error {
 	}
 	if len(missing) > 0 {
 		return fmt.Errorf("no permission to %s: this takes an administrator of the cluster", strings.Join(missing, ", "))
+	}
+	return nil
+}
+
+// kernels refuses nodes whose kernel is too old for the agents that the manifests put there.
+func (i *Installer) kernels(ctx context.Context, manifests string) error {
+	agents, err := deploy.AgentNodes(manifests)
+	if err != nil {
+		return err
+	}
+	nodes, err := i.Access.Kube.CoreV1().Nodes().List(ctx, metav1.ListOptions{LabelSelector: agents.String()})
+	if err != nil {
+		return fmt.Errorf("look for the nodes' kernels: %w", i.Access.Explain(err))
+	}
+	least := version.MustParseGeneric(deploy.MinKernel)
+	var old []string
+	for _, n := range nodes.Items {
+		// What is no version is left to the agent, which tries what it needs.
+		if have, err := version.ParseGeneric(n.Status.NodeInfo.KernelVersion); err == nil && have.LessThan(least) {
+			old = append(old, n.Name+" ("+n.Status.NodeInfo.KernelVersion+")")
+		}
+	}
+	if len(old) > 0 {
+		return fmt.Errorf("the kernel of %s is too old for an agent: Linux %s or later is needed; agent.nodeSelector can leave nodes out", strings.Join(old, ", "), deploy.MinKernel)
 	}
 	return nil
 }

@@ -103,6 +103,16 @@ func (r *rig) serverVersion(v string) {
 	r.kube.Discovery().(*fakediscovery.FakeDiscovery).FakedServerVersion = &version.Info{GitVersion: v}
 }
 
+// wroteNothing checks that the cluster was only asked.
+func (r *rig) wroteNothing() {
+	r.t.Helper()
+	for _, a := range append(r.dynamic.Actions(), r.kube.Actions()...) {
+		if verb := a.GetVerb(); verb != "get" && verb != "list" && a.GetResource().Resource != "selfsubjectaccessreviews" {
+			r.t.Errorf("%s %s", verb, a.GetResource().Resource)
+		}
+	}
+}
+
 // options that wait for a moment and leave definitions alone, which fakes have none of.
 func options() installer.Options {
 	return installer.Options{CRDs: installer.SkipCRDs, Wait: true, Timeout: time.Minute}

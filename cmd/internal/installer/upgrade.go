@@ -14,25 +14,23 @@ const maxHistory = 10
 // installation. When the new state does not become ready, the last one is restored, unless KeepFailed says otherwise; the
 // error says why.
 func (i *Installer) Upgrade(ctx context.Context, o Options) error {
-	if err := i.preflight(ctx); err != nil {
+	// Nothing is written before all that can be refused was asked.
+	if err := i.preflight(ctx, o.CRDs); err != nil {
 		return err
 	}
 	have, err := i.mustBeThere()
 	if err != nil {
 		return err
 	}
+	rehearsal := i.upgrade(o)
+	rehearsal.DryRunOption = rehearse
+	if _, err := rehearsal.RunWithContext(ctx, release, i.Chart, o.Values); err != nil {
+		return fmt.Errorf("try chart: %w", i.Access.Explain(err))
+	}
 	if err := i.definitions(ctx, o.CRDs); err != nil || o.CRDs == OnlyCRDs {
 		return err
 	}
-	upgrade := action.NewUpgrade(i.Helm)
-	upgrade.Namespace = i.Namespace
-	upgrade.SkipCRDs = true
-	upgrade.Timeout = o.Timeout
-	upgrade.MaxHistory = maxHistory
-	upgrade.ResetValues = o.ResetValues
-	upgrade.ResetThenReuseValues = !o.ResetValues
-	upgrade.CleanupOnFail = true
-	if _, err := upgrade.RunWithContext(ctx, release, i.Chart, o.Values); err != nil {
+	if _, err := i.upgrade(o).RunWithContext(ctx, release, i.Chart, o.Values); err != nil {
 		return i.undoUpgrade(ctx, o, have.Version, fmt.Errorf("apply chart: %w", i.Access.Explain(err)))
 	}
 	i.say("chart applied in namespace %s: %s → %s", i.Namespace, have.Chart.AppVersion(), i.Chart.AppVersion())
@@ -44,6 +42,18 @@ func (i *Installer) Upgrade(ctx context.Context, o Options) error {
 	}
 	i.say("Culvert %s is ready", i.Chart.AppVersion())
 	return nil
+}
+
+func (i *Installer) upgrade(o Options) *action.Upgrade {
+	upgrade := action.NewUpgrade(i.Helm)
+	upgrade.Namespace = i.Namespace
+	upgrade.SkipCRDs = true
+	upgrade.Timeout = o.Timeout
+	upgrade.MaxHistory = maxHistory
+	upgrade.ResetValues = o.ResetValues
+	upgrade.ResetThenReuseValues = !o.ResetValues
+	upgrade.CleanupOnFail = true
+	return upgrade
 }
 
 // undoUpgrade restores a revision and returns why the one after it failed.

@@ -79,18 +79,37 @@ func TestUpgradeRollsBack(t *testing.T) {
 	}
 }
 
-func TestUpgradeRefusesTypoAndChangesNothing(t *testing.T) {
-	r := newRig(t, workloads(2, 3)...)
-	if err := r.Install(t.Context(), options()); err != nil {
-		t.Fatal(err)
-	}
-	o := options()
-	o.Values = map[string]any{"agent": map[string]any{"dnss": true}}
-	if err := r.Upgrade(t.Context(), o); err == nil || !strings.Contains(err.Error(), "dnss") {
-		t.Fatalf("got %v", err)
-	}
-	if rel, err := r.helm.Releases.Last("culvert"); err != nil || rel.Version != 1 {
-		t.Errorf("release: %v, %v", rel, err)
+// What can be refused is refused before anything is in the cluster, also the definitions.
+func TestUpgradeRefusesFirst(t *testing.T) {
+	for name, tt := range map[string]struct {
+		prepare func(*rig, *installer.Options)
+		want    string
+	}{
+		"typo": {func(_ *rig, o *installer.Options) { o.Values = map[string]any{"agent": map[string]any{"dnss": true}} }, "dnss"},
+		"wrong-value": {func(_ *rig, o *installer.Options) {
+			o.Values = map[string]any{"netpol": map[string]any{"enforce": "maybe"}}
+		}, "/netpol/enforce"},
+		"kind-not-there": {func(r *rig, _ *installer.Options) { r.client.BuildError = errors.New("no matches for kind") }, "no matches for kind"},
+		"definitions":    {func(r *rig, _ *installer.Options) { r.denied["customresourcedefinitions"] = true }, "create customresourcedefinitions, patch customresourcedefinitions"},
+	} {
+		t.Run(name, func(t *testing.T) {
+			r := newRig(t, workloads(2, 3)...)
+			if err := r.Install(t.Context(), options()); err != nil {
+				t.Fatal(err)
+			}
+			r.dynamic.ClearActions()
+			r.kube.ClearActions()
+			o := options()
+			o.CRDs = installer.ApplyCRDs
+			tt.prepare(r, &o)
+			if err := r.Upgrade(t.Context(), o); err == nil || !strings.Contains(err.Error(), tt.want) {
+				t.Fatalf("got %v", err)
+			}
+			r.wroteNothing()
+			if rel, err := r.helm.Releases.Last("culvert"); err != nil || rel.Version != 1 {
+				t.Errorf("release: %v, %v", rel, err)
+			}
+		})
 	}
 }
 
