@@ -28,8 +28,13 @@ func (s Socket) String() string {
 	return fmt.Sprintf("%s %s → %s uid %d", s.Protocol, s.Local, s.Remote, s.UID)
 }
 
+// maxMarked bounds what MarkedSockets returns of one protocol and family: how many
+// sockets a pod has is its own choice.
+const maxMarked = 1 << 16
+
 // MarkedSockets returns the TCP and UDP sockets in ns that carry AgentMark and belong
-// to a process. It needs CAP_NET_ADMIN, and time in proportion to all sockets there.
+// to a process. It needs CAP_NET_ADMIN, time in proportion to all sockets there, and
+// memory only for those with the mark.
 func MarkedSockets(ns *netns.NS) ([]Socket, error) {
 	var out []Socket
 	err := ns.Do(func() error {
@@ -40,16 +45,13 @@ func MarkedSockets(ns *netns.NS) ([]Socket, error) {
 			{"tcp", unix.AF_INET, unix.IPPROTO_TCP}, {"tcp", unix.AF_INET6, unix.IPPROTO_TCP},
 			{"udp", unix.AF_INET, unix.IPPROTO_UDP}, {"udp", unix.AF_INET6, unix.IPPROTO_UDP},
 		} {
-			messages, err := dumpSockets(q.family, q.proto)
+			found, err := retry(func() ([]Socket, error) { return dumpSockets(q.family, q.proto) })
 			if err != nil {
 				return err
 			}
-			for _, m := range messages {
-				s, mark, ok := parseSocket(m)
-				if ok && mark&MarkMask == AgentMark && s.Inode != 0 {
-					s.Protocol = q.name
-					out = append(out, s)
-				}
+			for _, s := range found {
+				s.Protocol = q.name
+				out = append(out, s)
 			}
 		}
 		return nil
@@ -69,6 +71,8 @@ const (
 	sizeofDiagRequest = 56
 	sizeofDiagMessage = 72
 	diagMarkAttr      = 15 // INET_DIAG_MARK
+	diagBytecodeAttr  = 1  // INET_DIAG_REQ_BYTECODE
+	diagMarkCond      = 10 // INET_DIAG_BC_MARK_COND
 )
 
 // Len and Serialize make it a part of a request of package nl.
@@ -81,12 +85,29 @@ func (r sockDiagRequest) Serialize() []byte {
 	return b
 }
 
-func dumpSockets(family, proto uint8) ([][]byte, error) {
-	return retry(func() ([][]byte, error) {
-		req := nl.NewNetlinkRequest(nl.SOCK_DIAG_BY_FAMILY, unix.NLM_F_DUMP)
-		req.AddData(sockDiagRequest{family, proto})
-		return req.Execute(unix.NETLINK_INET_DIAG, 0)
+// markFilter is a program for the kernel that takes sockets with the mark: one struct
+// inet_diag_bc_op with its struct inet_diag_markcond.
+func markFilter(mark, mask uint32) []byte {
+	const size = 12
+	b := []byte{diagMarkCond, size}                 // code; yes: go on behind this, which is the end
+	b = binary.NativeEndian.AppendUint16(b, size+4) // no: leave beyond the end
+	b = binary.NativeEndian.AppendUint32(b, mark)
+	return binary.NativeEndian.AppendUint32(b, mask)
+}
+
+func dumpSockets(family, proto uint8) ([]Socket, error) {
+	req := nl.NewNetlinkRequest(nl.SOCK_DIAG_BY_FAMILY, unix.NLM_F_DUMP)
+	req.AddData(sockDiagRequest{family, proto})
+	req.AddData(nl.NewRtAttr(diagBytecodeAttr, markFilter(AgentMark, MarkMask)))
+	var out []Socket
+	err := req.ExecuteIter(unix.NETLINK_INET_DIAG, 0, func(m []byte) bool {
+		s, mark, ok := parseSocket(m)
+		if ok && mark&MarkMask == AgentMark && s.Inode != 0 {
+			out = append(out, s)
+		}
+		return len(out) < maxMarked
 	})
+	return out, err
 }
 
 // parseSocket reads struct inet_diag_msg and the mark among its attributes, which the
