@@ -51,7 +51,7 @@ const (
 	EventEnrolled EventKind = "enrolled"
 	EventFailed   EventKind = "failed"   // Err says why; it is tried again
 	EventRepaired EventKind = "repaired" // Findings were wrong and are right again, except Left
-	EventDamaged  EventKind = "damaged"  // Findings are wrong and could not be repaired: Err
+	EventDamaged  EventKind = "damaged"  // Findings are wrong and could not be repaired: Err; once for each such state
 	EventForeign  EventKind = "foreign"  // Sockets carry the agent's mark and are not the agent's
 	EventLeft     EventKind = "left"     // Err when something stayed behind
 )

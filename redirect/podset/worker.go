@@ -19,6 +19,7 @@ type worker struct {
 	took    bool                  // the namespace was taken over, rules and all, from an entry that drains
 	stop    func(context.Context) // of the running service, nil without one
 	left    string                // findings that the last repair could not put right
+	trouble string                // why the last repair failed, said already
 	foreign map[uint64]int        // how often a foreign socket was seen, by cookie
 }
 
@@ -233,6 +234,9 @@ func (w *worker) audit(ctx context.Context) bool {
 func (w *worker) repair() {
 	w.s.counters.audits.Add(1)
 	found, left, err := w.capture.Repair()
+	if err == nil {
+		w.trouble = ""
+	}
 	if err == nil && len(found) == 0 {
 		w.left = ""
 		w.set(Enrolled, nil)
@@ -245,7 +249,10 @@ func (w *worker) repair() {
 	w.left = fmt.Sprint(left)
 	if err != nil {
 		w.set(Enrolled, fmt.Errorf("capture is damaged: %w", err))
-		w.event(Event{Kind: EventDamaged, Findings: found, Err: err})
+		if text := fmt.Sprint(found, err); text != w.trouble {
+			w.trouble = text
+			w.event(Event{Kind: EventDamaged, Findings: found, Err: err})
+		}
 		return
 	}
 	w.s.counters.repaired.Add(1)
@@ -393,7 +400,7 @@ func (w *worker) event(ev Event) {
 	case EventRepaired:
 		log.Warn("capture of pod repaired", "findings", texts(ev.Findings), "left", texts(ev.Left))
 	case EventForeign:
-		log.Warn("sockets in pod go past the capture", "sockets", ev.Sockets)
+		log.Warn("sockets in pod go past the capture", "count", len(ev.Sockets), "some", ev.Sockets[:min(len(ev.Sockets), maxSaid)])
 	case EventDamaged:
 		log.Error("capture of pod is damaged", "findings", texts(ev.Findings), "error", ev.Err)
 	}
@@ -401,6 +408,9 @@ func (w *worker) event(ev Event) {
 		w.s.cfg.OnEvent(ev)
 	}
 }
+
+// maxSaid bounds what of a pod's own making goes into one line of the log.
+const maxSaid = 8
 
 func texts(findings []redirect.Finding) []string {
 	out := make([]string, len(findings))
