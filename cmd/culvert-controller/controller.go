@@ -50,8 +50,11 @@ func connect(s *settings) (clients, error) {
 	} else {
 		cfg, err = rest.InClusterConfig()
 	}
-	if err != nil {
-		return clients{}, fmt.Errorf("reach the API server: %w", err)
+	switch {
+	case errors.Is(err, rest.ErrNotInCluster):
+		return clients{}, errors.New("find the API server: this is not a pod: give --kubeconfig")
+	case err != nil:
+		return clients{}, fmt.Errorf("find the API server: %w", err)
 	}
 	cfg.UserAgent = "culvert-controller/" + version
 	// A token is reviewed for every certificate that an agent does not have yet, and a cluster may come up all at once.
@@ -78,7 +81,8 @@ type controller struct {
 	nodes     *kubeca.NodeAuthorizer
 	door      *doorkeeper
 	publisher *publish.Server
-	taints    *taints           // nil when they are left alone
+	taints    *taints // nil when they are left alone
+	statuses  *status.Writer
 	companion *companion.Writer // nil without companions of NetworkPolicies
 	election  *election
 	figures   *figures
@@ -175,15 +179,15 @@ func (c *controller) until(there <-chan struct{}, name string) run.Component {
 // buildElection makes what only one replica does.
 func (c *controller) buildElection() ([]run.Component, error) {
 	s := c.settings
-	statuses := status.Config{Config: c.clients.rest, Source: c.source, Logger: c.scope("status")}
+	cfg := status.Config{Config: c.clients.rest, Source: c.source, Logger: c.scope("status")}
 	if c.clients.source != nil {
-		statuses.Client = c.clients.source.Dynamic
+		cfg.Client = c.clients.source.Dynamic
 	}
-	writer, err := status.New(statuses)
-	if err != nil {
+	var err error
+	if c.statuses, err = status.New(cfg); err != nil {
 		return nil, err
 	}
-	tasks := []run.Component{{Name: "lead the certificate authority", Run: c.authority.Lead}, {Name: "status", Run: writer.Run}}
+	tasks := []run.Component{{Name: "lead the certificate authority", Run: c.authority.Lead}, {Name: "status", Run: c.statuses.Run}}
 	if s.removeTaints {
 		c.taints = &taints{client: c.clients.core, namespace: s.namespace, log: c.scope("taints")}
 		tasks = append(tasks, run.Component{Name: "taints", Run: c.taints.Run})

@@ -166,6 +166,8 @@ func (c *controller) samples(emit func(admin.Sample)) {
 		leading = 1
 	}
 	emit(admin.Sample{Name: "culvert_leader", Help: "1 in the replica that writes.", Value: leading})
+	emit(admin.Sample{Name: "culvert_status_failures_total", Help: "Failed attempts to write the status of an object.", Counter: true, Value: float64(c.statuses.Failed())})
+	emit(admin.Sample{Name: "culvert_status_failing", Help: "Objects whose status could not be written yet; they go on being tried.", Value: float64(c.statuses.Failing())})
 	if t := c.taints; t != nil {
 		emit(admin.Sample{Name: "culvert_taints_removed_total", Help: "Nodes whose taint was removed.", Counter: true, Value: float64(t.removed.Load())})
 		emit(admin.Sample{Name: "culvert_taint_failures_total", Help: "Failed attempts to remove a node's taint.", Counter: true, Value: float64(t.failed.Load())})

@@ -3,9 +3,10 @@
 // package kube computed.
 //
 // Only the leader runs a Writer. It writes by server-side apply, with one field
-// manager for each kind of object, only what differs from what is there, and
-// each at most a few times until the object or what is to be written changes.
-// What that should be is not this package's business.
+// manager for each kind of object, and only what differs from what is there. What
+// fails is tried for ever, and what others undo is written again, each less and
+// less often until the object or what is to be written changes. What that should
+// be is not this package's business.
 //
 // Concurrency: Run blocks and may be called again after it has returned, but
 // not twice at a time.

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"log/slog"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"k8s.io/client-go/dynamic"
@@ -15,14 +16,17 @@ import (
 )
 
 const (
-	// attempts is how often one set of conditions and addresses is tried to be
-	// written.
-	attempts = 5
-	// DefaultBackoff is the wait after the first failure; it doubles.
+	// patience is how many attempts may fail before that is said.
+	patience = 5
+	// DefaultBackoff is the wait after the first failure; it doubles, up to
+	// maxBackoff.
 	DefaultBackoff = 500 * time.Millisecond
+	maxBackoff     = 5 * time.Minute
 	// settleTime is how long a write is given to come back through the watch
-	// before it is taken for undone by somebody else and written again.
+	// before it is taken for undone by somebody else and written again; it
+	// doubles, up to maxSettle.
 	settleTime = time.Minute
+	maxSettle  = time.Hour
 	// parallel is the number of writes at a time.
 	parallel = 4
 	// writeTimeout bounds one attempt.
@@ -43,8 +47,8 @@ type Config struct {
 	Client dynamic.Interface
 	// Source says what to write. Required.
 	Source Source
-	// Logger gets one line for each set of conditions that cannot be written.
-	// Nil discards.
+	// Logger gets one line for each set of conditions that cannot be written, and
+	// one when it could be after all. Nil discards.
 	Logger *slog.Logger
 	// Backoff is the wait after a first failure; 0 means DefaultBackoff.
 	Backoff time.Duration
@@ -52,9 +56,18 @@ type Config struct {
 
 // Writer keeps conditions up to date.
 type Writer struct {
-	cfg    Config
-	client dynamic.Interface
+	cfg     Config
+	client  dynamic.Interface
+	failed  atomic.Uint64
+	failing atomic.Int64
 }
+
+// Failed returns how many attempts have failed.
+func (w *Writer) Failed() uint64 { return w.failed.Load() }
+
+// Failing returns how many objects there are now whose last attempt failed. It is
+// zero in who does not lead.
+func (w *Writer) Failing() int { return int(w.failing.Load()) }
 
 // New returns a Writer that has not written anything yet.
 func New(cfg Config) (*Writer, error) {
@@ -94,6 +107,8 @@ type attempt struct {
 	tries           int
 	next            time.Time // not before
 	written         bool
+	failed          bool // the last one
+	told            bool // that it fails
 	busy            bool
 }
 
@@ -117,6 +132,7 @@ type run struct {
 func (w *Writer) Run(ctx context.Context) error {
 	r := &run{Writer: w, tried: make(map[name]*attempt), outcomes: make(chan outcome, parallel)}
 	defer r.writes.Wait()
+	defer w.failing.Store(0)
 	timer := time.NewTimer(0)
 	defer timer.Stop()
 	for {
@@ -147,7 +163,7 @@ func (r *run) start(ctx context.Context, reports []kube.Report, now time.Time) (
 		there[n] = true
 		a := r.attempt(n, &report)
 		switch {
-		case a.busy || a.tries >= attempts:
+		case a.busy:
 		case now.Before(a.next):
 			if next.IsZero() || a.next.Before(next) {
 				next = a.next
@@ -164,13 +180,18 @@ func (r *run) start(ctx context.Context, reports []kube.Report, now time.Time) (
 			})
 		}
 	}
+	failing := int64(0)
 	for n, a := range r.tried {
+		if there[n] && a.failed {
+			failing++
+		}
 		// It is as it should be, and has been for a while: who undoes a write
 		// at once does not get an answer at once.
 		if !there[n] && !a.busy && !now.Before(a.next) {
 			delete(r.tried, n)
 		}
 	}
+	r.failing.Store(failing)
 	return next
 }
 
@@ -207,13 +228,28 @@ func (r *run) end(o outcome, now time.Time) {
 	}
 	a.busy = false
 	a.tries++
+	a.failed = o.err != nil
+	log := r.cfg.Logger.With("resource", o.name.resource, "namespace", o.name.namespace, "name", o.name.name, "attempts", a.tries)
 	if o.err == nil {
-		a.written, a.next = true, now.Add(settleTime)
+		if a.told {
+			log.Info("status is written at last")
+			a.told = false
+		}
+		a.written, a.next = true, now.Add(doubled(settleTime, a.tries-1, maxSettle))
 		return
 	}
-	a.next = now.Add(r.cfg.Backoff << (a.tries - 1))
-	if a.tries >= attempts {
-		r.cfg.Logger.Warn("status cannot be written", "resource", o.name.resource, "namespace", o.name.namespace,
-			"name", o.name.name, "attempts", a.tries, "error", o.err)
+	r.failed.Add(1)
+	a.next = now.Add(doubled(r.cfg.Backoff, a.tries-1, maxBackoff))
+	if a.tries >= patience && !a.told {
+		a.told = true
+		log.Warn("status cannot be written; it goes on being tried", "every", maxBackoff, "error", o.err)
 	}
+}
+
+// doubled returns d, doubled so often, but not above limit.
+func doubled(d time.Duration, times int, limit time.Duration) time.Duration {
+	for ; times > 0 && d < limit; times-- {
+		d *= 2
+	}
+	return min(d, limit)
 }

@@ -1,9 +1,12 @@
 package status_test
 
 import (
+	"bytes"
 	"context"
 	"encoding/json"
 	"errors"
+	"log/slog"
+	"strings"
 	"sync"
 	"testing"
 	"testing/synctest"
@@ -57,10 +60,18 @@ type lab struct {
 	t      *testing.T
 	source *source
 	client *dynamicfake.FakeDynamicClient
+	writer *status.Writer
 
 	mu      sync.Mutex
 	applied []clienttesting.PatchAction
 	err     error
+	log     bytes.Buffer // written by the Writer's goroutine alone
+}
+
+// logged counts the lines with a word, when all is quiet.
+func (l *lab) logged(word string) int {
+	synctest.Wait()
+	return strings.Count(l.log.String(), word)
 }
 
 func start(t *testing.T, objects ...runtime.Object) *lab {
@@ -76,10 +87,11 @@ func start(t *testing.T, objects ...runtime.Object) *lab {
 		l.applied = append(l.applied, a.(clienttesting.PatchAction))
 		return true, &unstructured.Unstructured{Object: map[string]any{}}, l.err
 	})
-	w, err := status.New(status.Config{Client: l.client, Source: l.source})
+	w, err := status.New(status.Config{Client: l.client, Source: l.source, Logger: slog.New(slog.NewTextHandler(&l.log, nil))})
 	if err != nil {
 		t.Fatal(err)
 	}
+	l.writer = w
 	ctx, cancel := context.WithCancel(t.Context())
 	done := make(chan error)
 	go func() { done <- w.Run(ctx) }()
@@ -241,21 +253,45 @@ func TestWritesNothingNeedless(t *testing.T) {
 	})
 }
 
-func TestGivesUp(t *testing.T) {
+// TestNeverGivesUp: it fails for a day, which is said once, then it succeeds without a change of the object or the leader.
+func TestNeverGivesUp(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		l := start(t, object("v1", "Service"))
 		l.fail(errors.New("no"))
 		l.source.set(report(services, "Service", bound))
-		time.Sleep(time.Hour)
-		if n := len(l.take()); n != 5 {
-			t.Fatalf("%d attempts, want 5", n)
+		time.Sleep(24 * time.Hour)
+		// Every five minutes, and a dozen times before.
+		if n := len(l.take()); n < 200 || n > 24*12+12 {
+			t.Errorf("%d attempts within a day", n)
+		}
+		if n := l.logged("WARN"); n != 1 {
+			t.Errorf("%d lines say that it cannot be written:\n%s", n, l.log.String())
+		}
+		if l.writer.Failing() != 1 || l.writer.Failed() < 200 {
+			t.Errorf("%d objects and %d attempts are counted", l.writer.Failing(), l.writer.Failed())
 		}
 		l.fail(nil)
+		time.Sleep(5 * time.Minute)
+		if n := len(l.take()); n == 0 {
+			t.Fatal("it is not tried any more")
+		}
+		l.source.set()
+		synctest.Wait()
+		if n := l.logged("written at last"); n != 1 || l.writer.Failing() != 0 {
+			t.Errorf("%d lines say that it was written, %d objects fail", n, l.writer.Failing())
+		}
+		l.fail(errors.New("no"))
 		changed := report(services, "Service", bound)
 		changed.Want = []kube.Condition{accepted}
 		l.source.set(changed)
 		if n := len(l.take()); n != 1 {
-			t.Fatalf("%d attempts of what is new, want 1", n)
+			t.Errorf("%d attempts of what is new, want 1", n)
+		}
+		// The object is gone: it fails no more.
+		l.source.set()
+		synctest.Wait()
+		if n := l.writer.Failing(); n != 0 {
+			t.Errorf("%d objects that are gone fail", n)
 		}
 	})
 }
