@@ -165,18 +165,38 @@ func ReadTable(ns *netns.NS, family Family, name string) (*Table, error) {
 	return t, nil
 }
 
+// maxTable is how much of a table is read, in bytes of the kernel's messages. A table
+// of ours with all that options may ask for has a third of it; a process in the
+// namespace may have added to it what it likes.
+const maxTable = 8 << 20
+
+// reading is a table of which so many bytes may still be read.
+type reading struct {
+	*Table
+	left int
+}
+
+// takes reports whether f, a part of the table, may be kept.
+func (r *reading) takes(f fields) bool {
+	for _, a := range f {
+		r.left -= len(a.data)
+	}
+	r.cut = r.cut || r.left < 0
+	return !r.cut
+}
+
 func read(family Family, name string) (*Table, error) {
-	var t *Table
+	var t *reading
 	err := family.dump(unix.NFT_MSG_GETTABLE, nil, func(f fields) {
 		if f.text(unix.NFTA_TABLE_NAME) == name {
-			t = &Table{Family: family, Name: name, Flags: f.uint32(unix.NFTA_TABLE_FLAGS)}
+			t = &reading{&Table{Family: family, Name: name, Flags: f.uint32(unix.NFTA_TABLE_FLAGS)}, maxTable}
 		}
 	})
 	if err != nil || t == nil {
 		return nil, err
 	}
 	err = family.dump(unix.NFT_MSG_GETSET, named(unix.NFTA_SET_TABLE, name), func(f fields) {
-		if f.text(unix.NFTA_SET_TABLE) == name {
+		if f.text(unix.NFTA_SET_TABLE) == name && t.takes(f) {
 			t.Sets = append(t.Sets, parseSet(f))
 		}
 	})
@@ -189,7 +209,7 @@ func read(family Family, name string) (*Table, error) {
 		}
 	}
 	err = family.dump(unix.NFT_MSG_GETCHAIN, nil, func(f fields) {
-		if f.text(unix.NFTA_CHAIN_TABLE) == name {
+		if f.text(unix.NFTA_CHAIN_TABLE) == name && t.takes(f) {
 			t.Chains = append(t.Chains, parseChain(f))
 		}
 	})
@@ -199,20 +219,24 @@ func read(family Family, name string) (*Table, error) {
 	var bad error
 	err = family.dump(unix.NFT_MSG_GETRULE, named(unix.NFTA_RULE_TABLE, name), func(f fields) {
 		c := t.Chain(f.text(unix.NFTA_RULE_CHAIN))
-		if c == nil || f.text(unix.NFTA_RULE_TABLE) != name {
+		if c == nil || f.text(unix.NFTA_RULE_TABLE) != name || !t.takes(f) {
 			return
 		}
 		r, err := parseRule(f)
-		bad = errors.Join(bad, err)
+		if bad == nil {
+			bad = err
+		}
 		c.Rules = append(c.Rules, r)
 	})
-	return t, errors.Join(err, bad)
+	return t.Table, errors.Join(err, bad)
 }
 
-func (t *Table) readElements(s *Set) error {
-	filter := append(named(unix.NFTA_SET_ELEM_LIST_TABLE, t.Name), named(unix.NFTA_SET_ELEM_LIST_SET, s.Name)...)
-	err := t.Family.dump(unix.NFT_MSG_GETSETELEM, filter, func(f fields) {
-		s.Elements = append(s.Elements, parseElements(f.bytes(unix.NFTA_SET_ELEM_LIST_ELEMENTS))...)
+func (r *reading) readElements(s *Set) error {
+	filter := append(named(unix.NFTA_SET_ELEM_LIST_TABLE, r.Name), named(unix.NFTA_SET_ELEM_LIST_SET, s.Name)...)
+	err := r.Family.dump(unix.NFT_MSG_GETSETELEM, filter, func(f fields) {
+		if r.takes(f) {
+			s.Elements = append(s.Elements, parseElements(f.bytes(unix.NFTA_SET_ELEM_LIST_ELEMENTS))...)
+		}
 	})
 	s.sort()
 	s.Elements = slices.Compact(s.Elements) // of a set that is not ours, and grows just now, some come twice
@@ -248,16 +272,12 @@ func (f Family) request(kind, flags int, filter []*nl.RtAttr, each func(fields))
 	for _, a := range filter {
 		req.AddData(a)
 	}
-	messages, err := req.Execute(unix.NETLINK_NETFILTER, 0)
-	if err != nil {
-		return err
-	}
-	for _, m := range messages {
+	return req.ExecuteIter(unix.NETLINK_NETFILTER, 0, func(m []byte) bool {
 		if len(m) >= nl.SizeofNfgenmsg {
 			each(parseFields(m[nl.SizeofNfgenmsg:]))
 		}
-	}
-	return nil
+		return true
+	})
 }
 
 func parseChain(f fields) Chain {

@@ -31,6 +31,8 @@ type Table struct {
 	Flags  uint32 // NFT_TABLE_F_*: 1 is dormant (no chain is hooked in), 2 and 4 are owned by a process
 	Sets   []Set
 	Chains []Chain
+
+	cut bool // the kernel has more of it than was read
 }
 
 // String returns "table FAMILY NAME".
@@ -189,8 +191,10 @@ func (t *Table) Saved() map[string]string {
 }
 
 // Diff says in words how the table have differs from want, one line for each
-// difference, nothing when they are equal. nil stands for an absent table.
+// difference, nothing when they are equal. nil stands for an absent table. Of many or
+// long lines the rest is cut off: what stands in them is somebody else's.
 func Diff(want, have *Table) []string {
+	var out []string
 	switch {
 	case want == nil && have == nil:
 		return nil
@@ -198,8 +202,9 @@ func Diff(want, have *Table) []string {
 		return []string{have.String() + " is there and should not be"}
 	case have == nil:
 		return []string{want.String() + " is missing"}
+	case have.cut:
+		out = append(out, fmt.Sprintf("%s has more than the %d bytes of it that are looked at", have, maxTable))
 	}
-	var out []string
 	if want.Flags != have.Flags {
 		out = append(out, fmt.Sprintf("%s has flags %#x instead of %#x", want, have.Flags, want.Flags))
 	}
@@ -220,13 +225,41 @@ func Diff(want, have *Table) []string {
 			out = append(out, fmt.Sprintf("chain %s does not belong here", h.Name))
 		}
 	}
-	return out
+	return abridged(out)
 }
 
+// Bounds of what Diff says.
+const (
+	maxLines = 32
+	maxLine  = 400
+)
+
+func abridged(lines []string) []string {
+	if n := len(lines) - maxLines; n > 0 {
+		lines = append(lines[:maxLines:maxLines], fmt.Sprintf("and %d differences more", n))
+	}
+	for i, line := range lines {
+		if len(line) > maxLine {
+			lines[i] = line[:maxLine] + "…"
+		}
+	}
+	return lines
+}
+
+// maxCompared bounds the pairs of rules that are compared. Ours have chains of some
+// hundred rules at most.
+const maxCompared = 1 << 20
+
 // diffRules compares rules as a sequence: rules in the longest common run are the
-// same, the others are missing or foreign. Chains are short.
+// same, the others are missing or foreign.
 func diffRules(want, have Chain) []string {
 	w, h := lines(want), lines(have)
+	if slices.Equal(w, h) {
+		return nil
+	}
+	if len(w)*len(h) > maxCompared {
+		return []string{fmt.Sprintf("chain %s has %d rules instead of %d, or others", want.Name, len(h), len(w))}
+	}
 	common := make([][]int, len(w)+1) // common[i][j]: length of the common sequence of w[i:] and h[j:]
 	for i := range common {
 		common[i] = make([]int, len(h)+1)
