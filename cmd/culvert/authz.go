@@ -1,7 +1,6 @@
 package main
 
 import (
-	"errors"
 	"fmt"
 	"io"
 	"strconv"
@@ -23,10 +22,9 @@ func authzCommand() *cobra.Command {
 	cmd := &cobra.Command{
 		Use:   "authz",
 		Short: "Say who may talk to whom, suggest policies, and find mistakes in them",
-		Args:  cobra.NoArgs,
 	}
 	cmd.AddCommand(authzCheckCommand(), authzSuggestCommand(), authzLintCommand())
-	return cmd
+	return group(cmd)
 }
 
 // authzFlags say where objects come from and what mesh they are of.
@@ -130,24 +128,8 @@ func (f *authzFlags) ref(text string) (authz.Ref, error) {
 	return authz.ParseRef(text, f.workloadNamespace())
 }
 
-// exitFound is the exit status of `culvert authz` when the answer is not the one that was hoped for; exitTrouble when there
-// is none.
+// exitFound is the exit status of `culvert authz` when the answer is not the one that was hoped for.
 const exitFound = 1
-
-// withTrouble makes every error of the command that has no status of its own end the program with exitTrouble.
-func withTrouble(cmd *cobra.Command, run func(*cobra.Command, []string) error) *cobra.Command {
-	wrap := func(err error) error {
-		if _, has := errors.AsType[withStatus](err); has || err == nil {
-			return err
-		}
-		return withStatus{exitTrouble, err}
-	}
-	args := cmd.Args
-	cmd.Args = func(cmd *cobra.Command, given []string) error { return wrap(args(cmd, given)) }
-	cmd.SetFlagErrorFunc(func(_ *cobra.Command, err error) error { return wrap(err) })
-	cmd.RunE = func(cmd *cobra.Command, given []string) error { return wrap(run(cmd, given)) }
-	return cmd
-}
 
 // writeText writes lines that may hold foreign text, without control characters.
 func writeText(out io.Writer, text string) error {

@@ -26,7 +26,7 @@ among the files, none is said to be unknown.
 The exit status is 1 when there is an error or a warning, 0 when there are only notes or nothing, and 2 when there is no answer.`,
 		Example: `  culvert authz lint
   culvert authz lint -f manifests/ -o json`,
-		Args: cobra.NoArgs,
+		Args: noArguments,
 	}
 	f := addAuthzFlags(cmd, "files or directories to read objects from, instead of the cluster; - is the standard input")
 	cmd.Flags().StringVarP(&output, "output", "o", "text", "text or json")

@@ -46,7 +46,7 @@ no answer.`,
 		Example: `  culvert authz suggest --only-namespace=shop > policies.yaml
   culvert authz suggest --prometheus=http://localhost:9090 --window=168h
   culvert authz suggest -o flows > flows.json; culvert authz suggest -f flows.json -f manifests/`,
-		Args: cobra.NoArgs,
+		Args: noArguments,
 	}
 	f.authzFlags = addAuthzFlags(cmd, "files of flows, or files and directories of objects; - is the standard input")
 	flags := cmd.Flags()

@@ -147,7 +147,7 @@ func TestAuthzRefuses(t *testing.T) {
 		{"no-file", []string{"lint", "-f", "/does/not/exist"}, "/does/not/exist"},
 		{"no-cluster", []string{"lint"}, "no kubeconfig"},
 		{"flag", []string{"lint", "--whatever"}, "unknown flag"},
-		{"argument", []string{"lint", "now"}, "unknown command"},
+		{"argument", []string{"lint", "now"}, "takes flags alone"},
 		{"output", []string{"suggest", "-o", "xml"}, "want yaml, json or flows"},
 		{"flows-twice", []string{"suggest", "-f", "testdata/authz/flows.json", "--prometheus=http://x"}, "want one of them"},
 		{"no-flows", []string{"suggest", "-f", bookstore}, "no kubeconfig"},

@@ -18,7 +18,7 @@ func caCommand() *cobra.Command {
 
 Whoever has the key can mint any identity of the mesh. It suits a demonstration or nodes that are all yours; in a
 cluster certificates come from the controller, from istiod or from SPIRE. Existing files are never overwritten.`,
-		Args: cobra.NoArgs,
+		Args: noArguments,
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			if err := issuer.CreateFiles(cert, key, trustDomain); err != nil {
 				return err
@@ -31,5 +31,5 @@ cluster certificates come from the controller, from istiod or from SPIRE. Existi
 	create.Flags().StringVar(&key, "ca-key", "ca-key.pem", "private key file to create, readable by its owner only")
 	create.Flags().StringVar(&trustDomain, "trust-domain", "cluster.local", "trust domain of the identities")
 	cmd.AddCommand(create)
-	return cmd
+	return group(cmd)
 }

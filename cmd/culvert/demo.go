@@ -30,7 +30,7 @@ func demoCommand() *cobra.Command {
 		Long: `Build two nodes with four pods out of network namespaces on this machine, send real HTTP between them with the mesh off
 and on, listen on the wire between the nodes, and show what a stranger there reads. Nothing outside the namespaces is
 touched and nothing is left behind. Runs as root, or unprivileged where the kernel allows user namespaces.`,
-		Args: cobra.NoArgs,
+		Args: noArguments,
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			d.out = cmd.OutOrStdout()
 			return d.main(cmd.Context())
@@ -282,7 +282,7 @@ func (d *demo) service(context.Context) error {
 		name, _, _ := strings.Cut(answer, " ")
 		seen[name]++
 	}
-	d.say("20 requests to http://%s/: %v", demoVIP, seen)
+	d.say("20 requests to http://%s/: %d answered by web-0, %d by web-1", demoVIP, seen["web-0"], seen["web-1"])
 	if len(seen) != 2 {
 		return errors.New("only one server behind the service answered")
 	}

@@ -18,7 +18,7 @@ const secret = "the-password-is-swordfish"
 func demoAppCommand() *cobra.Command {
 	app := &cobra.Command{Use: "app", Hidden: true}
 	var listen, name string
-	serve := &cobra.Command{Use: "serve", Args: cobra.NoArgs, RunE: func(*cobra.Command, []string) error {
+	serve := &cobra.Command{Use: "serve", Args: noArguments, RunE: func(*cobra.Command, []string) error {
 		server := &http.Server{Addr: listen, Handler: demoHandler(name), ReadHeaderTimeout: 5 * time.Second}
 		return server.ListenAndServe()
 	}}

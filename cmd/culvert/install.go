@@ -78,10 +78,10 @@ func (f *changeFlags) options() (installer.Options, error) {
 	switch mode {
 	case installer.ApplyCRDs, installer.SkipCRDs, installer.OnlyCRDs:
 	default:
-		return installer.Options{}, fmt.Errorf("--crds=%s: want apply, skip or only", f.crds)
+		return installer.Options{}, misused("--crds=%s: want apply, skip or only", f.crds)
 	}
 	if problems := validation.IsDNS1123Label(f.kube.namespace()); len(problems) > 0 {
-		return installer.Options{}, fmt.Errorf("--namespace %q: %s", f.kube.namespace(), strings.Join(problems, "; "))
+		return installer.Options{}, misused("--namespace %q: %s", f.kube.namespace(), strings.Join(problems, "; "))
 	}
 	values, err := f.values.merge()
 	if err != nil {
@@ -120,7 +120,7 @@ removes them again.`,
 		Example: `  culvert install --set image.repository=registry.example.com/culvert
   culvert install --values-profile=k3s
   culvert install --dry-run | kubectl apply --dry-run=server -f -`,
-		Args: cobra.NoArgs,
+		Args: noArguments,
 		RunE: func(cmd *cobra.Command, _ []string) error { return f.run(cmd, (*installer.Installer).Install) },
 	}
 	f.add(cmd)
@@ -135,7 +135,7 @@ func upgradeCommand() *cobra.Command {
 		Short: "Change an installation to this version, or its values",
 		Long: `Change an installation to this program's version and the given values, which go over those of the last time. It waits
 until all is ready; if it does not become so it says why and restores what was there.`,
-		Args: cobra.NoArgs,
+		Args: noArguments,
 		RunE: func(cmd *cobra.Command, _ []string) error { return f.run(cmd, (*installer.Installer).Upgrade) },
 	}
 	f.add(cmd)
@@ -150,7 +150,7 @@ func uninstallCommand() *cobra.Command {
 		Short: "Remove Culvert from a cluster",
 		Long: `Remove Culvert. Each agent takes its node's pods out of the mesh first: they go on without restart. The custom resource
 definitions stay, and with them the resources that were made of them.`,
-		Args: cobra.NoArgs,
+		Args: noArguments,
 	}
 	kube := addKubeFlags(cmd)
 	flags := cmd.Flags()

@@ -37,18 +37,42 @@ func root() *cobra.Command {
 		Short:         "A service mesh without sidecars",
 		SilenceUsage:  true,
 		SilenceErrors: true,
-		Args:          cobra.NoArgs,
+		Version:       fmt.Sprintf("%s (%s)", version, revision),
 	}
+	cmd.SetVersionTemplate("culvert {{.Version}}\n")
+	cmd.SetFlagErrorFunc(func(cmd *cobra.Command, err error) error {
+		return misused("%w: %s --help lists them", err, cmd.CommandPath())
+	})
 	cmd.AddCommand(installCommand(), upgradeCommand(), uninstallCommand(), checkCommand(), plaintextCommand(), netpolCommand(), authzCommand())
 	cmd.AddCommand(caCommand(), demoCommand(), versionCommand())
+	return group(cmd)
+}
+
+// group makes a command that has others below it refuse a name that is none of them; alone it prints its help.
+func group(cmd *cobra.Command) *cobra.Command {
+	cmd.Args = func(cmd *cobra.Command, args []string) error {
+		if len(args) == 0 {
+			return nil
+		}
+		return misused("%s has no command %q: %[1]s --help lists them", cmd.CommandPath(), args[0])
+	}
+	cmd.RunE = func(cmd *cobra.Command, _ []string) error { return cmd.Help() }
 	return cmd
+}
+
+// noArguments refuses what is neither flag nor command.
+func noArguments(cmd *cobra.Command, args []string) error {
+	if len(args) == 0 {
+		return nil
+	}
+	return misused("%s takes flags alone, not %q", cmd.CommandPath(), args[0])
 }
 
 func versionCommand() *cobra.Command {
 	return &cobra.Command{
 		Use:   "version",
 		Short: "Print version and revision",
-		Args:  cobra.NoArgs,
+		Args:  noArguments,
 		Run: func(cmd *cobra.Command, _ []string) {
 			fmt.Fprintf(cmd.OutOrStdout(), "culvert %s (%s)\n", version, revision)
 		},

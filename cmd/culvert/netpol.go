@@ -19,20 +19,16 @@ import (
 	"github.com/culvert-mesh/culvert/cmd/internal/objects"
 )
 
-// Exit statuses of `culvert netpol`.
-const (
-	exitMissing = 1
-	exitTrouble = 2
-)
+// exitMissing is the exit status of `culvert netpol` when somebody has to act.
+const exitMissing = 1
 
 func netpolCommand() *cobra.Command {
 	cmd := &cobra.Command{
 		Use:   "netpol",
 		Short: "Say what a CNI that enforces NetworkPolicies would cut of the mesh, and add what is missing",
-		Args:  cobra.NoArgs,
 	}
 	cmd.AddCommand(netpolCheckCommand(kubeFlags.connect), netpolFixCommand(kubeFlags.connect))
-	return cmd
+	return group(cmd)
 }
 
 // connector reaches the cluster that flags name.
@@ -59,13 +55,7 @@ func addNetpolFlags(cmd *cobra.Command, connect connector) *netpolFlags {
 	flags.StringSliceVar(&f.exclude, "exclude-namespaces", []string{"kube-system"}, "namespaces that are never in the mesh; default as the cluster's agents")
 	flags.BoolVar(&f.noDNS, "no-dns-capture", false, "the agents do not capture DNS; default as the cluster's agents")
 	f.changed, f.connect = flags.Changed, connect
-	cmd.SetFlagErrorFunc(func(_ *cobra.Command, err error) error { return withStatus{exitTrouble, err} })
-	cmd.Args = func(cmd *cobra.Command, args []string) error {
-		if err := cobra.NoArgs(cmd, args); err != nil {
-			return withStatus{exitTrouble, err}
-		}
-		return nil
-	}
+	cmd.Args = noArguments
 	return f
 }
 

@@ -179,7 +179,7 @@ func TestNetpolTrouble(t *testing.T) {
 		args []string
 	}{
 		{"unknown flag", []string{"check", "--flag"}},
-		{"unknown command", []string{"check", "x"}},
+		{"takes flags alone", []string{"check", "x"}},
 		{"no such file", []string{"check", "-f", "/nonexistent"}},
 		{"ingres", []string{"check", "-f", broken}},
 		{"ingres", []string{"fix", "-f", broken}},

@@ -1,6 +1,15 @@
 package main
 
-import "errors"
+import (
+	"errors"
+	"fmt"
+
+	"github.com/spf13/cobra"
+)
+
+// exitTrouble is the exit status of commands that answer a question, when there is no answer; and of all, when what is asked
+// cannot be understood.
+const exitTrouble = 2
 
 // withStatus is an error with the exit status that it makes. Without an error of its own nothing is printed: everything has
 // been said.
@@ -25,4 +34,23 @@ func exitStatus(err error) int {
 		return s.code
 	}
 	return 1
+}
+
+// misused is the error of a command line that cannot be understood.
+func misused(format string, args ...any) error {
+	return withStatus{exitTrouble, fmt.Errorf(format, args...)}
+}
+
+// withTrouble makes every error of the command that has no status of its own end the program with exitTrouble.
+func withTrouble(cmd *cobra.Command, run func(*cobra.Command, []string) error) *cobra.Command {
+	wrap := func(err error) error {
+		if _, has := errors.AsType[withStatus](err); has || err == nil {
+			return err
+		}
+		return withStatus{exitTrouble, err}
+	}
+	args := cmd.Args
+	cmd.Args = func(cmd *cobra.Command, given []string) error { return wrap(args(cmd, given)) }
+	cmd.RunE = func(cmd *cobra.Command, given []string) error { return wrap(run(cmd, given)) }
+	return cmd
 }
