@@ -70,7 +70,10 @@ func TestCommandRefuses(t *testing.T) {
 		{"values-file", []string{"install", "--dry-run", "-f", "/does/not/exist"}, "/does/not/exist"},
 		{"crds", []string{"install", "--crds=maybe"}, "want apply, skip or only"},
 		{"namespace", []string{"install", "--dry-run", "-n", "a\nb"}, "--namespace"},
-		{"argument", []string{"install", "now"}, "unknown command"},
+		{"argument", []string{"install", "now"}, `culvert install takes flags alone, not "now"`},
+		{"command", []string{"instal"}, `culvert has no command "instal": culvert --help lists them`},
+		{"command-below", []string{"netpol", "chek"}, `culvert netpol has no command "chek"`},
+		{"flag", []string{"upgrade", "--forse"}, "unknown flag: --forse: culvert upgrade --help lists them"},
 		{"output", []string{"check", "--output=xml"}, "want table or json"},
 		{"plaintext-output", []string{"plaintext", "--output=xml"}, "want table or json"},
 	}
@@ -79,6 +82,32 @@ func TestCommandRefuses(t *testing.T) {
 			_, err := culvert(t, tt.args...)
 			if err == nil || !strings.Contains(err.Error(), tt.want) {
 				t.Errorf("got %v, want %q", err, tt.want)
+			}
+		})
+	}
+}
+
+// TestExitStatus: 2 says that there is no answer; 1 of check that something is wrong, of others that they failed.
+func TestExitStatus(t *testing.T) {
+	tests := []struct {
+		name string
+		args []string
+		want int
+	}{
+		{"command", []string{"instal"}, 2},
+		{"argument", []string{"install", "now"}, 2},
+		{"flag", []string{"check", "--forse"}, 2},
+		{"output", []string{"check", "-o", "xml"}, 2},
+		{"no-cluster", []string{"install"}, 1},
+		{"no-cluster-plaintext", []string{"plaintext"}, 2},
+		{"check", []string{"check", "--machine=false", "--kubeconfig=/does/not/exist"}, 1},
+		{"help", []string{"netpol"}, 0},
+		{"version", []string{"--version"}, 0},
+	}
+	for _, tt := range tests {
+		t.Run(tt.name, func(t *testing.T) {
+			if out, err := culvert(t, tt.args...); status(err) != tt.want {
+				t.Errorf("exit status %d, want %d: %v %s", status(err), tt.want, err, out)
 			}
 		})
 	}
@@ -104,6 +133,8 @@ func TestCheckWithoutCluster(t *testing.T) {
 func TestPrintFindings(t *testing.T) {
 	found := []inspect.Finding{
 		{Level: inspect.OK, About: "node n1", Text: "fine"}, {Level: inspect.OK, About: "cluster", Text: "there"}, {Level: inspect.Wrong, About: "node n2", Text: "bad"},
+		{Level: inspect.Warning, About: "node n1", Text: "loose"}, {Level: inspect.Warning, About: "node n2", Text: "loose"},
+		{Level: inspect.Wrong, About: "pods", Text: "6 are late", Names: []string{"a", "b", "c", "d", "e", "f"}},
 	}
 	tests := []struct {
 		name, output string
@@ -111,7 +142,11 @@ func TestPrintFindings(t *testing.T) {
 		want, lacks  string
 	}{
 		{"short", "table", false, "1 more things are as they should be", "fine"},
+		{"together", "table", false, "warning  2 nodes  loose: n1, n2\n", "node n1"},
+		{"several", "table", false, "6 are late: a, b, c, d, e, … (--all)\n", "f"},
 		{"all", "table", true, "fine", "more things"},
+		{"all-alone", "table", true, "warning  node n2  loose\n", "2 nodes"},
+		{"all-several", "table", true, "6 are late: a, b, c, d, e, f\n", "…"},
 		{"json", "json", false, `"text": "fine"`, "more things"},
 	}
 	for _, tt := range tests {

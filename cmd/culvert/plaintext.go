@@ -22,14 +22,14 @@ func plaintextCommand() *cobra.Command {
 for what it has seen since it started, so let the agents run over a whole business cycle before you trust an empty list.
 It needs the right to forward ports of the agents' pods.
 
-The exit status is 1 when an agent could not be asked: the list may lack something then.`,
+The exit status is 1 when an agent could not be asked, so that the list may lack something, and 2 when there is no list.`,
 		Example: `  culvert plaintext --to-namespace=shop`,
-		Args:    cobra.NoArgs,
+		Args:    noArguments,
 	}
 	kube := addKubeFlags(cmd)
 	cmd.Flags().StringVar(&destination, "to-namespace", "", "only what goes to pods of this namespace")
 	cmd.Flags().StringVarP(&output, "output", "o", "table", "table or json")
-	cmd.RunE = func(cmd *cobra.Command, _ []string) error {
+	return withTrouble(cmd, func(cmd *cobra.Command, _ []string) error {
 		if err := checkOutput(output); err != nil {
 			return err
 		}
@@ -50,11 +50,10 @@ The exit status is 1 when an agent could not be asked: the list may lack somethi
 			err = printPlaintext(cmd.OutOrStdout(), report, time.Now())
 		}
 		if err == nil && len(report.Missing) > 0 {
-			return errors.New("the list may lack something: not every agent answered")
+			return withStatus{exitFound, errors.New("the list may lack something: not every agent answered")}
 		}
 		return err
-	}
-	return cmd
+	})
 }
 
 func printPlaintext(out io.Writer, r *inspect.Report, now time.Time) error {

@@ -63,6 +63,8 @@ type Decision struct {
 	In bool
 	// Why says in words what decided.
 	Why string
+	// Selected says that a selector takes the pod: when it is not In all the same, Why is what keeps it out.
+	Selected bool
 	// Capture is what to capture, valid when In.
 	Capture Capture
 	// Warnings name what the pod's annotations say and what is not done, each a sentence. Nil when Out.
@@ -71,9 +73,6 @@ type Decision struct {
 
 // Decide decides about a pod.
 func Decide(pod Pod, namespace Namespace, s Settings) Decision {
-	if why := s.exclusion(pod); why != "" {
-		return Decision{Why: why}
-	}
 	selectors := s.Selectors
 	if selectors == nil {
 		selectors = DefaultSelectors()
@@ -81,10 +80,13 @@ func Decide(pod Pod, namespace Namespace, s Settings) Decision {
 	i := slices.IndexFunc(selectors, func(sel Selector) bool {
 		return sel.Pod.Matches(pod.Labels) && sel.Namespace.Matches(namespace.Labels)
 	})
+	if why := s.exclusion(pod); why != "" {
+		return Decision{Why: why, Selected: i >= 0}
+	}
 	if i < 0 {
 		return Decision{Why: "no selector takes the labels of pod and namespace"}
 	}
-	d := Decision{In: true, Why: selectors[i].String()}
+	d := Decision{In: true, Why: selectors[i].String(), Selected: true}
 	r := reader{pod: pod.Annotations, namespace: namespace.Annotations, forbidden: s.ForbidCarveOuts}
 	d.Capture = r.capture()
 	d.Warnings = r.warnings

@@ -28,34 +28,35 @@ type cluster struct {
 
 // Cluster looks at everything: versions, CNI, controller, permissions, agents and what they found, taints, pods that are to be in the
 // mesh and are not. The manifests of the installed release say what permissions are needed; they are empty where it is not
-// Helm's. The error says that the cluster could not be asked at all.
-func Cluster(ctx context.Context, a *access.Access, agents Agents, namespace, release string) ([]Finding, error) {
+// Helm's. That the cluster cannot be asked for something is a finding too.
+func Cluster(ctx context.Context, a *access.Access, agents Agents, namespace, release string) []Finding {
 	c := &cluster{access: a, agents: agents, namespace: namespace, release: release, networks: map[string][]string{}}
 	v, err := a.Version(ctx, deploy.MinKubernetes)
-	switch {
-	case v == nil:
-		return nil, err
-	case err != nil:
+	if err != nil {
 		c.add(Wrong, "cluster", err.Error())
-	default:
+	} else {
 		c.add(OK, "cluster", "Kubernetes "+v.String())
 	}
+	if v == nil {
+		return c.all
+	}
 	if err := c.read(ctx); err != nil {
-		return nil, err
+		c.add(Wrong, "cluster", err.Error())
+		return c.all
 	}
 	c.checkNodes()
 	c.checkCNI(ctx)
 	if !c.checkInstalled(ctx) {
-		return c.all, nil
+		return c.all
 	}
 	c.checkPermissions(ctx)
 	c.checkAgents()
 	c.askAgents(ctx)
 	c.tellNetworks()
 	if err := c.checkPods(ctx); err != nil {
-		return nil, err
+		c.add(Wrong, "pods", err.Error())
 	}
-	return c.all, nil
+	return c.all
 }
 
 // read gets what several checks need.

@@ -3,6 +3,8 @@ package inspect
 import (
 	"context"
 	"fmt"
+	"maps"
+	"slices"
 	"strings"
 
 	appsv1 "k8s.io/api/apps/v1"
@@ -16,8 +18,8 @@ import (
 // redirection is the annotation by which an agent says what it has achieved.
 const redirection = "ambient.istio.io/redirection"
 
-// maxNamed is how many pods are named; of more only their number is said.
-const maxNamed = 5
+// maxTold is how many different warnings about pods, and how many missing permissions, are told.
+const maxTold = 5
 
 // checkPods compares which pods are to be in the mesh with which are, and what their annotations say that is not done.
 func (c *cluster) checkPods(ctx context.Context) error {
@@ -33,7 +35,7 @@ func (c *cluster) checkPods(ctx context.Context) error {
 		}
 	}
 	settings := c.settings()
-	t := tally{late: map[string][]string{}}
+	t := tally{late: map[string][]string{}, out: map[string][]string{}, warned: map[string][]string{}}
 	options := metav1.ListOptions{Limit: 500}
 	for {
 		pods, err := c.access.Kube.CoreV1().Pods("").List(ctx, options)
@@ -102,9 +104,10 @@ func (f *Flags) read(arg string) {
 
 // tally counts pods.
 type tally struct {
-	in       int
-	late     map[string][]string // state → pods that are to be in and are not
-	warnings int
+	in     int
+	late   map[string][]string // state → pods that are to be in and are not
+	out    map[string][]string // what keeps pods out that are labelled for the mesh → pods
+	warned map[string][]string // warning → pods
 }
 
 func (t *tally) look(c *cluster, pod *corev1.Pod, spaces map[string]enrol.Namespace, s enrol.Settings) {
@@ -125,33 +128,35 @@ func (t *tally) look(c *cluster, pod *corev1.Pod, spaces map[string]enrol.Namesp
 		t.late[state] = append(t.late[state], name)
 	case !d.In && state == "enabled" && !terminal:
 		t.late["left"] = append(t.late["left"], name)
+	case !d.In && d.Selected && pod.Status.Phase == corev1.PodRunning:
+		t.out[d.Why] = append(t.out[d.Why], name)
 	}
 	for _, w := range d.Warnings {
-		if t.warnings++; t.warnings <= maxNamed {
-			c.add(Warning, "pod "+name, w)
-		}
+		t.warned[w] = append(t.warned[w], name)
 	}
 }
 
 func (t *tally) tell(c *cluster) {
 	c.add(OK, "pods", fmt.Sprintf("%d are in the mesh", t.in))
-	if t.warnings > maxNamed {
-		c.add(Warning, "pods", fmt.Sprintf("%d more warnings about annotations", t.warnings-maxNamed))
+	for _, why := range slices.Sorted(maps.Keys(t.out)) {
+		c.addOf(Note, "pods", fmt.Sprintf("%d are labelled for the mesh and stay out of it (%s)", len(t.out[why]), why), slices.Sorted(slices.Values(t.out[why])))
+	}
+	for i, w := range slices.Sorted(maps.Keys(t.warned)) {
+		if i == maxTold {
+			c.add(Warning, "pods", fmt.Sprintf("%d more warnings about annotations", len(t.warned)-maxTold))
+			break
+		}
+		c.addOf(Warning, "pods", w, slices.Sorted(slices.Values(t.warned[w])))
 	}
 	text := map[string]string{
-		"pending": "are captured but not served: their traffic is refused until their agent serves them",
-		"none":    "are labelled for the mesh and not in it",
-		"left":    "are not labelled for the mesh any more and still in it",
+		"pending": "are captured but not served (their traffic is refused until their agent serves them)",
+		"none":    "are labelled for the mesh and not in it (their events say why)",
+		"left":    "are not labelled for the mesh any more and still in it (their events say why)",
 	}
 	for _, state := range []string{"none", "pending", "left"} {
-		names := t.late[state]
-		if len(names) == 0 {
-			continue
+		if names := t.late[state]; len(names) > 0 {
+			slices.Sort(names)
+			c.addOf(Wrong, "pods", fmt.Sprintf("%d %s", len(names), text[state]), names)
 		}
-		shown := strings.Join(names[:min(len(names), maxNamed)], ", ")
-		if len(names) > maxNamed {
-			shown += ", …"
-		}
-		c.add(Wrong, "pods", fmt.Sprintf("%d %s: %s (see their events)", len(names), text[state], shown))
 	}
 }

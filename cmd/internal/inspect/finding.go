@@ -18,6 +18,8 @@ type Finding struct {
 	Level Level  `json:"level"`
 	About string `json:"about"` // node n1, DaemonSet culvert-node, …
 	Text  string `json:"text"`
+	// Names are whom it is true of, if they are many, sorted.
+	Names []string `json:"names,omitempty"`
 }
 
 // Failed reports whether something does not work.
@@ -29,5 +31,15 @@ func Failed(all []Finding) bool {
 type list struct{ all []Finding }
 
 func (l *list) add(level Level, about, text string) {
-	l.all = append(l.all, Finding{level, Clean(about), Clean(text)})
+	l.all = append(l.all, Finding{Level: level, About: Clean(about), Text: Clean(text)})
+}
+
+// addOf adds what is true of several.
+func (l *list) addOf(level Level, about, text string, names []string) {
+	clean := make([]string, len(names))
+	for i, name := range names {
+		clean[i] = Clean(name)
+	}
+	l.add(level, about, text)
+	l.all[len(l.all)-1].Names = clean
 }

@@ -13,8 +13,10 @@ import (
 	appsv1 "k8s.io/api/apps/v1"
 	authv1 "k8s.io/api/authorization/v1"
 	corev1 "k8s.io/api/core/v1"
+	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/runtime"
+	"k8s.io/apimachinery/pkg/runtime/schema"
 	"k8s.io/apimachinery/pkg/version"
 	fakediscovery "k8s.io/client-go/discovery/fake"
 	"k8s.io/client-go/kubernetes/fake"
@@ -105,6 +107,19 @@ func appPod(ns, name, redirection string, labels map[string]string) *corev1.Pod 
 	return p
 }
 
+// annotated is a pod whose annotations ask for what is not done.
+func annotated(name string) *corev1.Pod {
+	p := appPod("shop", name, "enabled", nil)
+	p.Annotations["traffic.sidecar.istio.io/excludeInboundPorts"] = "many"
+	return p
+}
+
+func onHost(name string, labels map[string]string) *corev1.Pod {
+	p := appPod("shop", name, "", labels)
+	p.Spec.HostNetwork = true
+	return p
+}
+
 func space(name string, labels map[string]string) *corev1.Namespace {
 	return &corev1.Namespace{ObjectMeta: metav1.ObjectMeta{Name: name, Labels: labels}}
 }
@@ -161,10 +176,15 @@ func TestCluster(t *testing.T) {
 			`ok CNI: network "y" of x .conf: (node n1)`, `ok CNI: network "kindnet" of 10-kindnet.conflist: ptp, portmap, culvert-cni (2 nodes)`,
 		}},
 		{name: "silent", objects: good, dump: "-", want: []string{"warning node n1: its agent could not be asked what it found: connection refused"}},
-		{name: "late-pods", objects: append(slices.Clone(good), appPod("shop", "late", "", nil), appPod("shop", "half", "pending", nil), appPod("other", "stays", "enabled", nil), space("other", nil)), failed: true, want: []string{
-			"error pods: 1 are labelled for the mesh and not in it: shop/late", "error pods: 1 are captured but not served", "shop/half", "error pods: 1 are not labelled for the mesh any more and still in it: other/stays",
+		{name: "late-pods", objects: append(slices.Clone(good), appPod("shop", "late", "", nil), appPod("shop", "early", "", nil), appPod("shop", "half", "pending", nil), appPod("other", "stays", "enabled", nil), space("other", nil)), failed: true, want: []string{
+			"error pods: 2 are labelled for the mesh and not in it (their events say why) shop/early,shop/late", "error pods: 1 are captured but not served", "shop/half",
+			"error pods: 1 are not labelled for the mesh any more and still in it (their events say why) other/stays",
 		}},
+		{name: "annotations", objects: append(slices.Clone(good), annotated("b"), annotated("a")), want: []string{"warning pods: annotation traffic.sidecar.istio.io/excludeInboundPorts is ignored", `"many" is not a port shop/a,shop/b`}},
 		{name: "left-out-pods", objects: append(slices.Clone(good), space("left-out", ambient), appPod("left-out", "x", "", nil), appPod("shop", "n", "", map[string]string{"istio.io/dataplane-mode": "none"})), want: []string{"ok pods: 1 are in the mesh"}},
+		{name: "host-network", objects: append(slices.Clone(good), onHost("x", ambient), onHost("y", nil), onHost("n", map[string]string{"istio.io/dataplane-mode": "none"})), want: []string{
+			"note pods: 2 are labelled for the mesh and stay out of it (pod uses the network of its host) shop/x,shop/y",
+		}},
 		{name: "sidecars-too", objects: append(slices.Clone(good), space("both", map[string]string{"istio.io/dataplane-mode": "ambient", "istio-injection": "enabled"})), want: []string{"warning namespace both: asks for sidecars"}},
 		{name: "cilium", objects: append(slices.Clone(good), daemonSet("kube-system", "cilium"), &corev1.ConfigMap{
 			ObjectMeta: metav1.ObjectMeta{Name: "cilium-config", Namespace: "kube-system"}, Data: map[string]string{"cni-exclusive": "true", "kube-proxy-replacement": "true"},
@@ -183,13 +203,10 @@ func TestCluster(t *testing.T) {
 			default:
 				asked.answers["a1 /config_dump"] = tt.dump
 			}
-			found, err := inspect.Cluster(t.Context(), connect(tt.version, tt.objects...), asked, namespace, "kind: Nothing")
-			if err != nil {
-				t.Fatal(err)
-			}
+			found := inspect.Cluster(t.Context(), connect(tt.version, tt.objects...), asked, namespace, "kind: Nothing")
 			var lines []string
 			for _, f := range found {
-				lines = append(lines, fmt.Sprintf("%s %s: %s", f.Level, f.About, f.Text))
+				lines = append(lines, fmt.Sprintf("%s %s: %s %s", f.Level, f.About, f.Text, strings.Join(f.Names, ",")))
 			}
 			text := strings.Join(lines, "\n")
 			if got := inspect.Failed(found); got != tt.failed {
@@ -204,6 +221,40 @@ func TestCluster(t *testing.T) {
 				t.Errorf("escape sequences are shown: %q", text)
 			}
 		})
+	}
+}
+
+// TestClusterOrder: nodes are told of in the order of their names, whoever answers first.
+func TestClusterOrder(t *testing.T) {
+	objects, asked := workloads("culvert:v1", 2), &agents{answers: map[string]string{}}
+	var want []string
+	for i := range 30 {
+		pod, name := fmt.Sprintf("a%02d", 99-i), fmt.Sprintf("n%02d", i)
+		objects = append(objects, node(name, "6.1.0"), agent(pod, name, true))
+		asked.answers[pod+" /config_dump"] = fine
+		want = append(want, "node "+name)
+	}
+	var got []string
+	for _, f := range inspect.Cluster(t.Context(), connect("v1.36.3", objects...), asked, namespace, "kind: Nothing") {
+		if f.Text == "CNI plugin is in place" {
+			got = append(got, f.About)
+		}
+	}
+	if !slices.Equal(got, want) {
+		t.Errorf("got %q", got)
+	}
+}
+
+// TestClusterRefused: what may not be read is said, and the rest is told all the same.
+func TestClusterRefused(t *testing.T) {
+	a := connect("v1.36.3", append(workloads("culvert:v1", 2), node("n1", "6.1.0"), agent("a1", "n1", true))...)
+	a.Kube.(*fake.Clientset).PrependReactor("list", "namespaces", func(clienttesting.Action) (bool, runtime.Object, error) {
+		return true, nil, apierrors.NewForbidden(schema.GroupResource{Resource: "namespaces"}, "", errors.New("not you"))
+	})
+	found := inspect.Cluster(t.Context(), a, &agents{}, namespace, "kind: Nothing")
+	last := found[len(found)-1]
+	if len(found) < 5 || last.Level != inspect.Wrong || !strings.HasPrefix(last.Text, "list namespaces: no permission: ") {
+		t.Errorf("got %v", found)
 	}
 }
 

@@ -107,9 +107,10 @@ type agentState struct {
 	} `json:"networkPolicies"`
 }
 
-// askAgents asks each agent what it found on its node.
+// askAgents asks each agent what it found on its node, and tells it in the order of the nodes.
 func (c *cluster) askAgents(ctx context.Context) {
 	var mu sync.Mutex
+	answers := map[string]func(){} // by pod
 	each(ctx, c.pods, func(ctx context.Context, pod *corev1.Pod) {
 		body, err := c.agents.Get(ctx, c.namespace, pod.Name, "/config_dump")
 		var state agentState
@@ -118,17 +119,26 @@ func (c *cluster) askAgents(ctx context.Context) {
 		}
 		mu.Lock()
 		defer mu.Unlock()
-		about := "node " + pod.Spec.NodeName
-		switch {
-		case err != nil:
-			c.add(Warning, about, "its agent could not be asked what it found: "+err.Error())
-		case state.Kubernetes == nil:
-			c.add(Warning, about, "its agent does not follow the cluster (no --kubernetes)")
-		default:
-			state.Kubernetes.CNIPluginError = deploy.HostPaths(&pod.Spec).Replace(state.Kubernetes.CNIPluginError)
-			c.tell(about, &state)
-		}
+		answers[pod.Name] = func() { c.tellAnswer(pod, &state, err) }
 	})
+	for _, pod := range c.pods {
+		if tell := answers[pod.Name]; tell != nil {
+			tell()
+		}
+	}
+}
+
+func (c *cluster) tellAnswer(pod *corev1.Pod, state *agentState, err error) {
+	about := "node " + pod.Spec.NodeName
+	switch {
+	case err != nil:
+		c.add(Warning, about, "its agent could not be asked what it found: "+err.Error())
+	case state.Kubernetes == nil:
+		c.add(Warning, about, "its agent does not follow the cluster (no --kubernetes)")
+	default:
+		state.Kubernetes.CNIPluginError = deploy.HostPaths(&pod.Spec).Replace(state.Kubernetes.CNIPluginError)
+		c.tell(about, state)
+	}
 }
 
 // tell adds what one agent found.

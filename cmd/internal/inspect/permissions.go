@@ -41,8 +41,8 @@ func (c *cluster) checkPermissions(ctx context.Context) {
 		if names := c.missing(ctx, g, account); len(names) > 0 {
 			because = ", as " + strings.Join(names, " and ") + " is missing"
 		}
-		if len(denied) > maxNamed {
-			denied = append(denied[:maxNamed], "…")
+		if len(denied) > maxTold {
+			denied = append(denied[:maxTold], "…")
 		}
 		c.add(Wrong, about, "lacks permissions"+because+" ("+c.repair()+"): "+strings.Join(denied, ", "))
 	}

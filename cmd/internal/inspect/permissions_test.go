@@ -44,12 +44,8 @@ func roles(without ...string) []runtime.Object {
 // findings about service accounts, "level about: text" each.
 func permissions(t *testing.T, a *access.Access, release string) string {
 	t.Helper()
-	found, err := inspect.Cluster(t.Context(), a, &agents{}, namespace, release)
-	if err != nil {
-		t.Fatal(err)
-	}
 	var b strings.Builder
-	for _, f := range found {
+	for _, f := range inspect.Cluster(t.Context(), a, &agents{}, namespace, release) {
 		if strings.HasPrefix(f.About, "ServiceAccount ") || f.About == "permissions" {
 			b.WriteString(string(f.Level) + " " + f.About + ": " + f.Text + "\n")
 		}
