@@ -46,6 +46,10 @@ func Connect(getter Getter) (*Access, error) {
 		if clientcmd.IsEmptyConfig(err) {
 			return nil, errors.New("find cluster: no kubeconfig: set --kubeconfig or $KUBECONFIG")
 		}
+		// Of a file that is something else the library tells its own types.
+		if before, _, other := strings.Cut(err.Error(), "couldn't get version/kind"); other {
+			return nil, explained{fmt.Sprintf("find cluster: %sit is not a kubeconfig", before), err}
+		}
 		return nil, fmt.Errorf("find cluster: %w", err)
 	}
 	if config.Timeout == 0 {
@@ -100,15 +104,32 @@ func (a *Access) Explain(err error) error {
 	case apierrors.IsUnauthorized(err):
 		return fmt.Errorf("the cluster at %s does not accept your credentials: %w", a.Server, err)
 	case apierrors.IsForbidden(err):
+		// What the server says, without what libraries on the way put before it.
+		if status, is := errors.AsType[*apierrors.StatusError](err); is {
+			return explained{"no permission: " + status.ErrStatus.Message, err}
+		}
 		return fmt.Errorf("no permission: %w", err)
 	case errors.As(err, &urlErr), errors.As(err, &network):
 		if isCertificate(err) {
 			return fmt.Errorf("the server at %s is not the one of the kubeconfig: %w", a.Server, err)
 		}
-		return fmt.Errorf("no cluster answers at %s: %w", a.Server, err)
+		cause := err
+		if urlErr != nil {
+			cause = urlErr.Err // without the whole address of the request
+		}
+		return explained{fmt.Sprintf("no cluster answers at %s: %v", a.Server, cause), err}
 	}
 	return err
 }
+
+// explained says an error in other words.
+type explained struct {
+	text string
+	error
+}
+
+func (e explained) Error() string { return e.text }
+func (e explained) Unwrap() error { return e.error }
 
 func isCertificate(err error) bool {
 	text := err.Error()

@@ -3,10 +3,13 @@ package access_test
 import (
 	"context"
 	"errors"
+	"fmt"
 	"net"
 	"net/http"
 	"net/http/httptest"
 	"net/url"
+	"os"
+	"path/filepath"
 	"strings"
 	"testing"
 
@@ -28,6 +31,18 @@ func (g getter) ToRESTConfig() (*rest.Config, error) { return g.config, g.err }
 func TestNoKubeconfig(t *testing.T) {
 	_, err := access.Connect(getter{err: clientcmd.NewEmptyConfigError("nothing")})
 	if err == nil || !strings.Contains(err.Error(), "no kubeconfig") {
+		t.Errorf("got %v", err)
+	}
+}
+
+func TestNotAKubeconfig(t *testing.T) {
+	file := filepath.Join(t.TempDir(), "config")
+	if err := os.WriteFile(file, []byte("garbage"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	_, cause := clientcmd.BuildConfigFromFlags("", file)
+	_, err := access.Connect(getter{err: cause})
+	if err == nil || !strings.HasSuffix(err.Error(), file+`": it is not a kubeconfig`) {
 		t.Errorf("got %v", err)
 	}
 }
@@ -88,8 +103,9 @@ func TestExplain(t *testing.T) {
 	}{
 		{"unauthorized", apierrors.NewUnauthorized("no"), "does not accept your credentials"},
 		{"forbidden", apierrors.NewForbidden(schema.GroupResource{Resource: "pods"}, "x", errors.New("rule")), "no permission"},
+		{"forbidden-below", fmt.Errorf("query: %w", apierrors.NewForbidden(schema.GroupResource{Resource: "pods"}, "x", errors.New("rule"))), `no permission: pods "x" is forbidden: rule`},
 		{"certificate", &url.Error{Op: "Get", URL: "https://here", Err: errors.New("tls: failed to verify certificate: x509: unknown authority")}, "not the one of the kubeconfig"},
-		{"refused", &url.Error{Op: "Get", URL: "https://here", Err: errors.New("connection refused")}, "no cluster answers at https://here"},
+		{"refused", &url.Error{Op: "Get", URL: "https://here/version", Err: errors.New("connection refused")}, "no cluster answers at https://here: connection refused"},
 		{"canceled", context.Canceled, "context canceled"},
 		{"other", errors.New("other"), "other"},
 	}
