@@ -14,9 +14,11 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"reflect"
 	"slices"
 	"strings"
 	"text/tabwriter"
+	"time"
 )
 
 // ErrHelp is returned by Parse when -h or --help was given. The program prints Usage and exits with success.
@@ -301,7 +303,7 @@ func (s *Set) Usage(w io.Writer) {
 		switch {
 		case o.Required:
 			notes = append(notes, "required")
-		case o.fallback != "" && !o.Secret && !o.bool:
+		case o.fallback != "" && !o.Secret && o.fallback != "false":
 			notes = append(notes, "default "+o.fallback)
 		}
 		if len(o.Env) > 0 {
@@ -320,9 +322,24 @@ func format(value any) string {
 	switch v := value.(type) {
 	case []string:
 		return strings.Join(v, ",")
+	case time.Duration: // 24h, not 24h0m0s
+		text := v.String()
+		if short, whole := strings.CutSuffix(text, "m0s"); whole {
+			text = short + "m"
+		}
+		if short, whole := strings.CutSuffix(text, "h0m"); whole {
+			text = short + "h"
+		}
+		return text
 	case fmt.Stringer:
 		return v.String()
-	default:
-		return fmt.Sprint(v)
 	}
+	if v := reflect.ValueOf(value); v.Kind() == reflect.Slice {
+		texts := make([]string, v.Len())
+		for i := range texts {
+			texts[i] = format(v.Index(i).Interface())
+		}
+		return strings.Join(texts, ",")
+	}
+	return fmt.Sprint(value)
 }

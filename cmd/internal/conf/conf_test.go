@@ -145,6 +145,10 @@ func TestChecksRunOnSettings(t *testing.T) {
 
 func TestHelp(t *testing.T) {
 	s, _ := declare(nil)
+	life, ipv6, addresses := 24*time.Hour, true, []netip.Addr{netip.MustParseAddr("10.0.0.1"), netip.IPv6Loopback()}
+	conf.Add(s, &life, conf.Duration(0, 48*time.Hour), conf.Option{Flag: "life", Usage: "how long it lives"})
+	conf.Add(s, &ipv6, conf.Bool, conf.Option{Flag: "ipv6", Usage: "serve it too"})
+	conf.Add(s, &addresses, conf.List(conf.Addr), conf.Option{Flag: "addresses", Usage: "whom"})
 	if err := s.Parse([]string{"--loops=x", "--help"}); !errors.Is(err, conf.ErrHelp) {
 		t.Fatalf("got %v, want ErrHelp", err)
 	}
@@ -153,6 +157,11 @@ func TestHelp(t *testing.T) {
 	for _, want := range []string{
 		"--drain-timeout  time to finish connections (default 5s; $DRAIN)",
 		"--node           name of the node (required; $CULVERT_NODE, $NODE_NAME)",
+		"--life           how long it lives (default 24h)\n",
+		"--addresses      whom (default 10.0.0.1,::1)\n",
+		"--ranges         address ranges\n",
+		"--capture        apply the capture rules\n",
+		"--ipv6           serve it too (default true)\n",
 	} {
 		if !strings.Contains(b.String(), want) {
 			t.Errorf("usage lacks %q:\n%s", want, b.String())
