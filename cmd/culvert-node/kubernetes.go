@@ -185,7 +185,10 @@ func apiServer(kubeconfig string) (*rest.Config, error) {
 	if kubeconfig != "" {
 		cfg, err = clientcmd.BuildConfigFromFlags("", kubeconfig)
 	}
-	if err != nil {
+	switch {
+	case errors.Is(err, rest.ErrNotInCluster):
+		return nil, errors.New("find the API server: this is not a pod: give --kubeconfig")
+	case err != nil:
 		return nil, fmt.Errorf("find the API server: %w", err)
 	}
 	return cfg, nil
@@ -264,7 +267,7 @@ func inode(path string) uint64 {
 func (n *node) certified(ctx context.Context, pod podset.Pod) error {
 	w, err := n.pods.localWorkload(ctx, pod)
 	if err != nil {
-		return fmt.Errorf("workload of the pod is not known: %w", err)
+		return fmt.Errorf("discovery has not told of the pod: %w", err)
 	}
 	_, err = n.certificates.Get(ctx, w.Identity())
 	return err

@@ -92,6 +92,9 @@ const (
 	enrolWait = 5 * time.Second
 )
 
+// errStillWaiting is why a look ended whose time was up.
+var errStillWaiting = errors.New("still waiting")
+
 func (c Config) complete() (Config, error) {
 	var errs []error
 	for _, f := range []struct {

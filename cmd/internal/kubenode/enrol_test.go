@@ -83,7 +83,7 @@ func TestEnabledComesLast(t *testing.T) {
 	pod := r.process("u1", "10.0.0.2")
 	r.namespace("team", ambient, nil)
 	r.pod("team/a", "u1", "10.0.0.2", nil)
-	r.startErr, r.certErr = errNo, errNo
+	r.startErr, r.certErr = errNo, errNever
 	r.run(nil)
 	r.says("team/a", "pending")
 	if rules(t, pod) {
@@ -97,7 +97,7 @@ func TestEnabledComesLast(t *testing.T) {
 		return ""
 	})
 	r.eventually(func() string {
-		if !strings.Contains(r.api.told("team/a"), "CulvertNoCertificate") {
+		if told := r.api.told("team/a"); !strings.Contains(told, "CulvertNoCertificate") || !strings.Contains(told, "pod has no certificate yet: still waiting") {
 			return "nobody was told of the certificate"
 		}
 		return ""

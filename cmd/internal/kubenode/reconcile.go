@@ -185,7 +185,7 @@ func (a *Agent) report(ctx context.Context, p *pod, t *track) (time.Duration, er
 		return time.Second, a.say(ctx, p, t, pending)
 	}
 	if !t.certified {
-		wait, cancel := context.WithTimeout(ctx, certificateWait)
+		wait, cancel := context.WithTimeoutCause(ctx, certificateWait, errStillWaiting)
 		certErr := a.cfg.Certified(wait, st.Pod)
 		cancel()
 		if certErr != nil && early {
