@@ -4,10 +4,12 @@ import (
 	"context"
 	"crypto/x509"
 	"errors"
+	"maps"
 	"net"
 	"os"
 	"path/filepath"
 	"slices"
+	"strings"
 	"sync"
 	"testing"
 
@@ -31,7 +33,9 @@ type Entry struct {
 }
 
 // DelegatedIdentity serves the X.509 half of SPIRE's Delegated Identity API on a
-// Unix socket.
+// Unix socket, as SPIRE's agent 1.15 does. It is quicker: entries come at once,
+// while SPIRE's agent asks for them every few seconds, and Refuse ends streams
+// at once, which SPIRE does when there is something to send on them.
 type DelegatedIdentity struct {
 	delegated.UnimplementedDelegatedIdentityServer
 
@@ -144,28 +148,39 @@ func (d *DelegatedIdentity) Stop() {
 // SubscribeToX509SVIDs serves one stream.
 func (d *DelegatedIdentity) SubscribeToX509SVIDs(in *delegated.SubscribeToX509SVIDsRequest, stream grpc.ServerStreamingServer[delegated.SubscribeToX509SVIDsResponse]) error {
 	if len(in.GetSelectors()) == 0 || in.GetPid() != 0 {
-		return status.Error(codes.InvalidArgument, "selectors or a process id are required, and not both")
+		return status.Error(codes.InvalidArgument, "must provide either selectors or non-zero PID, but not both")
 	}
 	var selectors []string
 	for _, s := range in.GetSelectors() {
 		selectors = append(selectors, s.GetType()+":"+s.GetValue())
 	}
+	signed := make(map[string]bool) // entries whose SVIDs have been sent
+	first := true
 	return d.serve(stream.Context(), func() error {
-		answer, err := d.answer(selectors)
-		if err != nil {
-			return err
+		matching := d.matching(selectors)
+		// A stream that is open is told of an entry before its SVID has been signed.
+		if waiting := slices.DeleteFunc(slices.Clone(matching), func(e Entry) bool { return !signed[e.key()] }); !first && len(waiting) < len(matching) {
+			if err := sendSVIDs(stream, waiting); err != nil {
+				return err
+			}
 		}
-		return stream.Send(answer)
+		first = false
+		clear(signed)
+		for _, e := range matching {
+			signed[e.key()] = true
+		}
+		return sendSVIDs(stream, matching)
 	})
 }
 
 // SubscribeToX509Bundles serves one stream.
 func (d *DelegatedIdentity) SubscribeToX509Bundles(_ *delegated.SubscribeToX509BundlesRequest, stream grpc.ServerStreamingServer[delegated.SubscribeToX509BundlesResponse]) error {
+	all := make(map[string][]byte) // a trust domain that goes away stays in what an open stream is sent
 	return d.serve(stream.Context(), func() error {
 		d.mu.Lock()
-		roots := d.roots
+		maps.Copy(all, d.roots)
 		d.mu.Unlock()
-		return stream.Send(&delegated.SubscribeToX509BundlesResponse{CaCertificates: roots})
+		return stream.Send(&delegated.SubscribeToX509BundlesResponse{CaCertificates: all})
 	})
 }
 
@@ -197,18 +212,24 @@ func (d *DelegatedIdentity) serve(ctx context.Context, send func() error) error 
 	}
 }
 
-// answer grants what is registered for a subset of the selectors.
-func (d *DelegatedIdentity) answer(selectors []string) (*delegated.SubscribeToX509SVIDsResponse, error) {
+// key tells entries apart.
+func (e Entry) key() string { return e.SVID.ID.String() + " " + strings.Join(e.Selectors, " ") }
+
+// matching are the entries for a subset of the selectors.
+func (d *DelegatedIdentity) matching(selectors []string) []Entry {
 	d.mu.Lock()
 	defer d.mu.Unlock()
+	return slices.DeleteFunc(slices.Clone(d.entries), func(e Entry) bool {
+		return slices.ContainsFunc(e.Selectors, func(s string) bool { return !slices.Contains(selectors, s) })
+	})
+}
+
+func sendSVIDs(stream grpc.ServerStreamingServer[delegated.SubscribeToX509SVIDsResponse], entries []Entry) error {
 	answer := &delegated.SubscribeToX509SVIDsResponse{}
-	for _, e := range d.entries {
-		if slices.ContainsFunc(e.Selectors, func(s string) bool { return !slices.Contains(selectors, s) }) {
-			continue
-		}
+	for _, e := range entries {
 		key, err := x509.MarshalPKCS8PrivateKey(e.SVID.PrivateKey)
 		if err != nil {
-			return nil, errors.Join(status.Error(codes.Internal, "marshal key"), err)
+			return errors.Join(status.Error(codes.Internal, "could not serialize response"), err)
 		}
 		out := &types.X509SVID{ExpiresAt: e.SVID.NotAfter().Unix()}
 		if id := e.SVID.ID; !id.IsZero() {
@@ -219,5 +240,5 @@ func (d *DelegatedIdentity) answer(selectors []string) (*delegated.SubscribeToX5
 		}
 		answer.X509Svids = append(answer.X509Svids, &delegated.X509SVIDWithKey{X509Svid: out, X509SvidKey: key})
 	}
-	return answer, nil
+	return stream.Send(answer)
 }

@@ -15,6 +15,7 @@ import (
 
 	delegated "github.com/spiffe/spire-api-sdk/proto/spire/api/agent/delegatedidentity/v1"
 	"google.golang.org/grpc"
+	"google.golang.org/grpc/backoff"
 	"google.golang.org/grpc/credentials/insecure"
 
 	"github.com/culvert-mesh/culvert/identity"
@@ -72,6 +73,7 @@ type Delegated struct {
 	wake    chan struct{} // size 1: "look at the workloads again"
 
 	mu        sync.Mutex
+	answers   chan struct{} // closed when roots come after they did not, then replaced
 	changed   chan struct{} // closed at each change of what follows, then replaced
 	workloads map[Workload]*granted
 	bundles   map[identity.TrustDomain]*identity.Bundle
@@ -113,6 +115,7 @@ func NewDelegated(cfg DelegatedConfig) (*Delegated, error) {
 		address:   "unix://" + u.Path,
 		logger:    cfg.Logger,
 		wake:      make(chan struct{}, 1),
+		answers:   make(chan struct{}),
 		changed:   make(chan struct{}),
 		workloads: make(map[Workload]*granted),
 		bundles:   make(map[identity.TrustDomain]*identity.Bundle),
@@ -156,6 +159,11 @@ func (d *Delegated) Run(ctx context.Context) error {
 		grpc.WithNoProxy(),
 		grpc.WithDisableServiceConfig(),
 		grpc.WithDefaultCallOptions(grpc.MaxCallRecvMsgSize(maxAnswer)),
+		// gRPC's own pauses grow to two minutes: so long nobody would hear that SPIRE's agent is back.
+		grpc.WithConnectParams(grpc.ConnectParams{
+			Backoff:           backoff.Config{BaseDelay: firstPause, Multiplier: 1.6, Jitter: 0.2, MaxDelay: maxProbe},
+			MinConnectTimeout: maxProbe,
+		}),
 	)
 	if err != nil {
 		return fmt.Errorf("follow Delegated Identity API: %w", err)
@@ -164,7 +172,7 @@ func (d *Delegated) Run(ctx context.Context) error {
 	var streams sync.WaitGroup
 	defer streams.Wait()
 	client := delegated.NewDelegatedIdentityClient(conn)
-	streams.Go(func() { d.repeat(ctx, "bundles", d.followBundles(client)) })
+	streams.Go(func() { d.repeat(ctx, "bundles", maxProbe, d.followBundles(client)) })
 	running := make(map[*granted]context.CancelFunc)
 	for {
 		d.mu.Lock()
@@ -197,7 +205,7 @@ func (d *Delegated) adjust(ctx context.Context, running map[*granted]context.Can
 		running[g] = cancel
 		streams.Go(func() {
 			defer cancel()
-			d.repeat(once, g.workload.Namespace+"/"+g.workload.Name, d.followWorkload(client, g))
+			d.repeat(once, g.workload.Namespace+"/"+g.workload.Name, maxPause, d.followWorkload(client, g))
 		})
 	}
 }

@@ -20,8 +20,12 @@ import (
 	"github.com/culvert-mesh/culvert/identity/svid"
 )
 
+// A stream that has failed is opened again after pauses that double. SPIRE attests its caller for each stream, which can cost
+// it a digest of the caller's program, so that the streams of a hundred pods wait long between attempts, and the one of the
+// roots asks often on behalf of all: it is refused for the same reasons, and once it is answered they try at once.
 const (
 	firstPause = 500 * time.Millisecond
+	maxProbe   = 5 * time.Second // SPIRE's agent asks its server for entries as often
 	maxPause   = 30 * time.Second
 )
 
@@ -29,8 +33,8 @@ const (
 // answer.
 type follower func(ctx context.Context, good func()) error
 
-// repeat opens a stream again and again until ctx ends.
-func (d *Delegated) repeat(ctx context.Context, what string, follow follower) {
+// repeat opens a stream again and again until ctx ends, with pauses of longest at most.
+func (d *Delegated) repeat(ctx context.Context, what string, longest time.Duration, follow follower) {
 	pause, told := firstPause, ""
 	good := func() {
 		if pause = firstPause; told != "" {
@@ -39,6 +43,7 @@ func (d *Delegated) repeat(ctx context.Context, what string, follow follower) {
 		}
 	}
 	for {
+		answers := d.answering()
 		err := follow(ctx, good)
 		if ctx.Err() != nil {
 			return
@@ -53,9 +58,19 @@ func (d *Delegated) repeat(ctx context.Context, what string, follow follower) {
 			timer.Stop()
 			return
 		case <-timer.C:
+			pause = min(2*pause, longest)
+		case <-answers:
+			timer.Stop()
+			pause = firstPause
 		}
-		pause = min(2*pause, maxPause)
 	}
+}
+
+// answering is closed when roots come after they did not.
+func (d *Delegated) answering() <-chan struct{} {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	return d.answers
 }
 
 // streamError shortens what ended a stream.
@@ -202,6 +217,10 @@ func (d *Delegated) takeBundles(bundles map[identity.TrustDomain]*identity.Bundl
 	defer d.pushing.Unlock()
 	d.mu.Lock()
 	same := maps.EqualFunc(d.bundles, bundles, (*identity.Bundle).Equal) && d.bundleErr == nil
+	if d.bundleErr != nil {
+		close(d.answers)
+		d.answers = make(chan struct{})
+	}
 	d.bundles, d.bundleErr = bundles, nil
 	var all []*svid.SVID
 	if !same {

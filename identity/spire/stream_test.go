@@ -1,0 +1,55 @@
+package spire
+
+import (
+	"context"
+	"errors"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"github.com/culvert-mesh/culvert/identity"
+)
+
+// TestRepeatAfterOutage has a workload's stream wait long after many failures, and try at once when roots come again.
+func TestRepeatAfterOutage(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		d, err := NewDelegated(DelegatedConfig{Address: "unix:///admin.sock"})
+		if err != nil {
+			t.Fatal(err)
+		}
+		ctx, cancel := context.WithCancel(t.Context())
+		defer cancel()
+		var tries []time.Time
+		refuse := func(context.Context, func()) error {
+			tries = append(tries, time.Now())
+			return errors.New("refused")
+		}
+		go d.repeat(ctx, "pod", maxPause, refuse)
+		time.Sleep(5 * time.Minute)
+		synctest.Wait()
+		last := len(tries)
+		if last < 10 || last > 20 || tries[last-1].Sub(tries[last-2]) != maxPause {
+			t.Fatalf("%d attempts in five minutes", last)
+		}
+
+		roots := func() { d.takeBundles(map[identity.TrustDomain]*identity.Bundle{}) }
+		roots()
+		synctest.Wait()
+		if len(tries) != last {
+			t.Error("roots came that had not been away, and the stream was opened")
+		}
+		d.mu.Lock()
+		d.bundleErr = errors.New("refused")
+		d.mu.Unlock()
+		roots()
+		synctest.Wait()
+		if len(tries) != last+1 {
+			t.Errorf("%d more attempts when roots came again", len(tries)-last)
+		}
+		time.Sleep(firstPause)
+		synctest.Wait()
+		if len(tries) != last+2 {
+			t.Errorf("the pause after that was not a short one")
+		}
+	})
+}
