@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"time"
 
+	"github.com/culvert-mesh/culvert/cmd/internal/enrol"
 	"github.com/culvert-mesh/culvert/redirect/handoff"
 	"github.com/culvert-mesh/culvert/redirect/netns"
 	"github.com/culvert-mesh/culvert/redirect/podset"
@@ -58,11 +59,11 @@ func (a *Agent) add(ctx context.Context, c handoff.CNIPod, ns *netns.NS) (bool, 
 	if err := a.wait(ctx, a.listed, "the node's pods are not known yet"); err != nil {
 		return false, err
 	}
-	p, err := a.awaitPod(ctx, key, c.UID)
+	p, d, err := a.awaitPod(ctx, key, c.UID)
 	if err != nil {
 		return false, err
 	}
-	if d, _ := a.decide(p); !d.In || a.life.Err() != nil {
+	if !d.In || a.life.Err() != nil {
 		return false, nil
 	}
 	if err := a.wait(ctx, a.cfg.Synced, "the state of the mesh is not known yet"); err != nil {
@@ -70,10 +71,9 @@ func (a *Agent) add(ctx context.Context, c handoff.CNIPod, ns *netns.NS) (bool, 
 	}
 	unlock := a.locks.lock(key)
 	defer unlock()
-	if p, err = a.awaitPod(ctx, key, p.uid()); err != nil { // it may be another by now
+	if p, d, err = a.awaitPod(ctx, key, p.uid()); err != nil { // it may be another by now
 		return false, err
 	}
-	d, _ := a.decide(p)
 	if !d.In || a.life.Err() != nil {
 		return false, nil
 	}
@@ -106,26 +106,31 @@ func (a *Agent) wait(ctx context.Context, c <-chan struct{}, what string) error 
 	}
 }
 
-// awaitPod waits until the pod and its namespace are known. A pod of the same name with another UID is an old one, or
-// the runtime's word is old: both end by waiting. Runtimes say the UID; one that does not has the name to go by.
-func (a *Agent) awaitPod(ctx context.Context, key, uid string) (*pod, error) {
+// awaitPod waits until the pod and its namespace are known, and returns what is to be with it. A pod of the same name
+// with another UID is an old one, or the runtime's word is old: both end by waiting. Runtimes say the UID; one that does
+// not has the name to go by, and then a pod that is being deleted is not the one that starts.
+func (a *Agent) awaitPod(ctx context.Context, key, uid string) (*pod, enrol.Decision, error) {
 	for {
 		next := a.next()
 		p := a.pod(key)
 		var why string
-		if p == nil {
+		switch {
+		case p == nil:
 			why = "the API server has not told of it on this node"
-		} else if uid != "" && p.uid() != uid {
+		case uid != "" && uid != p.uid() && uid != p.sandboxUID():
 			why = fmt.Sprintf("the API server has it under uid %s", p.uid())
-		} else if _, known := a.decide(p); !known {
+		case uid == "" && p.DeletionTimestamp != nil:
+			why = "the API server has only one that is being deleted"
+		default:
+			if d, known := a.decide(p); known {
+				return p, d, nil
+			}
 			why = "its namespace is not known"
-		} else {
-			return p, nil
 		}
 		select {
 		case <-next:
 		case <-ctx.Done():
-			return nil, fmt.Errorf("find pod %s with uid %q: %s: %w", key, uid, why, context.Cause(ctx))
+			return nil, enrol.Decision{}, fmt.Errorf("find pod %s with uid %q: %s: %w", key, uid, why, context.Cause(ctx))
 		}
 	}
 }
@@ -161,14 +166,14 @@ func (h handler) CNICheck(ctx context.Context, c handoff.CNIPod, ns *netns.NS) (
 	if err := a.wait(ctx, a.listed, "the node's pods are not known yet"); err != nil {
 		return false, err
 	}
-	p, err := a.awaitPod(ctx, c.Namespace+"/"+c.Name, c.UID)
+	p, d, err := a.awaitPod(ctx, c.Namespace+"/"+c.Name, c.UID)
 	if err != nil {
 		return false, err
 	}
-	st, there := a.cfg.Set.Pod(p.uid())
-	if d, _ := a.decide(p); !d.In {
+	if !d.In {
 		return false, nil
 	}
+	st, there := a.cfg.Set.Pod(p.uid())
 	switch {
 	case !there:
 		return false, errors.New("pod is to be enrolled and is not")

@@ -218,3 +218,68 @@ func TestAddEndsWithItsCaller(t *testing.T) {
 		t.Errorf("ADD = %v, %v", enrolled, err)
 	}
 }
+
+// TestStaticPod: the runtime knows a pod of a file of the node by another UID than that of the object that stands for it.
+func TestStaticPod(t *testing.T) {
+	r := newRig(t)
+	r.namespace("team", ambient, nil)
+	r.namespace("plain", nil, nil)
+	const file = "0123456789abcdef0123456789abcdef"
+	mirror := func(o object) {
+		o["status"] = object{"phase": "Pending"}
+		o["metadata"].(object)["annotations"] = object{"kubernetes.io/config.hash": file, "kubernetes.io/config.mirror": file}
+	}
+	r.pod("plain/a", "u1", "", mirror)
+	r.pod("team/b", "u2", "", mirror)
+	const older = "fedcba9876543210fedcba9876543210"
+	r.pod("team/c", "u3", "10.0.0.4", func(o object) {
+		o["metadata"].(object)["annotations"] = object{"kubernetes.io/config.hash": older}
+	})
+	running := r.process(older, "10.0.0.4")
+	r.run(nil)
+	r.says("team/c", "enabled")
+	if !rules(t, running) {
+		t.Error("one that runs already is not captured")
+	}
+	if enrolled, err := r.plugin().CNIAdd(t.Context(), starting("plain/a", file, "10.0.0.2"), netnstest.New(t)); enrolled || err != nil {
+		t.Errorf("ADD of one without label = %v, %v", enrolled, err)
+	}
+	ns := netnstest.New(t)
+	if enrolled, err := r.plugin().CNIAdd(t.Context(), starting("team/b", file, "10.0.0.3"), dup(t, ns)); !enrolled || err != nil {
+		t.Errorf("ADD of one with label = %v, %v", enrolled, err)
+	}
+	if st, there := r.set.Pod("u2"); !there || st.NetNS != ns.ID() {
+		t.Errorf("the pod is %+v, %v", st, there)
+	}
+}
+
+// TestNameWithoutUID: of a runtime that says no UID, a pod that is being deleted is never taken for its successor.
+func TestNameWithoutUID(t *testing.T) {
+	r := newRig(t)
+	r.namespace("team", ambient, nil)
+	r.pod("team/a", "u1", "10.0.0.2", func(o object) {
+		o["metadata"].(object)["deletionTimestamp"] = "2026-01-02T03:04:05Z"
+		o["spec"].(object)["serviceAccountName"] = "old"
+	})
+	r.run(nil)
+	ns := netnstest.New(t)
+	got := make(chan error, 1)
+	go func() {
+		_, err := r.plugin().CNIAdd(t.Context(), starting("team/a", "", "10.0.0.3"), dup(t, ns))
+		got <- err
+	}()
+	select {
+	case err := <-got:
+		t.Fatalf("ADD did not wait for the new pod: %v", err)
+	case <-time.After(100 * time.Millisecond):
+	}
+	r.pod("team/a", "u2", "", func(o object) { o["spec"].(object)["serviceAccountName"] = "new" })
+	if err := <-got; err != nil {
+		t.Fatal(err)
+	}
+	for _, st := range r.set.Pods() {
+		if st.NetNS == ns.ID() && (st.Pod.UID != "u2" || st.Pod.ServiceAccount != "new") {
+			t.Errorf("the namespace is that of %+v", st.Pod)
+		}
+	}
+}

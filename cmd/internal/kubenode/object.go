@@ -1,6 +1,7 @@
 package kubenode
 
 import (
+	"cmp"
 	"maps"
 	"net/netip"
 	"slices"
@@ -106,7 +107,7 @@ func trim(obj any) (any, error) {
 	m.SetOwnerReferences(nil)
 	m.SetFinalizers(nil)
 	kept := map[string]string{}
-	for _, key := range append(enrol.Annotations(), annotation) {
+	for _, key := range append(enrol.Annotations(), annotation, annotationStatic) {
 		if v, present := m.GetAnnotations()[key]; present {
 			kept[key] = v
 		}
@@ -116,6 +117,12 @@ func trim(obj any) (any, error) {
 }
 
 func (p *pod) uid() string { return string(p.UID) }
+
+// annotationStatic is on the object that the kubelet makes for a pod of a file of the node: the UID that pod has there.
+const annotationStatic = "kubernetes.io/config.hash"
+
+// sandboxUID is the UID by which runtime and control groups know the pod.
+func (p *pod) sandboxUID() string { return cmp.Or(p.Annotations[annotationStatic], p.uid()) }
 
 func (p *pod) terminal() bool { return p.Status.Phase == "Succeeded" || p.Status.Phase == "Failed" }
 

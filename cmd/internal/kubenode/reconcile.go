@@ -144,7 +144,7 @@ func (a *Agent) enrol(ctx context.Context, p *pod, t *track, addrs []netip.Addr,
 	st, there := a.cfg.Set.Pod(p.uid())
 	verified := there && (len(addrs) == 0 || slices.ContainsFunc(addrs, func(x netip.Addr) bool { return slices.Contains(t.addrs, x) }))
 	if !verified {
-		ns, err := a.seeker.find(ctx, p.uid(), addrs)
+		ns, err := a.seeker.find(ctx, p.sandboxUID(), addrs)
 		if err != nil {
 			return err
 		}
@@ -279,7 +279,7 @@ func (a *Agent) left(ctx context.Context, p *pod, t *track) (draining bool, err 
 	if len(p.addrs()) == 0 {
 		return false, nil
 	}
-	ns, err := a.seeker.find(ctx, p.uid(), p.addrs())
+	ns, err := a.seeker.find(ctx, p.sandboxUID(), p.addrs())
 	if err != nil {
 		return false, err
 	}
