@@ -126,6 +126,38 @@ func TestAgentIsAway(t *testing.T) {
 	}
 }
 
+// TestOwnSelectors: an administrator has chosen by which labels pods are in the mesh.
+func TestOwnSelectors(t *testing.T) {
+	const in = "is to be in the mesh (by a selector): the node's agent is not there"
+	labelled := func(labels string) string { return fmt.Sprintf(`{"metadata":{"uid":%q,"labels":{%s}}}`, uid, labels) }
+	for _, tt := range []struct {
+		name, pod, namespace string
+		want                 string
+	}{
+		{"taken", labelled(`"mesh":"yes"`), labelled(``), in},
+		{"other_value", labelled(`"mesh":"no"`), labelled(``), ""},
+		{"no_label", labelled(``), labelled(`"mesh":"yes"`), ""},
+		{"namespace", labelled(``), labelled(`"team":"a"`), in},
+		{"namespace_but_excluded", labelled(`"debug":""`), labelled(`"team":"a"`), ""},
+		{"namespace_not_that_team", labelled(``), labelled(`"team":"ops"`), ""},
+		{"not_the_default", object("ambient", ""), object("ambient", ""), ""},
+		{"sidecar", strings.Replace(labelled(`"mesh":"yes"`), `"labels"`, `"annotations":{"sidecar.istio.io/status":"{}"},"labels"`, 1), labelled(``), ""},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			l := newLab(t)
+			l.conf.Selectors = []cni.Selector{
+				{Pod: []cni.Condition{{Label: "mesh", Operator: "In", Values: []string{"yes"}}}},
+				{
+					Pod:       []cni.Condition{{Label: "debug", Operator: "DoesNotExist"}},
+					Namespace: []cni.Condition{{Label: "team", Operator: "Exists"}, {Label: "team", Operator: "NotIn", Values: []string{"ops"}}},
+				},
+			}
+			l.api(map[string]string{podPath: tt.pod, namespacePath: tt.namespace})
+			l.wantAdd(tt.want)
+		})
+	}
+}
+
 func TestAPIServerIsAway(t *testing.T) {
 	tests := []struct {
 		name string

@@ -198,7 +198,7 @@ func newInstaller(s *settings, api *rest.Config, log *slog.Logger) (*install.Ins
 	k := &s.kubernetes
 	entry, err := cni.Config{
 		AgentSocket: s.handoff, APIFile: filepath.Join(k.runDir, "cni", install.APIFile), LogFile: filepath.Join(k.runDir, "cni", install.LogFile),
-		ExcludeNamespaces: k.exclude, OwnNamespace: s.podNamespace,
+		ExcludeNamespaces: k.exclude, Selectors: pluginSelectors(k.selectors), OwnNamespace: s.podNamespace,
 	}.JSON()
 	if err != nil {
 		return nil, err
@@ -207,6 +207,22 @@ func newInstaller(s *settings, api *rest.Config, log *slog.Logger) (*install.Ins
 		BinDir: k.cniBinDir, NetDir: k.cniNetDir, SourceBinary: k.cniBinary, PluginConfig: entry, RunDir: filepath.Join(k.runDir, "cni"),
 		Server: api.Host, CAFile: api.CAFile, TokenFile: api.BearerTokenFile, Logger: log,
 	})
+}
+
+// pluginSelectors are the selectors in the words of the plugin, which decides by them while the agent is away.
+func pluginSelectors(selectors []enrol.Selector) []cni.Selector {
+	conditions := func(labels enrol.LabelSelector) []cni.Condition {
+		var out []cni.Condition
+		for _, r := range labels {
+			out = append(out, cni.Condition{Label: r.Key, Operator: string(r.Operator), Values: r.Values})
+		}
+		return out
+	}
+	var out []cni.Selector
+	for _, s := range selectors {
+		out = append(out, cni.Selector{Pod: conditions(s.Pod), Namespace: conditions(s.Namespace)})
+	}
+	return out
 }
 
 // followCluster clears what readiness waits for, and says when the mesh's state is known.

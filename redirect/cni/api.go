@@ -47,8 +47,8 @@ type object struct {
 	} `json:"spec"`
 }
 
-// lookUp asks the API server whether the pod is to be in the mesh by the default rule.
-func lookUp(ctx context.Context, path string, p handoff.CNIPod) (in bool, why string, err error) {
+// lookUp asks the API server whether the pod is to be in the mesh by the selectors, nil for the default rule.
+func lookUp(ctx context.Context, path string, p handoff.CNIPod, selectors []Selector) (in bool, why string, err error) {
 	file, err := readAPIFile(path)
 	if err != nil {
 		return false, "", err
@@ -71,19 +71,26 @@ func lookUp(ctx context.Context, path string, p handoff.CNIPod) (in bool, why st
 	if err != nil {
 		return false, "", fmt.Errorf("get namespace %s: %w", p.Namespace, err)
 	}
-	in, why = selected(pod, namespace)
+	in, why = selected(pod, namespace, selectors)
 	return in, why, nil
 }
 
-// selected is the default rule: the pod's label beats that of the namespace, and any
-// other value of it than ambient and none means nothing.
-func selected(pod, namespace object) (in bool, why string) {
+// selected decides by the selectors or, without any, by the default rule: the pod's label
+// beats that of the namespace, and any other value of it than ambient and none means
+// nothing.
+func selected(pod, namespace object, selectors []Selector) (in bool, why string) {
 	const label, sidecar = "istio.io/dataplane-mode", "sidecar.istio.io/status"
 	if pod.Spec.HostNetwork {
 		return false, "it uses the host's network"
 	}
 	if _, ok := pod.Metadata.Annotations[sidecar]; ok {
 		return false, "it has a sidecar"
+	}
+	if selectors != nil {
+		if takes(selectors, pod, namespace) {
+			return true, "by a selector"
+		}
+		return false, "no selector takes it"
 	}
 	switch pod.Metadata.Labels[label] {
 	case "ambient":

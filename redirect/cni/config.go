@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"path/filepath"
+	"slices"
 	"time"
 )
 
@@ -39,6 +40,9 @@ type Config struct {
 	LogFile string `json:"logFile,omitempty"`
 	// ExcludeNamespaces are left alone without asking anybody. nil means kube-system.
 	ExcludeNamespaces []string `json:"excludeNamespaces"`
+	// Selectors say which pods are to be in the mesh while the agent is away: those that
+	// any of them takes. nil means the default rule, by the label istio.io/dataplane-mode.
+	Selectors []Selector `json:"selectors,omitempty"`
 	// OwnNamespace is where the mesh runs. Empty means DefaultOwnNamespace.
 	OwnNamespace string `json:"ownNamespace,omitempty"`
 	// AgentTimeout bounds waiting for the agent's answer, APITimeout the look-up at
@@ -112,6 +116,11 @@ func (c Config) validate() error {
 	} {
 		if !filepath.IsAbs(f.path) {
 			errs = append(errs, fmt.Errorf("%s %.200q is not an absolute path", f.name, f.path))
+		}
+	}
+	for _, s := range c.Selectors {
+		for _, condition := range slices.Concat(s.Pod, s.Namespace) {
+			errs = append(errs, condition.validate())
 		}
 	}
 	for _, f := range []struct {

@@ -195,7 +195,7 @@ func (c *call) agent(f func(context.Context, *handoff.Client) (bool, error)) (bo
 func (c *call) decideAlone(away error) error {
 	ctx, cancel := context.WithTimeout(context.Background(), time.Duration(c.in.APITimeout))
 	defer cancel()
-	in, why, err := lookUp(ctx, c.in.APIFile, c.pod)
+	in, why, err := lookUp(ctx, c.in.APIFile, c.pod, c.in.Selectors)
 	switch {
 	case err != nil:
 		return fmt.Errorf("pod %s: %w; and whether it is to be in the mesh cannot be found out: %w", c.pod, away, err)

@@ -117,7 +117,7 @@ func TestSelected(t *testing.T) {
 		if tt.sidecar {
 			pod.Metadata.Annotations = map[string]string{"sidecar.istio.io/status": ""}
 		}
-		if got, why := selected(pod, namespace); got != tt.want || why == "" {
+		if got, why := selected(pod, namespace, nil); got != tt.want || why == "" {
 			t.Errorf("%+v: %v, %q", tt, got, why)
 		}
 	}
@@ -210,6 +210,8 @@ func TestConfig(t *testing.T) {
 		{"negative", `{"apiTimeout":"-1s"}`, "not between"},
 		{"an_hour", `{"agentTimeout":"1h"}`, "not between"},
 		{"a_number", `{"agentTimeout":10}`, "parse configuration"},
+		{"selectors", `{"selectors":[{"pod":[{"label":"a","operator":"Exists"}]}]}`, ""},
+		{"operator", `{"selectors":[{"namespace":[{"label":"a","operator":"Like"}]}]}`, `operator "Like" is unknown`},
 	} {
 		if _, err := parseInput([]byte(tt.text)); (err == nil) != (tt.err == "") || err != nil && !strings.Contains(err.Error(), tt.err) {
 			t.Errorf("%s: %v, want %q", tt.name, err, tt.err)
