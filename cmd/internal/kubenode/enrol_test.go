@@ -272,6 +272,55 @@ func TestNamespaceDeletedWhileEnrolling(t *testing.T) {
 	r.says("later/c", "enabled")
 }
 
+// TestNamespaceMadeAnew: a pod outlives its namespace, as when somebody takes the finalizers away, and the next one of that name
+// does not want it in.
+func TestNamespaceMadeAnew(t *testing.T) {
+	r := newRig(t)
+	ns := r.process("u1", "10.0.0.2")
+	r.namespace("team", ambient, nil)
+	r.pod("team/a", "u1", "10.0.0.2", nil)
+	r.run(nil)
+	r.says("team/a", "enabled")
+	r.api.remove("namespaces", "team")
+	if got := r.api.redirection("team/a"); got != "enabled" || !rules(t, ns) {
+		t.Errorf("annotated %q, captured: %t; one goes with the other", got, rules(t, ns))
+	}
+	r.namespace("team", nil, nil)
+	r.says("team/a", "")
+	r.eventually(func() string {
+		if rules(t, ns) {
+			return "the pod is captured still"
+		}
+		return ""
+	})
+}
+
+// TestStaleAnnotations: what a pod says at the agent's start is put right, also where nothing of it was ever captured.
+func TestStaleAnnotations(t *testing.T) {
+	r := newRig(t)
+	r.process("u1", "10.0.0.2")
+	r.namespace("other", nil, nil)
+	r.namespace("team", ambient, nil)
+	enabled := func(change func(object)) func(object) {
+		return func(o object) {
+			o["metadata"].(object)["annotations"] = object{"ambient.istio.io/redirection": "enabled"}
+			if change != nil {
+				change(o)
+			}
+		}
+	}
+	r.pod("other/out", "u1", "10.0.0.2", enabled(nil))
+	r.pod("team/on-host", "u2", "192.0.2.1", enabled(func(o object) { o["spec"].(object)["hostNetwork"] = true }))
+	r.pod("team/ended", "u3", "10.0.0.3", enabled(func(o object) { o["status"].(object)["phase"] = "Failed" }))
+	r.pod("team/lost", "u4", "10.0.0.4", enabled(nil)) // no process can be found
+	r.run(nil)
+	r.says("other/out", "")
+	r.says("team/on-host", "")
+	r.says("team/ended", "")
+	r.says("team/lost", "pending")
+	<-r.agent.Ready()
+}
+
 // TestTakenUpAgain: rules that an earlier agent has left are taken up, or taken away when the pod is out by now.
 func TestTakenUpAgain(t *testing.T) {
 	r := newRig(t)

@@ -215,7 +215,7 @@ func (a *Agent) leave(ctx context.Context, p *pod, why string) (time.Duration, e
 		return 0, nil
 	}
 	t = a.track(p)
-	if p.terminal() { // nobody is left whom draining would serve
+	if p.terminal() || p.Spec.HostNetwork { // nobody is left whom draining would serve, or was ever captured
 		if err := a.say(ctx, p, t, absent); err != nil {
 			return 0, err
 		}
