@@ -68,27 +68,28 @@ func (i *Installer) ensureEntry() error {
 
 // chainTo puts the entry into one file.
 func (i *Installer) chainTo(dir string, c conf) error {
-	if !c.list {
-		return i.convert(dir, c)
-	}
-	text, err := c.chain.with(i.cfg.PluginConfig)
-	if err != nil {
-		return err
-	}
-	i.placed = c.name
-	if bytes.Equal(text, c.text) {
-		return nil
+	put := i.convert
+	if c.list {
+		text, err := c.chain.with(i.cfg.PluginConfig)
+		if err != nil {
+			return err
+		}
+		i.placed = c.name
+		if bytes.Equal(text, c.text) {
+			return nil
+		}
+		put = func(dir string, c conf) error { return i.replace(dir, c, text) }
 	}
 	if err := i.rivals.due(filepath.Join(dir, c.name), time.Now()); err != nil {
 		return err
 	}
-	if err := i.replace(dir, c, text); err != nil {
+	if err := put(dir, c); err != nil {
 		if !errors.Is(err, errChanged) {
 			i.rivals.failed()
 		}
 		return err
 	}
-	i.log.Info("CNI plugin chained", "file", c.name, "network", c.chain.name)
+	i.log.Info("CNI plugin chained", "file", i.placed, "network", c.chain.name, "made_of", c.name)
 	return nil
 }
 
@@ -100,14 +101,9 @@ func (i *Installer) convert(dir string, c conf) error {
 	if err != nil {
 		return err
 	}
-	path := filepath.Join(dir, c.name)
-	if err := i.rivals.due(path, time.Now()); err != nil {
-		return err
-	}
-	listed := listName(c.name)
+	path, listed := filepath.Join(dir, c.name), listName(c.name)
 	temp, err := beside(path, c.info.Mode().Perm(), c.info, bytes.NewReader(text))
 	if err != nil {
-		i.rivals.failed()
 		return err
 	}
 	i.step("beside " + listed)
@@ -130,7 +126,6 @@ func (i *Installer) convert(dir string, c conf) error {
 		return errors.Join(errChanged, os.Rename(path+savedSuffix, path), remove(filepath.Join(dir, listed)))
 	}
 	i.placed = listed
-	i.log.Info("CNI plugin chained", "file", listed, "network", c.chain.name, "converted", c.name)
 	return syncDir(dir)
 }
 

@@ -205,7 +205,8 @@ func (i *Installer) record(err error) {
 }
 
 // ensure looks once and puts in place what is missing. The entry comes last: from
-// then on the runtime calls the binary.
+// then on the runtime calls the binary. What only makes the API file an old one does not
+// keep the entry from coming back, or pods would start past the plugin.
 func (i *Installer) ensure() error {
 	owner, err := i.owns()
 	if err != nil {
@@ -221,11 +222,12 @@ func (i *Installer) ensure() error {
 		return err
 	}
 	i.step("binary")
-	if err := i.ensureAPI(); err != nil {
+	err = i.ensureAPI()
+	if err != nil && !exists(filepath.Join(i.cfg.RunDir, APIFile)) {
 		return err
 	}
 	i.step("api")
-	return i.ensureEntry()
+	return errors.Join(err, i.ensureEntry())
 }
 
 // verify looks without changing anything: for an installer that is not the newest.
