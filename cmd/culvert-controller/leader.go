@@ -65,6 +65,8 @@ func (e *election) term(ctx context.Context) error {
 	}
 	var wg sync.WaitGroup
 	defer wg.Wait()
+	ctx, cancel := context.WithCancel(ctx)
+	defer cancel() // gives the lease back when a task has failed
 	over := make(chan struct{})
 	wg.Go(func() {
 		defer close(over)
