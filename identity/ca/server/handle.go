@@ -68,7 +68,11 @@ func (s *Server) CreateCertificate(ctx context.Context, in *v1alpha1.IstioCertif
 	s.cfg.Observer.CertificateRequest(outcome, s.cfg.Clock().Sub(begun))
 	log := s.cfg.Logger.With("address", h.address, "caller", h.caller.String(), "identity", h.id.String())
 	if refused != nil {
-		log.Warn("certificate refused", "outcome", string(outcome), "reason", refused.cause)
+		if s.lines.take(h.address, s.cfg.Clock()) {
+			log.Warn("certificate refused", "outcome", string(outcome), "reason", refused.cause, "not_logged", s.unsaid.Swap(0))
+		} else {
+			s.unsaid.Add(1)
+		}
 		return nil, status.Error(refused.code, refused.told)
 	}
 	log.Debug("certificate issued")

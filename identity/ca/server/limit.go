@@ -9,8 +9,9 @@ import (
 // called for so long that their bucket is full again.
 const sweepAt = 1024
 
-// limiter is a token bucket for each caller. Callers are authenticated, so
-// there are as many as pods at the most.
+// limiter is a token bucket for each caller, or each address. Callers are
+// authenticated, so there are as many as pods at the most; an address is that of a
+// TLS connection, so it is one's own.
 type limiter struct {
 	rate  float64 // tokens per second
 	burst float64

@@ -217,6 +217,36 @@ func TestRateLimit(t *testing.T) {
 	}
 }
 
+// TestFloodOfRefusals: whoever cannot say who he is does not fill the log either.
+func TestFloodOfRefusals(t *testing.T) {
+	var passed atomic.Int64
+	begun := time.Now()
+	s := start(t, func(cfg *server.Config) {
+		cfg.Clock = func() time.Time { return begun.Add(time.Duration(passed.Load())) }
+	})
+	raw := s.raw()
+	ask := func() {
+		t.Helper()
+		if _, err := raw.CreateCertificate(t.Context(), &v1alpha1.IstioCertificateRequest{Csr: csr(t)}); status.Code(err) != codes.Unauthenticated {
+			t.Fatal(err)
+		}
+	}
+	for range 100 {
+		ask()
+	}
+	if lines := strings.Count(s.log.String(), "\n"); lines != 20 {
+		t.Errorf("%d lines in the log for 100 refusals", lines)
+	}
+	if n := len(s.seen()); n != 100 {
+		t.Errorf("%d of them were counted", n)
+	}
+	passed.Store(int64(time.Minute))
+	ask()
+	if log := s.log.String(); !strings.HasSuffix(log, " not_logged=80\n") {
+		t.Errorf("nothing is said of those that were not logged: %s", log[strings.LastIndex(strings.TrimSpace(log), "\n")+1:])
+	}
+}
+
 // TestInFlight has one address hold as many requests open as it may.
 func TestInFlight(t *testing.T) {
 	entered, proceed := make(chan struct{}), make(chan struct{})

@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"sync/atomic"
 	"time"
 
 	"google.golang.org/grpc"
@@ -20,6 +21,12 @@ const (
 	DefaultRate     = 20
 	DefaultBurst    = 500
 	DefaultInFlight = 64
+)
+
+// Refusals of one address that are logged: per second in the long run, and at once.
+const (
+	lineRate  = 1
+	lineBurst = 20
 )
 
 // Caller is who a token belongs to: a service account, and the pod that the
@@ -89,8 +96,9 @@ type Config struct {
 	InFlight int
 	// Observer is told about each request. Nil: nobody is.
 	Observer Observer
-	// Logger gets each refusal with its reason as a warning, and each issued
-	// certificate at debug level. Nil discards.
+	// Logger gets refusals with their reason as warnings, of one address only so
+	// many that strangers cannot fill the log, and each issued certificate at
+	// debug level. Nil discards.
 	Logger *slog.Logger
 	// Clock returns the time; nil means time.Now.
 	Clock func() time.Time
@@ -107,6 +115,8 @@ type Server struct {
 	cfg    Config
 	limits *limiter
 	gate   *gate
+	lines  *limiter      // refusals in the log, by address
+	unsaid atomic.Uint64 // refusals that were not logged since the last one that was
 }
 
 // New makes a Server.
@@ -136,7 +146,7 @@ func New(cfg Config) (*Server, error) {
 	if err := errors.Join(faults...); err != nil {
 		return nil, fmt.Errorf("make certificate server: %w", err)
 	}
-	return &Server{cfg: cfg, limits: newLimiter(cfg.Rate, cfg.Burst), gate: newGate(cfg.InFlight)}, nil
+	return &Server{cfg: cfg, limits: newLimiter(cfg.Rate, cfg.Burst), gate: newGate(cfg.InFlight), lines: newLimiter(lineRate, lineBurst)}, nil
 }
 
 // Register adds the service to a gRPC server, whose transport must be TLS:
