@@ -62,7 +62,7 @@ cluster-down: bin/culvert-cluster ## end the cluster; nothing of it stays
 
 # In the cluster of `make cluster`, or in the one of KUBECONFIG, which must have the images then. It is installed and
 # uninstalled there.
-e2e: build bin/culvert-cluster ## all tests in a real Kubernetes: that of make cluster, or KUBECONFIG's
+e2e: build bin/culvert-cluster $(if $(KUBECONFIG),,bin/spire/built) ## all tests in a real Kubernetes: that of make cluster, or KUBECONFIG's
 	@mkdir -p bin/e2e
 	CGO_ENABLED=0 go build -trimpath -ldflags '-s -w' -o bin/e2e/ ./e2e/cluster/testapp ./deploy/samples/bookstore
 	cd e2e/netpol && CGO_ENABLED=0 go build -trimpath -ldflags '-s -w' -o $(CURDIR)/bin/e2e/netpol-oracle .
@@ -78,6 +78,11 @@ bin/kubernetes/built: $(wildcard e2e/cluster/kubernetes/go.* e2e/cluster/kuberne
 	@echo "building Kubernetes $(KUBEVERSION) (some minutes, once)"
 	cd e2e/cluster/kubernetes && CGO_ENABLED=0 go build -trimpath -ldflags '$(KUBEFLAGS)' -o $(CURDIR)/bin/kubernetes/ $(addprefix k8s.io/kubernetes/cmd/,$(KUBERNETES)) ./dns
 	CGO_ENABLED=0 go build -trimpath -ldflags '-s -w' -o bin/kubernetes/ ./e2e/cluster/pause
+	@touch $@
+
+bin/spire/built: $(wildcard e2e/cluster/spire/*)
+	@echo "building SPIRE (a minute or two, once)"
+	e2e/cluster/spire/build.sh bin/spire
 	@touch $@
 
 fuzz: ## every fuzz target for FUZZTIME (default 10s)

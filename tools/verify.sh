@@ -33,7 +33,7 @@ step "import table and house rules"
 go test -count=1 ./e2e/arch
 
 step "scripts"
-for script in .ci/run tools/*.sh; do
+for script in .ci/run tools/*.sh e2e/cluster/spire/build.sh; do
   bash -n "$script" || fail "$script does not parse"
   [ -x "$script" ] || fail "$script is not executable"
 done
