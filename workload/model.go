@@ -198,6 +198,9 @@ type Service struct {
 	// Canonical marks the service that wins among equals of one host name.
 	Canonical  bool
 	Visibility Visibility
+	// ExportTo, when not empty, are the namespaces that see a service of
+	// VisibilityNamespace, in order; its own is one of them only by name.
+	ExportTo []string
 	// IngressUseWaypoint sends what comes through an ingress gateway through
 	// the waypoint too.
 	IngressUseWaypoint bool
@@ -211,7 +214,13 @@ func (s *Service) Key() NamespacedHostname {
 // VisibleTo reports whether clients of the namespace may resolve and reach
 // the service.
 func (s *Service) VisibleTo(namespace string) bool {
-	return s.Visibility != VisibilityNamespace || s.Namespace == namespace
+	switch {
+	case s.Visibility != VisibilityNamespace:
+		return true
+	case len(s.ExportTo) > 0:
+		return slices.Contains(s.ExportTo, namespace)
+	}
+	return s.Namespace == namespace
 }
 
 // Passthrough reports whether traffic to the service goes to the original
@@ -243,7 +252,7 @@ func (s *Service) Equal(o *Service) bool {
 		equalPointer(s.Waypoint, o.Waypoint) &&
 		slices.Equal(s.WeightedWaypoints, o.WeightedWaypoints) &&
 		s.LoadBalancer.equal(o.LoadBalancer) && s.SessionAffinity == o.SessionAffinity && s.IPFamilies == o.IPFamilies &&
-		s.Canonical == o.Canonical && s.Visibility == o.Visibility
+		s.Canonical == o.Canonical && s.Visibility == o.Visibility && slices.Equal(s.ExportTo, o.ExportTo)
 }
 
 func (l *LoadBalancer) equal(o *LoadBalancer) bool {

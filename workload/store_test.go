@@ -179,6 +179,10 @@ func TestServiceByVIP(t *testing.T) {
 		{"own-before-canonical", []any{wt.Service("a/s.a", []string{ip}), wt.Service("b/s.b", []string{ip}, wt.Canonical)}, ip, "a", "a/s.a"},
 		{"private-own", []any{wt.Service("a/s.a", []string{ip}, wt.Private)}, ip, "a", "a/s.a"},
 		{"private-other", []any{wt.Service("a/s.a", []string{ip}, wt.Private)}, ip, "b", ""},
+		{"exported", []any{wt.Service("a/s.a", []string{ip}, wt.Private, exported("b", "d"))}, ip, "b", "a/s.a"},
+		{"exported-not-to-this", []any{wt.Service("a/s.a", []string{ip}, wt.Private, exported("b", "d"))}, ip, "c", ""},
+		{"exported-not-to-its-own", []any{wt.Service("a/s.a", []string{ip}, wt.Private, exported("b", "d"))}, ip, "a", ""},
+		{"exported-is-no-winner", []any{wt.Service("a/s.a", []string{ip}, wt.Private, exported("b")), wt.Service("c/s.c", []string{ip}, wt.Canonical)}, ip, "b", "c/s.c"},
 		{"private-is-no-winner", []any{wt.Service("a/s.a", []string{ip}, wt.Private, wt.Canonical), wt.Service("b/s.b", []string{ip})}, ip, "c", "b/s.b"},
 		{"private-exact-falls-to-cidr", []any{wt.Service("a/s.a", []string{ip}, wt.Private), wt.Service("b/s.b", []string{"/10.10.0.0/16"})}, ip, "c", "b/s.b"},
 		{"cidr-v4", []any{wt.Service("a/s.a", []string{"/10.10.0.0/16"})}, ip, "c", "a/s.a"},
@@ -468,4 +472,9 @@ func TestConcurrentReaders(t *testing.T) {
 	}
 	close(done)
 	wg.Wait()
+}
+
+// exported makes a private service visible in these namespaces.
+func exported(to ...string) func(*workload.Service) {
+	return func(s *workload.Service) { s.ExportTo = to }
 }

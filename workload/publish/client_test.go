@@ -233,6 +233,9 @@ func (g generator) service(i int) *workload.Service {
 	if g.IntN(2) == 0 {
 		s.SessionAffinity = time.Duration(1 + g.Int64N(int64(24*time.Hour)))
 	}
+	if g.IntN(2) == 0 {
+		s.Visibility, s.ExportTo = workload.VisibilityNamespace, []string{"a", "b"}[:g.IntN(3)]
+	}
 	for range g.IntN(3) {
 		s.VIPs = append(s.VIPs, workload.NewNetworkAddress(g.pick("", "net1"), g.addr()))
 	}

@@ -6,10 +6,11 @@ import (
 	"net/netip"
 	"slices"
 	"strings"
-	"time"
 
+	"google.golang.org/protobuf/proto"
 	"google.golang.org/protobuf/types/known/anypb"
 	"google.golang.org/protobuf/types/known/durationpb"
+	"google.golang.org/protobuf/types/known/structpb"
 	"google.golang.org/protobuf/types/known/wrapperspb"
 	"istio.io/istio/pkg/workloadapi"
 
@@ -128,7 +129,10 @@ func wireService(s *workload.Service) *workloadapi.Address {
 		out.Visibility = workloadapi.Service_NAMESPACE
 	}
 	if s.SessionAffinity > 0 {
-		out.Extensions = append(out.Extensions, wireAffinity(s.SessionAffinity))
+		out.Extensions = append(out.Extensions, wireExtension(sessionAffinity, durationpb.New(s.SessionAffinity)))
+	}
+	if len(s.ExportTo) > 0 {
+		out.Extensions = append(out.Extensions, wireExtension(exportTo, wireTexts(s.ExportTo)))
 	}
 	switch s.IPFamilies {
 	case workload.FamiliesIPv4:
@@ -141,16 +145,28 @@ func wireService(s *workload.Service) *workloadapi.Address {
 	return &workloadapi.Address{Type: &workloadapi.Address_Service{Service: out}}
 }
 
-// sessionAffinity is the name of Culvert's extension that tells a service's
-// session affinity, a google.protobuf.Duration. Others' clients pass over it.
-const sessionAffinity = "culvert.io/session-affinity"
+// Names of Culvert's extensions of a service: its session affinity, a google.protobuf.Duration, and the namespaces that see it, a
+// google.protobuf.ListValue of strings. Others' clients pass over them; to those a service that is for some namespaces is for
+// its own.
+const (
+	sessionAffinity = "culvert.io/session-affinity"
+	exportTo        = "culvert.io/export-to"
+)
 
-func wireAffinity(d time.Duration) *workloadapi.Extension {
-	config, err := anypb.New(durationpb.New(d))
+func wireExtension(name string, value proto.Message) *workloadapi.Extension {
+	config, err := anypb.New(value)
 	if err != nil {
-		return nil // not reached: a Duration has nothing that cannot be encoded
+		return nil // not reached: these have nothing that cannot be encoded
 	}
-	return &workloadapi.Extension{Name: sessionAffinity, Config: config}
+	return &workloadapi.Extension{Name: name, Config: config}
+}
+
+func wireTexts(texts []string) *structpb.ListValue {
+	out := new(structpb.ListValue)
+	for _, t := range texts {
+		out.Values = append(out.Values, structpb.NewStringValue(t))
+	}
+	return out
 }
 
 func wireLoadBalancer(lb *workload.LoadBalancer) *workloadapi.LoadBalancing {

@@ -125,6 +125,7 @@ func full() State {
 		HealthPolicy: workload.AllowAll,
 	}
 	svc.SessionAffinity = 90 * time.Minute
+	svc.ExportTo = []string{"a", "ns"}
 	svc.IPFamilies = workload.FamiliesIPv4
 	plain := Service("ns/other.ns", nil, Balance(workload.LBPassthrough))
 	return State{

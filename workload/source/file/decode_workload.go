@@ -187,6 +187,9 @@ func (d *decoder) service(n *yaml.Node) {
 		"visibility": func(n *yaml.Node) {
 			s.Visibility = enum(d, n, what+" visibility", workload.VisibilityPublic, workload.VisibilityNamespace)
 		},
+		"exportTo": func(n *yaml.Node) { // Culvert's addition to the format
+			d.each(n, "exportTo", func(n *yaml.Node) { s.ExportTo = append(s.ExportTo, d.string(n, "exportTo")) })
+		},
 	})
 	if !d.required(n, what, seen, "name", "namespace", "hostname", "vips", "ports") {
 		return

@@ -106,6 +106,7 @@ type yamlService struct {
 	IPFamilies   string           `yaml:"ipFamilies,omitempty"`
 	Canonical    bool             `yaml:"canonical"`
 	Visibility   string           `yaml:"visibility"`
+	ExportTo     []string         `yaml:"exportTo,omitempty"`
 }
 
 type yamlCIDR struct {
@@ -186,7 +187,7 @@ func encodeService(s *workload.Service) yamlService {
 		Name: s.Name, Namespace: s.Namespace, Hostname: s.Hostname,
 		VIPs: texts(s.VIPs, workload.NetworkAddress.String), Ports: orEmpty(s.Ports),
 		SANs: texts(s.SubjectAltNames, identity.ID.String), Waypoint: encodeGateway(s.Waypoint),
-		Affinity: s.SessionAffinity, IPFamilies: s.IPFamilies.String(), Canonical: s.Canonical, Visibility: s.Visibility.String(),
+		Affinity: s.SessionAffinity, IPFamilies: s.IPFamilies.String(), Canonical: s.Canonical, Visibility: s.Visibility.String(), ExportTo: s.ExportTo,
 	}
 	for _, p := range s.CIDRVIPs {
 		y.CIDRVIPs = append(y.CIDRVIPs, yamlCIDR{Network: p.Network, CIDR: p.Prefix.String()})

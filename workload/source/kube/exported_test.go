@@ -1,6 +1,7 @@
 package kube
 
 import (
+	"slices"
 	"strings"
 	"testing"
 
@@ -15,18 +16,21 @@ func TestExportTo(t *testing.T) {
 		there          bool
 		visibility     workload.Visibility
 		fault          string
+		to             []string
 	}{
-		{"absent", `[]`, true, workload.VisibilityPublic, ""},
-		{"all", `["*"]`, true, workload.VisibilityPublic, ""},
-		{"own", `["."]`, true, workload.VisibilityNamespace, ""},
-		{"own-by-name", `[ns]`, true, workload.VisibilityNamespace, ""},
-		{"own-and-all", `[".", "*"]`, true, workload.VisibilityPublic, ""},
-		{"nobody", `["~"]`, false, 0, ""},
-		{"nobody-and-own", `["~", "."]`, true, workload.VisibilityNamespace, ""},
-		{"own-and-others", `[other, "."]`, true, workload.VisibilityNamespace, `exportTo names namespace "other"`},
-		{"others", `[other]`, false, 0, `exportTo names namespace "other"`},
-		{"pattern", `["o*"]`, false, 0, `exportTo names namespace "o*"`},
-		{"empty-word", `[""]`, false, 0, `exportTo names namespace ""`},
+		{"absent", `[]`, true, workload.VisibilityPublic, "", nil},
+		{"all", `["*"]`, true, workload.VisibilityPublic, "", nil},
+		{"own", `["."]`, true, workload.VisibilityNamespace, "", nil},
+		{"own-by-name", `[ns]`, true, workload.VisibilityNamespace, "", nil},
+		{"own-and-all", `[".", "*"]`, true, workload.VisibilityPublic, "", nil},
+		{"nobody", `["~"]`, false, 0, "", nil},
+		{"nobody-and-own", `["~", "."]`, true, workload.VisibilityNamespace, "", nil},
+		{"own-and-others", `[other, "."]`, true, workload.VisibilityNamespace, "", []string{"ns", "other"}},
+		{"others", `[third, other, other]`, true, workload.VisibilityNamespace, "", []string{"other", "third"}},
+		{"others-and-all", `[other, "*"]`, true, workload.VisibilityPublic, "", nil},
+		{"pattern", `["o*"]`, false, 0, `exportTo has "o*", which is no namespace`, nil},
+		{"pattern-and-other", `["o*", other]`, true, workload.VisibilityNamespace, `exportTo has "o*", which is no namespace`, []string{"other"}},
+		{"empty-word", `[""]`, false, 0, `exportTo has "", which is no namespace`, nil},
 	} {
 		t.Run(tc.name, func(t *testing.T) {
 			w := newWorld(t)
@@ -36,8 +40,8 @@ func TestExportTo(t *testing.T) {
 				t.Errorf("%d objects, there: %t", n, tc.there)
 			}
 			if tc.there {
-				if s := w.service("ns/a.example.com"); s.Visibility != tc.visibility {
-					t.Errorf("visible to %s, want %s", s.Visibility, tc.visibility)
+				if s := w.service("ns/a.example.com"); s.Visibility != tc.visibility || !slices.Equal(s.ExportTo, tc.to) {
+					t.Errorf("visible to %s %v, want %s %v", s.Visibility, s.ExportTo, tc.visibility, tc.to)
 				}
 			}
 			c := w.condition(kindServiceEntry, "x", conditionZtunnel)

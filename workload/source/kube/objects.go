@@ -194,7 +194,8 @@ type serviceEntryObject struct {
 	assigned     []HostAddress           // in the status, in order
 	automatic    map[string][]netip.Addr // those of them that are for hosts of the entry
 	visibility   workload.Visibility
-	hidden       bool // nobody is to see it
+	exportTo     []string // who sees it, when that is not everybody and not its own namespace alone
+	hidden       bool     // nobody is to see it
 	ports        []servicePort
 	resolution   resolution
 	endpoints    []endpoint

@@ -111,7 +111,7 @@ func translateHost(o *serviceEntryObject, host string, in serviceSurroundings, s
 	out := &workload.Service{
 		Name: o.name, Namespace: o.namespace, Hostname: host, Ports: portsOf(o.ports),
 		SubjectAltNames: o.names, Waypoint: in.waypoint, WeightedWaypoints: in.weighted, Canonical: in.canonical,
-		Visibility: o.visibility,
+		Visibility: o.visibility, ExportTo: o.exportTo,
 	}
 	out.AppProtocols = appProtocols(o.ports)
 	_, out.IngressUseWaypoint = ingressUse(o.labels, in.namespace)

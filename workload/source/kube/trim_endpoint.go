@@ -10,6 +10,7 @@ import (
 
 	networkingv1 "istio.io/api/networking/v1"
 	"k8s.io/apimachinery/pkg/apis/meta/v1/unstructured"
+	"k8s.io/apimachinery/pkg/util/validation"
 
 	"github.com/culvert-mesh/culvert/identity"
 	"github.com/culvert-mesh/culvert/workload"
@@ -249,24 +250,29 @@ func AssignedAddresses(u *unstructured.Unstructured) []HostAddress {
 	return out
 }
 
-// trimExport reads who is to see the entry. Agents are told of everybody and of
-// the entry's own namespace; a list of others cannot be told them and is read
-// as narrower than it is.
+// trimExport reads who is to see the entry. What is no namespace is left out, so
+// that it is read as narrower than it is.
 func (o *serviceEntryObject) trimExport(exportTo []string, note func(error)) {
 	if len(exportTo) == 0 {
 		return
 	}
-	own := false
-	for _, to := range exportTo {
-		switch to {
-		case "*":
+	var to []string
+	for _, name := range exportTo {
+		switch {
+		case name == "*":
 			return
-		case ".", o.namespace:
-			own = true
-		case "~":
+		case name == ".":
+			to = append(to, o.namespace)
+		case name == "~":
+		case len(validation.IsDNS1123Label(name)) > 0:
+			note(fmt.Errorf("exportTo has %q, which is no namespace", bounded(name)))
 		default:
-			note(fmt.Errorf("exportTo names namespace %q, to which alone nothing can be shown", bounded(to)))
+			to = append(to, name)
 		}
 	}
-	o.visibility, o.hidden = workload.VisibilityNamespace, !own
+	slices.Sort(to)
+	o.visibility, o.exportTo, o.hidden = workload.VisibilityNamespace, slices.Compact(to), len(to) == 0
+	if slices.Equal(o.exportTo, []string{o.namespace}) {
+		o.exportTo = nil
+	}
 }

@@ -75,6 +75,9 @@ func (c *Client) address(res *discovery.Resource) (workload.Event, string, error
 		if svc.SessionAffinity, err = toAffinity(a.Service.GetExtensions()); err != nil {
 			c.cfg.Logger.Warn("session affinity of a service ignored", "service", svc.Key(), "error", err)
 		}
+		if svc.ExportTo, err = toExport(a.Service.GetExtensions()); err != nil {
+			c.cfg.Logger.Warn("namespaces that may see a service ignored", "service", svc.Key(), "error", err)
+		}
 		return workload.UpsertService(svc), svc.Key().String(), nil
 	default:
 		return workload.Event{}, "", errors.New("address is neither workload nor service")

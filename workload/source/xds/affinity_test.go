@@ -3,6 +3,7 @@ package xds
 import (
 	"log/slog"
 	"math"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -11,6 +12,7 @@ import (
 	"google.golang.org/protobuf/proto"
 	"google.golang.org/protobuf/types/known/anypb"
 	"google.golang.org/protobuf/types/known/durationpb"
+	"google.golang.org/protobuf/types/known/structpb"
 	"google.golang.org/protobuf/types/known/wrapperspb"
 	"istio.io/istio/pkg/workloadapi"
 )
@@ -68,6 +70,49 @@ func TestSessionAffinity(t *testing.T) {
 			}
 			if (log.Len() > 0) != (tt.warn != "") || !strings.Contains(log.String(), tt.warn) {
 				t.Errorf("log is %q, want %q", log.String(), tt.warn)
+			}
+		})
+	}
+}
+
+// TestExportTo: what cannot be read leaves the service to its own namespace.
+func TestExportTo(t *testing.T) {
+	const name = "culvert.io/export-to"
+	list := func(values ...any) *structpb.ListValue {
+		l, err := structpb.NewList(values)
+		if err != nil {
+			t.Fatal(err)
+		}
+		return l
+	}
+	for _, tt := range []struct {
+		name string
+		in   *workloadapi.Extension
+		want []string
+		warn string
+	}{
+		{"none", nil, nil, ""},
+		{"two", extension(t, name, list("a", "b")), []string{"a", "b"}, ""},
+		{"of-others", extension(t, "other", list("a")), nil, ""},
+		{"empty", extension(t, name, list()), nil, ""},
+		{"no-text", extension(t, name, list("a", 1.0)), nil, "no text"},
+		{"other-type", extension(t, name, wrapperspb.Int64(60)), nil, "mismatched message type"},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			var log strings.Builder
+			c := &Client{cfg: Config{Logger: slog.New(slog.NewTextHandler(&log, nil))}}
+			packed, err := anypb.New(&workloadapi.Address{Type: &workloadapi.Address_Service{Service: &workloadapi.Service{
+				Namespace: "ns", Hostname: "h", Extensions: []*workloadapi.Extension{tt.in}, Visibility: workloadapi.Service_NAMESPACE,
+			}}})
+			if err != nil {
+				t.Fatal(err)
+			}
+			e, _, err := c.address(&discovery.Resource{Name: "ns/h", Resource: packed})
+			if err != nil || !slices.Equal(e.Service.ExportTo, tt.want) || e.Service.VisibleTo("ns") != (tt.want == nil) {
+				t.Errorf("got %+v, %v", e.Service, err)
+			}
+			if got := log.String(); (tt.warn == "") != (got == "") || !strings.Contains(got, tt.warn) {
+				t.Errorf("log %q, want %q", got, tt.warn)
 			}
 		})
 	}

@@ -8,6 +8,7 @@ import (
 	"google.golang.org/protobuf/types/known/anypb"
 	"google.golang.org/protobuf/types/known/durationpb"
 	"google.golang.org/protobuf/types/known/emptypb"
+	"google.golang.org/protobuf/types/known/structpb"
 	"google.golang.org/protobuf/types/known/wrapperspb"
 	"istio.io/istio/pkg/workloadapi"
 	"istio.io/istio/pkg/workloadapi/security"
@@ -137,6 +138,17 @@ func wireService(s *workload.Service) *workloadapi.Service {
 			panic(err)
 		}
 		out.Extensions = []*workloadapi.Extension{{Name: "culvert.io/session-affinity", Config: config}}
+	}
+	if len(s.ExportTo) > 0 {
+		list := new(structpb.ListValue)
+		for _, to := range s.ExportTo {
+			list.Values = append(list.Values, structpb.NewStringValue(to))
+		}
+		config, err := anypb.New(list)
+		if err != nil {
+			panic(err)
+		}
+		out.Extensions = append(out.Extensions, &workloadapi.Extension{Name: "culvert.io/export-to", Config: config})
 	}
 	for _, vip := range s.VIPs {
 		out.Addresses = append(out.Addresses, &workloadapi.NetworkAddress{Network: vip.Network, Address: vip.Addr.AsSlice()})

@@ -7,7 +7,9 @@ import (
 	"slices"
 	"time"
 
+	"google.golang.org/protobuf/proto"
 	"google.golang.org/protobuf/types/known/durationpb"
+	"google.golang.org/protobuf/types/known/structpb"
 	"istio.io/istio/pkg/workloadapi"
 
 	"github.com/culvert-mesh/culvert/identity"
@@ -187,30 +189,59 @@ func waypoints(out *workload.Service, s *workloadapi.Service) (err error) {
 	return nil
 }
 
-// sessionAffinity is the name of Culvert's extension that tells a service's
-// session affinity, a google.protobuf.Duration.
-const sessionAffinity = "culvert.io/session-affinity"
+// Names of Culvert's extensions of a service: its session affinity, a google.protobuf.Duration, and the namespaces that see it, a
+// google.protobuf.ListValue of strings.
+const (
+	sessionAffinity = "culvert.io/session-affinity"
+	exportTo        = "culvert.io/export-to"
+)
 
-// toAffinity returns the session affinity among the extensions, or 0. Extensions
-// of others are passed over; of two with the name the first counts.
-func toAffinity(extensions []*workloadapi.Extension) (time.Duration, error) {
+// readExtension reads the extension of that name into value, and reports whether
+// there is one. Extensions of others are passed over; of two with the name the
+// first counts.
+func readExtension(extensions []*workloadapi.Extension, name string, value proto.Message) (bool, error) {
 	for _, e := range extensions {
-		if e.GetName() != sessionAffinity {
+		if e.GetName() != name {
 			continue
 		}
-		var d durationpb.Duration
-		if err := e.GetConfig().UnmarshalTo(&d); err != nil {
-			return 0, fmt.Errorf("decode: %w", err)
+		if err := e.GetConfig().UnmarshalTo(value); err != nil {
+			return false, fmt.Errorf("decode: %w", err)
 		}
-		if err := d.CheckValid(); err != nil {
-			return 0, err
-		}
-		if d.AsDuration() <= 0 {
-			return 0, fmt.Errorf("time %s is not positive", d.AsDuration())
-		}
-		return d.AsDuration(), nil
+		return true, nil
 	}
-	return 0, nil
+	return false, nil
+}
+
+// toAffinity returns the session affinity among the extensions, or 0.
+func toAffinity(extensions []*workloadapi.Extension) (time.Duration, error) {
+	var d durationpb.Duration
+	if there, err := readExtension(extensions, sessionAffinity, &d); !there || err != nil {
+		return 0, err
+	}
+	if err := d.CheckValid(); err != nil {
+		return 0, err
+	}
+	if d.AsDuration() <= 0 {
+		return 0, fmt.Errorf("time %s is not positive", d.AsDuration())
+	}
+	return d.AsDuration(), nil
+}
+
+// toExport returns the namespaces among the extensions. Without them a service
+// that is not for all is for its own namespace.
+func toExport(extensions []*workloadapi.Extension) ([]string, error) {
+	var list structpb.ListValue
+	if there, err := readExtension(extensions, exportTo, &list); !there || err != nil {
+		return nil, err
+	}
+	var out []string
+	for _, v := range list.GetValues() {
+		if v.GetStringValue() == "" {
+			return nil, errors.New("a name of a namespace is empty or no text")
+		}
+		out = append(out, v.GetStringValue())
+	}
+	return out, nil
 }
 
 func toLoadBalancer(lb *workloadapi.LoadBalancing) (*workload.LoadBalancer, error) {
