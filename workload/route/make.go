@@ -183,7 +183,7 @@ func (p *planner) toWorkloadWaypoint(b *builder, dst hop) {
 func (p *planner) throughGateway(b *builder, to hop, svc *workload.Service) {
 	gw := to.workload.NetworkGateway
 	if gw == nil {
-		b.fail(fmt.Errorf("%w: %s", ErrNoValidDestination, to.workload))
+		b.fail(fmt.Errorf("%w: %s is in network %q, to which no gateway leads", ErrNoValidDestination, to.workload, to.workload.Network))
 		return
 	}
 	if !b.firstUse(*gw) {

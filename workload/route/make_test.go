@@ -315,7 +315,7 @@ func TestMake(t *testing.T) {
 		},
 		{
 			name: "remote-without-gateway", dst: "127.0.0.3:80", objects: []any{wt.Service(ex, vip), wt.Pod("ns/b", []string{"10.0.0.2"}, inEx, remote)},
-			err: route.ErrNoValidDestination, reason: "no valid routing destination for workload: ns/b",
+			err: route.ErrNoValidDestination, reason: `no valid routing destination for workload: ns/b is in network "remote", to which no gateway leads`,
 		},
 		{
 			name: "remote-by-gateway-ip", dst: "127.0.0.3:80",
