@@ -25,23 +25,31 @@ func (n *node) networkState() string {
 	}
 }
 
-// followNetworks says when the discovery server does not tell of network policies: it may be one that has none to tell.
+// followNetworks says when the discovery server does not tell of network policies: it may be one that has none to tell. A
+// server that knows nothing of them is a reason of its own for not being ready.
 func (n *node) followNetworks(ctx context.Context) error {
 	if n.networks == nil {
 		return nil
 	}
-	limit := time.NewTimer(networkPatience)
-	defer limit.Stop()
-	for {
+	look := time.NewTicker(networkPatience)
+	defer look.Stop()
+	for said := false; ; {
 		snap := n.networks.Snapshot()
 		if snap.Ready() {
+			n.ready.Clear(waitNetworks)
 			n.scope("xds").Info("network policies are known", "policies", snap.Policies())
 			return nil
 		}
 		select {
 		case <-snap.Changed():
-		case <-limit.C:
-			n.scope("xds").Warn("the discovery server has not told of network policies, and nobody is let in without; istiod has none: --network-policies=false there")
+		case <-look.C:
+			if n.lacksNetworks != nil && n.lacksNetworks() {
+				n.ready.Block(waitNetworks)
+			}
+			if !said {
+				n.scope("xds").Warn("the discovery server has not told of network policies, and nobody is let in without; a controller that is older than the agent, or has --network-policies=false, does not know them: upgrade it; istiod has none: --network-policies=false there")
+			}
+			said = true
 		case <-ctx.Done():
 			return nil
 		}

@@ -3,6 +3,7 @@ package main
 import (
 	"encoding/json"
 	"log/slog"
+	"slices"
 	"strings"
 	"sync"
 	"testing"
@@ -51,6 +52,34 @@ func TestFollowNetworks(t *testing.T) {
 		n.networks.SetReady(true)
 		if err := <-done; err != nil || !strings.Contains(log.String(), "network policies are known") {
 			t.Errorf("%v: %s", err, log.String())
+		}
+	})
+}
+
+// A server that knows nothing of them is the reason that readiness names, until another one tells of them.
+func TestReadinessNamesNetworks(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		lacks := true
+		n := &node{log: slog.New(slog.DiscardHandler), settings: &settings{}, networks: netpol.New(), lacksNetworks: func() bool { return lacks }}
+		n.ready.Block(waitState)
+		done := make(chan error)
+		go func() { done <- n.followNetworks(t.Context()) }()
+		time.Sleep(networkPatience - time.Second)
+		synctest.Wait()
+		if got := n.ready.Pending(); !slices.Equal(got, []string{waitState}) {
+			t.Errorf("too early: %q", got)
+		}
+		time.Sleep(2 * time.Second)
+		synctest.Wait()
+		if got := n.ready.Pending(); !slices.Equal(got, []string{waitNetworks, waitState}) {
+			t.Errorf("after a while: %q", got)
+		}
+		n.networks.SetReady(true)
+		if err := <-done; err != nil {
+			t.Error(err)
+		}
+		if got := n.ready.Pending(); !slices.Equal(got, []string{waitState}) {
+			t.Errorf("when they are known: %q", got)
 		}
 	})
 }

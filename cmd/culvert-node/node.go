@@ -37,6 +37,8 @@ import (
 const (
 	waitState = "state manager"
 	waitPods  = "workload proxy manager"
+	// waitNetworks stands beside the state where it is the reason; it is read by culvert check, too.
+	waitNetworks = "network policies, which the controller does not know"
 )
 
 // node is the whole agent.
@@ -45,23 +47,25 @@ type node struct {
 	conf     *conf.Set
 	log      *slog.Logger
 
-	loops        []*loop.Loop
-	store        *workload.Store
-	policies     *policy.Set
-	networks     *netpol.Set // nil: network policies are not evaluated
-	outbound     *egress.Modes
-	certificates *certificates
-	telemetry    *telemetry.Telemetry
-	proxy        *proxy.Proxy
-	pods         *pods
-	set          *podset.Set
-	cluster      *cluster // nil without Kubernetes
-	plaintext    *plaintext
-	flows        *flows
-	passing      *passing
-	resolvConf   *resolvConf
-	ready        admin.Readiness
-	group        *run.Group
+	loops    []*loop.Loop
+	store    *workload.Store
+	policies *policy.Set
+	networks *netpol.Set // nil: network policies are not evaluated
+	// lacksNetworks reports whether the discovery server seems to know nothing of network policies; nil where there is none.
+	lacksNetworks func() bool
+	outbound      *egress.Modes
+	certificates  *certificates
+	telemetry     *telemetry.Telemetry
+	proxy         *proxy.Proxy
+	pods          *pods
+	set           *podset.Set
+	cluster       *cluster // nil without Kubernetes
+	plaintext     *plaintext
+	flows         *flows
+	passing       *passing
+	resolvConf    *resolvConf
+	ready         admin.Readiness
+	group         *run.Group
 }
 
 // newNode makes everything that the settings ask for and refuses what is faulty before anything is changed.
@@ -235,6 +239,7 @@ func (n *node) buildSource() ([]run.Component, error) {
 	if err != nil {
 		return nil, err
 	}
+	n.lacksNetworks = func() bool { return c.Lacks(xds.NetworkPolicyType) }
 	return []run.Component{{Name: "discovery", Run: c.Run}, {Name: "network policies", Run: n.followNetworks}, {Name: "discovery readiness", Run: func(ctx context.Context) error {
 		select {
 		case <-c.Ready():

@@ -23,6 +23,7 @@ type cluster struct {
 	nodes     []corev1.Node
 	pods      []corev1.Pod // of agents
 	sets      []appsv1.DaemonSet
+	network   *string             // of the mesh; nil where it cannot be read
 	networks  map[string][]string // configurations that runtimes use: to the nodes where they do
 }
 

@@ -34,6 +34,7 @@ func (c *cluster) checkPods(ctx context.Context) error {
 			c.add(Warning, "namespace "+ns.Name, "asks for sidecars and for the mesh without them: pods that get a sidecar stay out")
 		}
 	}
+	c.checkNetwork(ctx, spaces.Items)
 	settings := c.settings()
 	t := tally{late: map[string][]string{}, out: map[string][]string{}, warned: map[string][]string{}}
 	options := metav1.ListOptions{Limit: 500}
@@ -134,6 +135,9 @@ func (t *tally) look(c *cluster, pod *corev1.Pod, spaces map[string]enrol.Namesp
 	for _, w := range d.Warnings {
 		t.warned[w] = append(t.warned[w], name)
 	}
+	if w := c.networkOf(pod.Labels); d.In && w != "" {
+		t.warned[w] = append(t.warned[w], name)
+	}
 }
 
 func (t *tally) tell(c *cluster) {
@@ -149,7 +153,7 @@ func (t *tally) tell(c *cluster) {
 		c.addOf(Warning, "pods", w, slices.Sorted(slices.Values(t.warned[w])))
 	}
 	text := map[string]string{
-		"pending": "are captured but not served (their traffic is refused until their agent serves them)",
+		"pending": "are not served by their agent yet (their events say why)",
 		"none":    "are labelled for the mesh and not in it (their events say why)",
 		"left":    "are not labelled for the mesh any more and still in it (their events say why)",
 	}

@@ -165,6 +165,9 @@ func TestCluster(t *testing.T) {
 		{name: "open-probes", objects: good, dump: `{"kubernetes":{"cniPluginReady":true,"probes":["uid: every process of root passes"]}}`, want: []string{"warning node n1: probes: uid: every process of root passes"}},
 		{name: "network-policies-off", objects: good, dump: `{"kubernetes":{"probes":[],"cniPluginReady":true},"networkPolicies":{"state":"not evaluated: left to the CNI"}}`, want: []string{"note node n1: network policies: not evaluated"}},
 		{name: "network-policies-missing", objects: good, failed: true, dump: `{"kubernetes":{"probes":[],"cniPluginReady":true},"networkPolicies":{"evaluated":true,"state":"evaluated"}}`, want: []string{"error node n1: its agent has not heard of network policies yet"}},
+		{name: "older-controller", objects: good, failed: true, dump: `{"kubernetes":{"pending":["network policies, which the controller does not know","state manager"],"probes":[],"cniPluginReady":true},"networkPolicies":{"evaluated":true,"state":"evaluated"}}`, want: []string{
+			"error node n1: its agent waits for network policies, and lets nobody in without, but its controller does not know them: it is older than the agent",
+		}},
 		{name: "network-policy-fault", objects: good, dump: `{"kubernetes":{"probes":[],"cniPluginReady":true},"networkPolicies":{"evaluated":true,"ready":true,"faults":{"netpol a/b":"no such port"}}}`, want: []string{"warning node n1: netpol a/b allows less than it says, because it cannot be understood: no such port"}},
 		{name: "no-kubelet", objects: good, dump: `{"kubernetes":{"cniPluginReady":true,"probes":["missing: no kubelet was found"]}}`, failed: true, want: []string{"error node n1: probes: missing"}},
 		{name: "no-plugin", objects: good, dump: `{"kubernetes":{"probes":[],"cniPluginReady":false,"cniPluginError":"/host/cni/net.d/x is not JSON\u001b[0m"}}`, failed: true, want: []string{"error node n1: CNI plugin is not in place: /etc/cni/net.d/x is not JSON"}},
@@ -177,10 +180,17 @@ func TestCluster(t *testing.T) {
 		}},
 		{name: "silent", objects: good, dump: "-", want: []string{"warning node n1: its agent could not be asked what it found: connection refused"}},
 		{name: "late-pods", objects: append(slices.Clone(good), appPod("shop", "late", "", nil), appPod("shop", "early", "", nil), appPod("shop", "half", "pending", nil), appPod("other", "stays", "enabled", nil), space("other", nil)), failed: true, want: []string{
-			"error pods: 2 are labelled for the mesh and not in it (their events say why) shop/early,shop/late", "error pods: 1 are captured but not served", "shop/half",
+			"error pods: 2 are labelled for the mesh and not in it (their events say why) shop/early,shop/late", "error pods: 1 are not served by their agent yet", "shop/half",
 			"error pods: 1 are not labelled for the mesh any more and still in it (their events say why) other/stays",
 		}},
 		{name: "annotations", objects: append(slices.Clone(good), annotated("b"), annotated("a")), want: []string{"warning pods: annotation traffic.sidecar.istio.io/excludeInboundPorts is ignored", `"many" is not a port shop/a,shop/b`}},
+		{name: "other-network", objects: append(slices.Clone(good), &corev1.ConfigMap{
+			ObjectMeta: metav1.ObjectMeta{Name: "culvert", Namespace: "mesh"}, Data: map[string]string{"NETWORK": "east"},
+		}, space("mesh", map[string]string{"topology.istio.io/network": "west"}), appPod("shop", "same", "enabled", map[string]string{"topology.istio.io/network": "east"}),
+			appPod("shop", "far", "enabled", map[string]string{"topology.istio.io/network": "south"})), want: []string{
+			`warning namespace mesh: label topology.istio.io/network=west has no effect: all pods of this cluster are in network "east"`,
+			`warning pods: label topology.istio.io/network=south has no effect: all pods of this cluster are in network "east", by the value network shop/far`,
+		}},
 		{name: "left-out-pods", objects: append(slices.Clone(good), space("left-out", ambient), appPod("left-out", "x", "", nil), appPod("shop", "n", "", map[string]string{"istio.io/dataplane-mode": "none"})), want: []string{"ok pods: 1 are in the mesh"}},
 		{name: "host-network", objects: append(slices.Clone(good), onHost("x", ambient), onHost("y", nil), onHost("n", map[string]string{"istio.io/dataplane-mode": "none"})), want: []string{
 			"note pods: 2 are labelled for the mesh and stay out of it (pod uses the network of its host) shop/x,shop/y",

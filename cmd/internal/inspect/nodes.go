@@ -148,10 +148,13 @@ func (c *cluster) tell(about string, state *agentState) {
 		text := Clean(fmt.Sprintf("network %q of %s: %s", n.Network, n.File, strings.Join(n.Plugins, ", ")))
 		c.networks[text] = append(c.networks[text], about)
 	}
+	lacks := slices.Contains(k.Pending, "network policies, which the controller does not know")
 	for _, name := range k.Pending {
 		switch name {
 		case "state manager":
-			c.add(Wrong, about, "its agent has heard of no controller what is in the cluster: pods that it captures are refused")
+			if !lacks {
+				c.add(Wrong, about, "its agent has heard of no controller what is in the cluster: pods that it captures are refused")
+			}
 		case "workload proxy manager":
 			c.add(Wrong, about, "its agent is not done with the pods of its node")
 		}
@@ -177,6 +180,9 @@ func (c *cluster) tell(about string, state *agentState) {
 		switch {
 		case !n.Evaluated:
 			c.add(Note, about, "network policies: "+n.State)
+		case lacks:
+			c.add(Wrong, about, "its agent waits for network policies, and lets nobody in without, but its controller does not know them: it is older than the agent or has other values, "+
+				"so bring both to one version (culvert upgrade); with istiod in its place, netpol.enforce=false")
 		case !n.Ready:
 			c.add(Wrong, about, "its agent has not heard of network policies yet, and lets nobody in without")
 		}

@@ -45,6 +45,7 @@ func (c *Client) Run(ctx context.Context) error {
 		if ctx.Err() != nil {
 			return nil
 		}
+		c.noteEnd(e.err)
 		var reason string
 		var pause time.Duration
 		reason, pause, backoff = e.next(backoff)

@@ -20,7 +20,11 @@ import (
 	"log/slog"
 	"net"
 	"strings"
+	"sync"
 	"time"
+
+	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/status"
 
 	"github.com/culvert-mesh/culvert/workload"
 	"github.com/culvert-mesh/culvert/workload/netpol"
@@ -141,6 +145,10 @@ type Client struct {
 	cfg   Config
 	types []*subscription
 	ready chan struct{}
+
+	mu      sync.Mutex
+	untold  map[string]bool // types of which no response was taken in whole
+	refused string          // type because of which the server ended the last stream
 }
 
 // subscription is the state of one type; only Run's goroutine touches it.
@@ -165,7 +173,7 @@ func New(cfg Config) (*Client, error) {
 	if _, err := loadRoots(cfg.RootCA); err != nil {
 		return nil, fmt.Errorf("configure xds: %w", err)
 	}
-	c := &Client{cfg: cfg, ready: make(chan struct{})}
+	c := &Client{cfg: cfg, ready: make(chan struct{}), untold: make(map[string]bool)}
 	addresses := newSubscription(AddressType)
 	addresses.apply = func(r response) []rejection { return c.applyAddresses(addresses, r) }
 	authorizations := newSubscription(AuthorizationType)
@@ -177,6 +185,9 @@ func New(cfg Config) (*Client, error) {
 		networks.taken = func() { cfg.NetworkPolicies.SetReady(true) }
 		c.types = append([]*subscription{networks}, c.types...)
 	}
+	for _, s := range c.types {
+		c.untold[s.url] = true
+	}
 	return c, nil
 }
 
@@ -187,6 +198,29 @@ func newSubscription(url string) *subscription {
 // Ready is closed when a response of each type was taken in whole once: only then
 // does an absent policy mean that there is none.
 func (c *Client) Ready() <-chan struct{} { return c.ready }
+
+// Lacks reports whether the server seems not to know a type, as an older one does:
+// it has told of all others, or ended the last stream because of this one.
+func (c *Client) Lacks(url string) bool {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return c.untold[url] && (len(c.untold) == 1 || c.refused == url)
+}
+
+// noteEnd keeps for Lacks whether a stream ended because of a type.
+func (c *Client) noteEnd(err error) {
+	refused := ""
+	if s, ok := status.FromError(err); ok && s.Code() == codes.InvalidArgument {
+		for _, t := range c.types {
+			if strings.Contains(s.Message(), t.url) {
+				refused = t.url
+			}
+		}
+	}
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.refused = refused
+}
 
 // subscription returns the subscription to a type, or nil.
 func (c *Client) subscription(url string) *subscription {
@@ -204,6 +238,9 @@ func (c *Client) acknowledged(s *subscription) {
 		return
 	}
 	s.acked = true
+	c.mu.Lock()
+	delete(c.untold, s.url)
+	c.mu.Unlock()
 	if s.taken != nil {
 		s.taken()
 	}
