@@ -77,7 +77,7 @@ func (s *Session) request(id uint32, h *Header, end bool, ev Events) error {
 		return connFault(ProtocolError, "client opened an even stream")
 	}
 	if id > s.refuseAbove {
-		return nil // behind our final GOAWAY: the peer retries elsewhere
+		return s.charge("requests behind the final GOAWAY") // the peer retries elsewhere
 	}
 	if id <= s.lastID {
 		if s.cut.has(id) {

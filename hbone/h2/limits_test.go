@@ -53,6 +53,8 @@ var floods = []flood{
 	{name: "malformed_requests", one: func(r *rig, i int) { r.w.headers(uint32(2*i+1), true, "x", "y") }, reason: "malformed"},
 	{name: "too_many_streams", cfg: h2.Config{MaxStreams: 1}, before: func(r *rig) { r.w.connect(1) },
 		one: func(r *rig, i int) { r.w.connect(uint32(2*i + 3)) }, reason: "above the limit"},
+	{name: "requests_behind_the_final_goaway", before: func(r *rig) { r.s.GoAway(true, h2.NoError, "") },
+		one: func(r *rig, i int) { r.w.connect(uint32(2*i + 1)) }, reason: "final GOAWAY"},
 	{name: "headers_on_closed_stream", before: func(r *rig) {
 		r.w.connect(1)
 		r.feed()
@@ -326,3 +328,40 @@ func (*sink) OnWindow(*h2.Stream)                     {}
 func (*sink) OnReset(*h2.Stream, h2.ErrCode, string)  {}
 func (*sink) OnGoAway(uint32, h2.ErrCode, string)     {}
 func (*sink) OnPong([8]byte)                          {}
+
+// TestImpatientPeers: who gives up requests that have not been answered in time may do so as often as there are streams, who
+// does it at once may not.
+func TestImpatientPeers(t *testing.T) {
+	const streams, rounds = 200, 100
+	for name, tc := range map[string]struct {
+		wait     int64
+		min, max int // rounds until the connection ends
+	}{
+		"patient":   {100 * ms, rounds, rounds},
+		"impatient": {50 * ms, 5, 6}, // 190 of each round are left to be paid for
+		"at-once":   {0, 5, 5},
+	} {
+		t.Run(name, func(t *testing.T) {
+			r := newRig(t, h2.Config{Server: true}, whole)
+			r.preamble(true)
+			r.w.enc.SetMaxDynamicTableSize(0)
+			i := 0
+			for ; i < rounds && r.err == nil; i++ {
+				first := uint32(2*streams*i + 1)
+				for id := first; id < first+2*streams; id += 2 {
+					r.w.connect(id)
+				}
+				r.feed()
+				r.s.Now += tc.wait
+				for id := first; id < first+2*streams; id += 2 {
+					r.w.reset(id, h2.Cancel)
+				}
+				r.feed()
+				r.log, r.out = nil, nil
+			}
+			if i < tc.min || i > tc.max {
+				t.Errorf("the connection ended after %d rounds: %v", i, r.err)
+			}
+		})
+	}
+}

@@ -399,7 +399,7 @@ func (s *Session) rstStream(f frameHeader, p []byte, ev Events) error {
 		}
 		return s.charge("RST_STREAM frames on closed streams")
 	}
-	if s.cfg.Server && !st.answered {
+	if s.cfg.Server && !st.answered && s.Now-st.grantedAt < patience {
 		// A reset before the answer is what a rapid-reset attack (CVE-2023-44487) is made of.
 		if err := s.charge("early RST_STREAM frames"); err != nil {
 			return err

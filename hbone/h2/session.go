@@ -251,6 +251,9 @@ const (
 	// are of some hundred octets.
 	largeList     = 4 << 10
 	largeListCost = 5 // each KiB
+	// patience is how long a peer has to wait for an answer for its reset to be free: it is no attack any more, because the
+	// limit of streams bounds how many there are (2,000 a second, of 200 streams), and clients that give up are honest.
+	patience = 100_000_000
 )
 
 func (b *budget) charge(now, units int64) bool {
