@@ -93,3 +93,34 @@ func (p *peer) OnData(st *h2.Stream, _ []byte, end bool) {
 		p.s.End(st)
 	}
 }
+
+// BenchmarkTakenBack is a request that its peer takes back at once, in records of 64 of them.
+func BenchmarkTakenBack(b *testing.B) {
+	const each, records = 64, 15
+	w := newWire()
+	var in [][]byte
+	for i := range uint32(each * records) {
+		w.connect(2*i + 1)
+		w.reset(2*i+1, h2.Cancel)
+		if i%each == each-1 {
+			in = append(in, w.take())
+		}
+	}
+	w.text(h2.Preface)
+	w.settings()
+	preface := w.take()
+	ev := &sink{}
+	b.ReportAllocs()
+	for b.Loop() {
+		s := h2.NewSession(h2.Config{Server: true})
+		if err := s.Feed(preface, ev); err != nil {
+			b.Fatal(err)
+		}
+		for _, p := range in {
+			if err := s.Feed(p, ev); err != nil {
+				b.Fatal(err)
+			}
+		}
+	}
+	b.ReportMetric(float64(b.Elapsed().Nanoseconds())/float64(b.N*each*records), "ns/request")
+}

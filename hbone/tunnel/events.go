@@ -17,15 +17,41 @@ func (e *events) OnHeaders(s *h2.Stream, h *h2.Header, end bool) {
 		}
 		return
 	}
-	st := &Stream{t: t, s: s}
+	st := &Stream{t: t, s: s, asked: true}
 	s.User = st
-	t.cfg.OnRequest(st, h)
-	if st.Handler == nil && !st.Gone() {
-		st.Reset(h2.RefusedStream)
-		return
+	t.requests = append(t.requests, request{st, h, end})
+}
+
+// request is one of a peer's that the owner has not been told of.
+type request struct {
+	st   *Stream
+	head *h2.Header
+	end  bool
+}
+
+// keepRequests is for how many requests of one read room is kept for the next.
+const keepRequests = 16
+
+// ask gives the owner the requests of this read, but for those that the peer has taken back in the same read: they have
+// cost no more than to be decoded.
+func (t *Tunnel) ask() {
+	requests := t.requests
+	if t.requests = requests[:0]; cap(requests) > keepRequests {
+		t.requests = nil
 	}
-	if end && st.Handler != nil {
-		e.OnData(s, nil, true)
+	for i, r := range requests {
+		requests[i] = request{}
+		r.st.asked = false
+		if t.err != nil || r.st.Gone() {
+			continue
+		}
+		t.cfg.OnRequest(r.st, r.head)
+		switch {
+		case r.st.Handler != nil && r.end:
+			(*events)(t).OnData(r.st.s, nil, true)
+		case r.st.Handler == nil && !r.st.Gone():
+			r.st.Reset(h2.RefusedStream)
+		}
 	}
 }
 
@@ -33,6 +59,9 @@ func (e *events) OnHeaders(s *h2.Stream, h *h2.Header, end bool) {
 func (e *events) OnData(s *h2.Stream, p []byte, end bool) {
 	t := (*Tunnel)(e)
 	st := s.User.(*Stream)
+	if st.asked {
+		t.ask() // there is more to this request than itself
+	}
 	if st.Handler == nil {
 		return
 	}

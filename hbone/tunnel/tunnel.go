@@ -48,7 +48,8 @@ type Config struct {
 	// CrossingGrace is for how long after a peer has acknowledged the first GOAWAY of a drain its requests are still
 	// taken; 0 means 200 ms. Its acknowledgement may overtake a request that it had decided on before (seen of ztunnel).
 	CrossingGrace time.Duration
-	// OnRequest gives a peer's request to a server, on the loop. It sets Stream.Handler before it returns, or answers.
+	// OnRequest gives a peer's request to a server, on the loop, when what came with the same read is known: one that was
+	// taken back in it is never given. It sets Stream.Handler before it returns, or answers.
 	OnRequest func(st *Stream, h *h2.Header)
 	// OnDrain says that the peer, or this side's Drain, wants no further streams here. On the loop; may be nil.
 	OnDrain func(t *Tunnel)
@@ -73,6 +74,7 @@ type Tunnel struct {
 
 	partial  []byte // start of a record that has not arrived wholly
 	share    int    // by how many bits a read is smaller than the loop's buffer, see turn
+	requests []request
 	touched  []*Stream
 	credited []*Stream // streams that have got credit again in this read
 	renewed  uint64    // KeyUpdates of the peer that have been charged
@@ -228,6 +230,9 @@ func (t *Tunnel) read(drain bool) {
 		t.heard = t.h2.Now
 	}
 	t.turn(frames)
+	if err != nil {
+		t.requests = nil // whoever made them is gone
+	}
 	t.deliver()
 	if err != nil {
 		t.fail(err)
@@ -310,8 +315,9 @@ func (t *Tunnel) chargeUpdates() error {
 	return nil
 }
 
-// deliver lets the streams that got data or credit in this read go on.
+// deliver hands on the requests of this read, and lets the streams that got data or credit in it go on.
 func (t *Tunnel) deliver() {
+	t.ask()
 	for i := 0; i < len(t.touched); i++ {
 		st := t.touched[i]
 		t.touched[i] = nil
