@@ -374,10 +374,12 @@ func TestSchema(t *testing.T) {
 		values map[string]any
 		want   string // "" means accepted
 	}{
-		{"typo", map[string]any{"trustDomian": "x"}, "trustDomian"},
-		{"nested-typo", map[string]any{"agent": map[string]any{"dnss": true}}, "dnss"},
+		{"typo", map[string]any{"trustDomian": "x"}, "read values: trustDomian: there is no such value"},
+		{"nested-typo", map[string]any{"agent": map[string]any{"dnss": true}}, "read values: agent.dnss: there is no such value"},
+		{"several", map[string]any{"agent": map[string]any{"a": 1, "b": 2, "dns": "yes"}}, "agent.dns: got string, want boolean"},
+		{"several-names", map[string]any{"agent": map[string]any{"a": 1, "b": 2}}, "agent.a: there is no such value; agent.b: there is no such value"},
 		{"deep-typo", map[string]any{"agent": map[string]any{"resources": map[string]any{"request": map[string]any{}}}}, "request"},
-		{"type", map[string]any{"agent": map[string]any{"dns": "yes"}}, "dns"},
+		{"type", map[string]any{"agent": map[string]any{"dns": "yes"}}, "read values: agent.dns: got string, want boolean"},
 		{"range", map[string]any{"controller": map[string]any{"replicas": 0}}, "replicas"},
 		{"latest", map[string]any{"image": map[string]any{"tag": "latest"}}, "tag"},
 		{"digest", map[string]any{"image": map[string]any{"digest": "sha256:12"}}, "digest"},

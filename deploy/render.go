@@ -47,6 +47,31 @@ func NamespaceManifest(namespace string) string {
 	return b.String()
 }
 
+// ValueFaults says what is wrong with values that the chart's schema refuses, by the error that Helm makes of it. Of any
+// other error it is "".
+func ValueFaults(err error) string {
+	_, text, _ := strings.Cut(err.Error(), "don't meet the specifications of the schema")
+	var faults []string
+	for line := range strings.Lines(text) {
+		line, fault := strings.CutPrefix(strings.TrimSpace(line), "- at '")
+		pointer, what, found := strings.Cut(line, "': ")
+		if !fault || !found {
+			continue
+		}
+		at := strings.ReplaceAll(strings.TrimPrefix(pointer, "/"), "/", ".")
+		names, unknown := strings.CutPrefix(what, "additional properties ")
+		if !unknown {
+			faults = append(faults, fmt.Sprintf("%s: %s", at, what))
+			continue
+		}
+		for name := range strings.SplitSeq(strings.TrimSuffix(names, " not allowed"), ", ") {
+			faults = append(faults, strings.TrimPrefix(at+"."+strings.Trim(name, "'"), ".")+": there is no such value")
+		}
+	}
+	slices.Sort(faults) // those of one place come in any order
+	return strings.Join(faults, "; ")
+}
+
 // Render returns the manifests that the chart makes of the values in a namespace, without a cluster, in the order in which
 // they are to be applied. Values that the schema refuses are an error.
 func Render(c *chart.Chart, namespace string, values map[string]any) (string, error) {
@@ -55,6 +80,9 @@ func Render(c *chart.Chart, namespace string, values map[string]any) (string, er
 	options := chartutil.ReleaseOptions{Name: Release, Namespace: namespace, Revision: 1, IsInstall: true}
 	all, err := chartutil.ToRenderValues(c, values, options, capabilities)
 	if err != nil {
+		if faults := ValueFaults(err); faults != "" {
+			return "", fmt.Errorf("read values: %s", faults)
+		}
 		return "", fmt.Errorf("read values: %w", err)
 	}
 	files, err := engine.Render(c, all)

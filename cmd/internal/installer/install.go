@@ -66,9 +66,17 @@ func (i *Installer) installable(ctx context.Context, o Options) error {
 	rehearsal.DryRunOption = rehearse
 	r, err := rehearsal.RunWithContext(ctx, i.Chart, o.Values)
 	if err != nil {
-		return fmt.Errorf("try chart: %w", i.Access.Explain(err))
+		return i.refused(err)
 	}
 	return i.kernels(ctx, r.Manifest)
+}
+
+// refused says why the chart cannot be applied with the values.
+func (i *Installer) refused(err error) error {
+	if faults := deploy.ValueFaults(err); faults != "" {
+		return fmt.Errorf("read values: %s", faults)
+	}
+	return fmt.Errorf("try chart: %w", i.Access.Explain(err))
 }
 
 func (i *Installer) installation(o Options) *action.Install {

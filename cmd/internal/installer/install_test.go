@@ -123,7 +123,7 @@ func TestInstallRefusesFirst(t *testing.T) {
 	}{
 		"wrong-value": {nil, func(_ *rig, o *installer.Options) {
 			o.Values = map[string]any{"netpol": map[string]any{"enforce": "maybe"}}
-		}, "/netpol/enforce"},
+		}, "read values: netpol.enforce: "},
 		"kind-not-there": {nil, func(r *rig, _ *installer.Options) { r.client.BuildError = errors.New("no matches for kind") }, "no matches for kind"},
 		"definitions":    {nil, func(r *rig, _ *installer.Options) { r.denied["customresourcedefinitions"] = true }, "create customresourcedefinitions, patch customresourcedefinitions"},
 		"namespace": {[]runtime.Object{&corev1.Namespace{ObjectMeta: metav1.ObjectMeta{

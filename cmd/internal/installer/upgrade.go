@@ -25,7 +25,7 @@ func (i *Installer) Upgrade(ctx context.Context, o Options) error {
 	rehearsal := i.upgrade(o)
 	rehearsal.DryRunOption = rehearse
 	if _, err := rehearsal.RunWithContext(ctx, release, i.Chart, o.Values); err != nil {
-		return fmt.Errorf("try chart: %w", i.Access.Explain(err))
+		return i.refused(err)
 	}
 	if err := i.definitions(ctx, o.CRDs); err != nil || o.CRDs == OnlyCRDs {
 		return err

@@ -88,7 +88,7 @@ func TestUpgradeRefusesFirst(t *testing.T) {
 		"typo": {func(_ *rig, o *installer.Options) { o.Values = map[string]any{"agent": map[string]any{"dnss": true}} }, "dnss"},
 		"wrong-value": {func(_ *rig, o *installer.Options) {
 			o.Values = map[string]any{"netpol": map[string]any{"enforce": "maybe"}}
-		}, "/netpol/enforce"},
+		}, "read values: netpol.enforce: "},
 		"kind-not-there": {func(r *rig, _ *installer.Options) { r.client.BuildError = errors.New("no matches for kind") }, "no matches for kind"},
 		"definitions":    {func(r *rig, _ *installer.Options) { r.denied["customresourcedefinitions"] = true }, "create customresourcedefinitions, patch customresourcedefinitions"},
 	} {
