@@ -318,19 +318,24 @@ func (s *Set) Usage(w io.Writer) {
 	tw.Flush() //nolint:errcheck // there is nothing to do about a help text that cannot be printed
 }
 
+// duration writes 24h, not 24h0m0s.
+func duration(d time.Duration) string {
+	text := d.String()
+	if short, whole := strings.CutSuffix(text, "m0s"); whole {
+		text = short + "m"
+	}
+	if short, whole := strings.CutSuffix(text, "h0m"); whole {
+		text = short + "h"
+	}
+	return text
+}
+
 func format(value any) string {
 	switch v := value.(type) {
 	case []string:
 		return strings.Join(v, ",")
-	case time.Duration: // 24h, not 24h0m0s
-		text := v.String()
-		if short, whole := strings.CutSuffix(text, "m0s"); whole {
-			text = short + "m"
-		}
-		if short, whole := strings.CutSuffix(text, "h0m"); whole {
-			text = short + "h"
-		}
-		return text
+	case time.Duration:
+		return duration(v)
 	case fmt.Stringer:
 		return v.String()
 	}

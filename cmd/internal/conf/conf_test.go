@@ -100,7 +100,7 @@ func TestFaults(t *testing.T) {
 			`--admin: "localhost": not an address and port such as 127.0.0.1:15000 or [::1]:15000`,
 			`--ranges: "10.0.0.1/8": element "10.0.0.1/8": bits set behind the prefix: did you mean 10.0.0.0/8?`,
 			"--node: required (or environment variable CULVERT_NODE, NODE_NAME)",
-			`$DRAIN: "2h": not between 0s and 1h0m0s`,
+			`$DRAIN: "2h": not between 0s and 1h`,
 		}},
 	}
 	for _, tt := range tests {

@@ -57,7 +57,7 @@ func Duration(low, high time.Duration) Parser[time.Duration] {
 			return 0, errors.New("not a duration such as 500ms, 30s or 5m")
 		}
 		if d < low || d > high {
-			return 0, fmt.Errorf("not between %v and %v", low, high)
+			return 0, fmt.Errorf("not between %s and %s", duration(low), duration(high))
 		}
 		return d, nil
 	}
