@@ -20,7 +20,7 @@ import (
 )
 
 func TestAdd(t *testing.T) {
-	for _, version := range []string{"0.3.1", "0.4.0", "1.0.0", "1.1.0"} {
+	for _, version := range []string{"0.3.0", "0.3.1", "0.4.0", "1.0.0", "1.1.0"} {
 		t.Run(version, func(t *testing.T) {
 			l := newLab(t)
 			l.vers = version
@@ -359,7 +359,7 @@ func TestBadInput(t *testing.T) {
 func TestVersion(t *testing.T) {
 	l := newLab(t)
 	out, err := l.byHand(t, "VERSION", "")
-	if err != nil || !bytes.Contains(out, []byte(`"supportedVersions":["0.3.1","0.4.0","1.0.0","1.1.0"]`)) {
+	if err != nil || !bytes.Contains(out, []byte(`"supportedVersions":["0.3.0","0.3.1","0.4.0","1.0.0","1.1.0"]`)) {
 		t.Errorf("VERSION: %s, %v", out, err)
 	}
 	for _, arg := range []string{"version", "--version"} {

@@ -24,7 +24,9 @@ const MaxInput = 4 << 20
 const delTimeout = 2 * time.Second
 
 // Versions are those of the CNI specification that the plugin speaks.
-func Versions() version.PluginInfo { return version.PluginSupports("0.3.1", "0.4.0", "1.0.0", "1.1.0") }
+func Versions() version.PluginInfo {
+	return version.PluginSupports("0.3.0", "0.3.1", "0.4.0", "1.0.0", "1.1.0")
+}
 
 // Funcs returns the plugin's commands. The result of ADD goes to stdout. Each command
 // returns nil or a *types.Error.

@@ -130,6 +130,7 @@ var resultTests = []struct {
 }{
 	{"bridge", "1.0.0", `{"interfaces":[{"name":"cni0"},{"name":"eth0","sandbox":"/run/netns/a"}],
 		"ips":[{"address":"10.1.0.1/24","interface":0},{"address":"10.1.0.7/24","interface":1},{"address":"fd00::7/64"}]}`, []string{"10.1.0.7", "fd00::7"}, ""},
+	{"oldest", "0.3.0", `{"ips":[{"version":"4","address":"10.1.0.7/24"},{"version":"6","address":"fd00::7/64"}]}`, []string{"10.1.0.7", "fd00::7"}, ""},
 	{"old", "0.3.1", `{"ips":[{"version":"4","address":"10.1.0.7/24","gateway":"10.1.0.1"}]}`, []string{"10.1.0.7"}, ""},
 	{"newest", "1.1.0", `{"ips":[{"address":"10.1.0.7/32"}],"unknown":{"x":1}}`, []string{"10.1.0.7"}, ""},
 	{"no_addresses", "1.0.0", `{}`, nil, ""},

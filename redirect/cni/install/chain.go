@@ -245,15 +245,15 @@ func (c chain) list(entry []byte) ([]byte, error) {
 }
 
 // supported reports an error unless the plugin speaks the configuration's version:
-// chaining began with 0.3.0, and 0.3.1 is the oldest that runtimes of today write.
+// chaining began with 0.3.0, which kube-router writes still.
 func (c chain) supported() error {
 	for _, v := range append([]string{c.version}, c.more...) {
 		switch v {
-		case "0.3.1", "0.4.0", "1.0.0", "1.1.0":
+		case "0.3.0", "0.3.1", "0.4.0", "1.0.0", "1.1.0":
 			return nil
 		}
 	}
-	return fmt.Errorf("cniVersion %.20q is not one of 0.3.1, 0.4.0, 1.0.0 and 1.1.0, which %s speaks", c.version, PluginType)
+	return fmt.Errorf("cniVersion %.20q is not one of 0.3.0, 0.3.1, 0.4.0, 1.0.0 and 1.1.0, which %s speaks", c.version, PluginType)
 }
 
 // checkJSON returns where text is no JSON.

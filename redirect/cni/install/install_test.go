@@ -17,6 +17,7 @@ func TestRunAndUninstall(t *testing.T) {
 		{"10-net.conflist", list, "10-net.conflist"},
 		{"10-net.conf", single, "10-net.conflist"},
 		{"10-net.json", single, "10-net.conflist"},
+		{"10-kuberouter.conflist", strings.ReplaceAll(list, "1.0.0", "0.3.0"), "10-kuberouter.conflist"},
 	} {
 		t.Run(tt.file, func(t *testing.T) {
 			n := newNode(t)
