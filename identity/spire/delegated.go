@@ -238,6 +238,7 @@ func (d *Delegated) current(id identity.ID) (*svid.SVID, <-chan struct{}, error)
 	defer d.mu.Unlock()
 	var newest *svid.SVID
 	var cause error
+	var ended time.Time
 	var offered []string
 	entered, waiting := false, false
 	for w, g := range d.workloads {
@@ -253,6 +254,8 @@ func (d *Delegated) current(id identity.ID) (*svid.SVID, <-chan struct{}, error)
 			cause = g.err
 		case !g.synced || g.names(id) && d.bundles[id.TrustDomain()] == nil:
 			waiting = true
+		case g.svids[id] != nil:
+			ended = g.svids[id].NotAfter()
 		default:
 			for other := range g.svids {
 				offered = append(offered, other.String())
@@ -270,6 +273,8 @@ func (d *Delegated) current(id identity.ID) (*svid.SVID, <-chan struct{}, error)
 		return nil, nil, fmt.Errorf("roots: %w", d.bundleErr)
 	case waiting:
 		return nil, d.changed, nil
+	case !ended.IsZero():
+		return nil, nil, fmt.Errorf("what it granted expired at %s", ended.UTC().Format(time.RFC3339))
 	case len(offered) == 0:
 		return nil, nil, errors.New("it grants no identity of a service account")
 	}

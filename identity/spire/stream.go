@@ -228,6 +228,9 @@ func (d *Delegated) takeBundles(bundles map[identity.TrustDomain]*identity.Bundl
 			all = append(all, d.completeLocked(g)...)
 		}
 	}
+	// After an outage the roots can come before the SVIDs that replace those of before.
+	now := time.Now()
+	all = slices.DeleteFunc(all, func(s *svid.SVID) bool { return s.Expired(now) })
 	d.announceLocked()
 	subs := slices.Collect(maps.Values(d.subs))
 	d.mu.Unlock()

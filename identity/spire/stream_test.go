@@ -3,11 +3,14 @@ package spire
 import (
 	"context"
 	"errors"
+	"strings"
 	"testing"
 	"testing/synctest"
 	"time"
 
 	"github.com/culvert-mesh/culvert/identity"
+	"github.com/culvert-mesh/culvert/identity/identitytest"
+	"github.com/culvert-mesh/culvert/identity/svid"
 )
 
 // TestRepeatAfterOutage has a workload's stream wait long after many failures, and try at once when roots come again.
@@ -52,4 +55,33 @@ func TestRepeatAfterOutage(t *testing.T) {
 			t.Errorf("the pause after that was not a short one")
 		}
 	})
+}
+
+// TestRootsAfterExpiry has roots come again, after an outage, before the certificates that replace those of before.
+func TestRootsAfterExpiry(t *testing.T) {
+	ca := identitytest.NewCA(t, "td")
+	d, err := NewDelegated(DelegatedConfig{Address: "unix:///admin.sock"})
+	if err != nil {
+		t.Fatal(err)
+	}
+	var pushed []*svid.SVID
+	d.Subscribe(func(s *svid.SVID) { pushed = append(pushed, s) })
+	w := Workload{Namespace: "default", ServiceAccount: "web"}
+	d.Enter(w)
+	id := "spiffe://td/ns/default/sa/web"
+	old, fresh := ca.SVID(t, id, identitytest.Expired()), ca.SVID(t, id)
+	take := func(s *svid.SVID) { d.takeDocuments(d.workloads[w], []document{{s.ID, s.Certificates, s.PrivateKey}}) }
+	roots := func() { d.takeBundles(map[identity.TrustDomain]*identity.Bundle{old.ID.TrustDomain(): ca.Bundle()}) }
+	take(old)
+	roots()
+	if len(pushed) != 0 {
+		t.Error("an expired certificate is announced because of new roots")
+	}
+	if _, err := d.Fetch(t.Context(), old.ID); err == nil || !strings.Contains(err.Error(), "what it granted expired at ") {
+		t.Errorf("got %v", err)
+	}
+	take(fresh)
+	if got, err := d.Fetch(t.Context(), old.ID); err != nil || len(pushed) != 1 || !got.Leaf().Equal(fresh.Leaf()) {
+		t.Errorf("%d announced, %v", len(pushed), err)
+	}
 }
