@@ -48,7 +48,7 @@ func (s *crlSet) check(chain []*x509.Certificate, roots *identity.Bundle) *x509.
 	if known {
 		return bad
 	}
-	bad = s.trace(chain[0], slices.Concat(roots.Certificates(), chain[1:]), roots, len(chain))
+	bad = s.trace(chain[0], slices.Concat(roots.Certificates(), chain[1:]), roots)
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	if s.checked == nil || len(s.checked) >= maxChecked {

@@ -376,3 +376,22 @@ func TestReasonOfOtherErrors(t *testing.T) {
 		})
 	}
 }
+
+// TestNoResumption: each connection is a handshake of its own, and no ticket follows it, which whoever goes on with the
+// traffic secrets would have to count.
+func TestNoResumption(t *testing.T) {
+	root := identitytest.NewCA(t, "td")
+	s := root.SVID(t, apiID)
+	cache := tls.NewLRUClientSessionCache(4)
+	for range 2 {
+		client := mtls.Client(root.SVID(t, webID), []identity.ID{api}, nil)
+		client.SessionTicketsDisabled, client.ClientSessionCache, client.ServerName = false, cache, "api"
+		c, server := shake(t, client, mtls.Server(s, nil))
+		if c.err != nil || server.err != nil || c.state.DidResume {
+			t.Errorf("client %v, server %v, resumed %v", c.err, server.err, c.state.DidResume)
+		}
+		if session, ok := cache.Get("api"); ok {
+			t.Errorf("the server gave a ticket: %v", session)
+		}
+	}
+}

@@ -155,28 +155,59 @@ func (s *crlSet) firstRevoked(chain []*x509.Certificate) *x509.Certificate {
 	return nil
 }
 
-// trace walks from cert up to a root over every issuer among candidates, and
-// returns a revoked certificate when all the ways contain one. depth bounds the
-// walk to the length of the peer's chain.
-func (s *crlSet) trace(cert *x509.Certificate, candidates []*x509.Certificate, roots *identity.Bundle, depth int) *x509.Certificate {
-	if depth == 0 || roots.Contains(cert) {
-		return nil
+// tracer looks for a way from a peer's leaf to a root. What lies on the way is the peer's
+// choice: certificates that lead nowhere, or in a circle.
+type tracer struct {
+	set        *crlSet
+	candidates []*x509.Certificate
+	roots      *identity.Bundle
+	seen       map[*x509.Certificate]bool
+	signatures int // that may still be checked
+}
+
+// maxSignatures is what crypto/x509 checks of one chain.
+const maxSignatures = 100
+
+// trace walks from cert up to a root over every issuer among candidates, and returns
+// a revoked certificate when there are ways but none without one. A peer whose
+// certificates take too long to look at counts as revoked.
+func (s *crlSet) trace(cert *x509.Certificate, candidates []*x509.Certificate, roots *identity.Bundle) *x509.Certificate {
+	t := &tracer{s, candidates, roots, make(map[*x509.Certificate]bool), maxSignatures}
+	_, bad := t.from(cert)
+	return bad
+}
+
+// from reports whether a way without a revoked certificate leads to a root, and
+// otherwise a revoked one of those that were met, if there was any.
+func (t *tracer) from(cert *x509.Certificate) (clean bool, bad *x509.Certificate) {
+	if t.roots.Contains(cert) {
+		return true, nil
 	}
-	var bad *x509.Certificate
-	for _, issuer := range candidates {
-		if !bytes.Equal(cert.RawIssuer, issuer.RawSubject) || cert.CheckSignatureFrom(issuer) != nil {
+	if t.seen[cert] {
+		return false, nil
+	}
+	t.seen[cert] = true
+	for _, issuer := range t.candidates {
+		if !bytes.Equal(cert.RawIssuer, issuer.RawSubject) {
 			continue
 		}
-		found := cert
-		if !s.revoked(cert, issuer) {
-			found = s.trace(issuer, candidates, roots, depth-1)
+		if t.signatures--; t.signatures < 0 {
+			return false, cert
 		}
-		if found == nil {
-			return nil
+		if cert.CheckSignatureFrom(issuer) != nil {
+			continue
+		}
+		if t.set.revoked(cert, issuer) {
+			bad = cmp.Or(bad, cert)
+			continue
+		}
+		ok, found := t.from(issuer)
+		if ok {
+			return true, nil
 		}
 		bad = cmp.Or(bad, found)
 	}
-	return bad
+	return false, bad
 }
 
 func revokedError(leaf, bad *x509.Certificate) *RevokedError {

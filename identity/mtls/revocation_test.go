@@ -145,6 +145,45 @@ func TestCheckOfLiveConnections(t *testing.T) {
 	}
 }
 
+// TestDecoys: whoever has the key of an authority that is revoked may have sent along certificates for it that lead
+// nowhere, or back to it. They are no clean way to a root.
+func TestDecoys(t *testing.T) {
+	root, stranger := identitytest.NewCA(t, "td"), identitytest.NewCA(t, "td")
+	a := root.Intermediate(t)
+	b := a.Intermediate(t)
+	leaf := a.SVID(t, apiID).Leaf()
+	var many []*x509.Certificate
+	for range 30 {
+		many = append(many, a.CrossSign(t, a))
+	}
+	for _, tt := range []struct {
+		name   string
+		decoys []*x509.Certificate
+	}{
+		{"none", nil},
+		{"of_a_stranger", []*x509.Certificate{stranger.CrossSign(t, a)}},
+		{"with_the_stranger", []*x509.Certificate{stranger.CrossSign(t, a), stranger.Certificate}},
+		{"of_its_own", []*x509.Certificate{a.CrossSign(t, a)}},
+		{"in_a_circle", []*x509.Certificate{b.CrossSign(t, a), b.Certificate}},
+		{"many", many},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			for _, chain := range [][]*x509.Certificate{
+				slices.Concat([]*x509.Certificate{leaf}, tt.decoys, []*x509.Certificate{a.Certificate}),
+				slices.Concat([]*x509.Certificate{leaf, a.Certificate}, tt.decoys),
+			} {
+				if err := lists(t, root.CRL(t, a.Certificate)).Check(chain, root.Bundle()); mtls.Reason(err) != mtls.ReasonRevoked {
+					t.Errorf("revoked, and got %v", err)
+				}
+			}
+			chain := slices.Concat([]*x509.Certificate{leaf, a.Certificate}, tt.decoys)
+			if err := lists(t, root.CRL(t, b.Certificate)).Check(chain, root.Bundle()); err != nil {
+				t.Errorf("not revoked, and got %v", err)
+			}
+		})
+	}
+}
+
 // TestOneCleanWayIsEnough has an intermediate with two certificates for one key,
 // under two roots, of which one is revoked.
 func TestOneCleanWayIsEnough(t *testing.T) {
