@@ -19,13 +19,14 @@ func (e *events) OnHeaders(s *h2.Stream, h *h2.Header, end bool) {
 	}
 	st := &Stream{t: t, s: s, asked: true}
 	s.User = st
-	t.requests = append(t.requests, request{st, h, end})
+	t.requests = append(t.requests, request{st: st, head: h, end: end})
 }
 
-// request is one of a peer's that the owner has not been told of.
+// request is one of a peer's that the owner has not been told of, or data that came with it.
 type request struct {
 	st   *Stream
-	head *h2.Header
+	head *h2.Header // nil for data
+	data []byte     // in the read's buffer
 	end  bool
 }
 
@@ -41,16 +42,18 @@ func (t *Tunnel) ask() {
 	}
 	for i, r := range requests {
 		requests[i] = request{}
-		r.st.asked = false
 		if t.err != nil || r.st.Gone() {
 			continue
 		}
-		t.cfg.OnRequest(r.st, r.head)
-		switch {
-		case r.st.Handler != nil && r.end:
-			(*events)(t).OnData(r.st.s, nil, true)
-		case r.st.Handler == nil && !r.st.Gone():
-			r.st.Reset(h2.RefusedStream)
+		if r.head != nil {
+			r.st.asked = false
+			t.cfg.OnRequest(r.st, r.head)
+			if r.st.Handler == nil && !r.st.Gone() {
+				r.st.Reset(h2.RefusedStream)
+			}
+		}
+		if r.head == nil || r.end {
+			(*events)(t).OnData(r.st.s, r.data, r.end)
 		}
 	}
 }
@@ -60,7 +63,8 @@ func (e *events) OnData(s *h2.Stream, p []byte, end bool) {
 	t := (*Tunnel)(e)
 	st := s.User.(*Stream)
 	if st.asked {
-		t.ask() // there is more to this request than itself
+		t.requests = append(t.requests, request{st: st, data: p, end: end})
+		return
 	}
 	if st.Handler == nil {
 		return

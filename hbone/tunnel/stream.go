@@ -48,7 +48,7 @@ type Stream struct {
 	waiting bool // for room in the tunnel, in Tunnel.waiting
 	starved bool // for credit of its own
 	touched bool
-	asked   bool // a peer's request that the owner has not been told of: it is in Tunnel.requests
+	asked   bool // a peer's request that the owner has not been told of: it and its data are in Tunnel.requests
 	lost    bool
 }
 
