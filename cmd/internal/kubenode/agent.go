@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"log/slog"
 	"net/netip"
 	"sync"
 	"time"
@@ -264,7 +265,11 @@ func (a *Agent) handle(ctx context.Context, key string) {
 	switch {
 	case err != nil:
 		if ctx.Err() == nil {
-			a.cfg.Logger.Warn("pod is not as it should be", "pod", key, "error", err)
+			level := slog.LevelWarn
+			if errors.Is(err, errNotFound) && a.queue.NumRequeues(key) < quietTries {
+				level = slog.LevelDebug // a pod that starts or ends has none for a moment
+			}
+			a.cfg.Logger.Log(ctx, level, "pod is not as it should be", "pod", key, "error", err)
 		}
 		a.queue.AddRateLimited(key)
 	case again > 0:

@@ -90,6 +90,8 @@ const (
 	certificateWait = 300 * time.Millisecond
 	// enrolWait bounds how long a worker waits for one pod; it goes on being enrolled.
 	enrolWait = 5 * time.Second
+	// quietTries is how often in a row a pod may have no process before that is a warning.
+	quietTries = 5
 )
 
 // errStillWaiting is why a look ended whose time was up.

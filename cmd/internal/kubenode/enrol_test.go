@@ -1,12 +1,16 @@
 package kubenode_test
 
 import (
+	"context"
 	"errors"
 	"fmt"
 	"io"
+	"log/slog"
 	"net/netip"
 	"os"
+	"slices"
 	"strings"
+	"sync"
 	"sync/atomic"
 	"syscall"
 	"testing"
@@ -569,4 +573,44 @@ func TestOutboundPolicy(t *testing.T) {
 		return ""
 	})
 	follows(object{"culvert.io/outbound-traffic-policy": "ALLOW_ANY"}, egress.AllowAny)
+}
+
+// levels counts the log's lines about pods that are not as they should be.
+type levels struct {
+	slog.Handler
+	mu   sync.Mutex
+	seen []slog.Level
+}
+
+func (l *levels) Enabled(context.Context, slog.Level) bool { return true }
+
+func (l *levels) Handle(_ context.Context, r slog.Record) error {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if r.Message == "pod is not as it should be" {
+		l.seen = append(l.seen, r.Level)
+	}
+	return nil
+}
+
+// TestNoProcessYet: that a pod has none for a moment is no warning; that it has none for long is one.
+func TestNoProcessYet(t *testing.T) {
+	r := newRig(t)
+	r.namespace("team", ambient, nil)
+	r.pod("team/a", "u1", "10.0.0.2", nil)
+	log := &levels{Handler: slog.DiscardHandler}
+	r.run(func(c *kubenode.Config) { c.Logger = slog.New(log) })
+	r.eventually(func() string {
+		log.mu.Lock()
+		defer log.mu.Unlock()
+		if !slices.Contains(log.seen, slog.LevelWarn) {
+			return "no warning came"
+		}
+		return ""
+	})
+	log.mu.Lock()
+	defer log.mu.Unlock()
+	if len(log.seen) < 3 || log.seen[0] != slog.LevelDebug || log.seen[1] != slog.LevelDebug {
+		t.Errorf("levels %v", log.seen)
+	}
 }
