@@ -20,8 +20,9 @@ func (i *Installer) claim() error {
 	if err := os.MkdirAll(i.cfg.RunDir, 0o700); err != nil {
 		return fmt.Errorf("make directory for the CNI plugin: %w", err)
 	}
-	if err := i.put(filepath.Join(i.cfg.RunDir, ownerFile), 0o600, strings.NewReader(i.id)); err != nil {
-		return fmt.Errorf("take over the CNI plugin's installation: %w", err)
+	name := filepath.Join(i.cfg.RunDir, ownerFile)
+	if err := i.put(name, 0o600, strings.NewReader(i.id)); err != nil {
+		return fmt.Errorf("take over the CNI plugin's installation in %s: %w", name, err)
 	}
 	return nil
 }
