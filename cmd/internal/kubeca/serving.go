@@ -32,7 +32,8 @@ func (s *serving) get(*tls.ClientHelloInfo) (*tls.Certificate, error) {
 	now := s.ca.cfg.Authority.Clock()
 	if s.cert != nil && s.by == snap.authority {
 		leaf := s.cert.Leaf
-		if now.Before(leaf.NotBefore.Add(leaf.NotAfter.Sub(leaf.NotBefore) / 2)) {
+		// A clock that was set back has made it one of the future.
+		if !now.Before(leaf.NotBefore) && now.Before(leaf.NotBefore.Add(leaf.NotAfter.Sub(leaf.NotBefore)/2)) {
 			return s.cert, nil
 		}
 	}
