@@ -139,15 +139,17 @@ func TestCrowd(t *testing.T) {
 			accepted <- conn
 		}
 	})
-	dial := func() net.Conn {
+	dialFrom := func(address string) net.Conn {
 		t.Helper()
-		conn, err := net.Dial("tcp", l.Addr().String())
+		d := net.Dialer{LocalAddr: &net.TCPAddr{IP: net.ParseIP(address)}}
+		conn, err := d.Dial("tcp", l.Addr().String())
 		if err != nil {
 			t.Fatal(err)
 		}
 		t.Cleanup(func() { conn.Close() })
 		return conn
 	}
+	dial := func() net.Conn { t.Helper(); return dialFrom("127.0.0.1") }
 	dial()
 	first := <-accepted
 	dial()
@@ -162,8 +164,14 @@ func TestCrowd(t *testing.T) {
 	if _, err := dial().Read(make([]byte, 1)); err == nil {
 		t.Error("a connection too many is served")
 	}
+	dialFrom("127.0.0.2")
+	fourth := <-accepted
+	if _, err := dialFrom("127.0.0.3").Read(make([]byte, 1)); err == nil {
+		t.Error("a connection too many in all is served")
+	}
 	second.Close()
 	third.Close()
+	fourth.Close()
 	c.Close()
 	wg.Wait()
 	c.mu.Lock()

@@ -5,6 +5,7 @@ import (
 	"log/slog"
 	"sync"
 	"testing"
+	"time"
 
 	corev1 "k8s.io/api/core/v1"
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
@@ -66,6 +67,34 @@ func TestTaints(t *testing.T) {
 	}
 	if n := len(left("node-b")); n != 1 {
 		t.Errorf("%d taints on a node without an agent of ours, want 1", n)
+	}
+}
+
+// TestReadyAgent: only an agent that serves its node, and goes on doing so, frees it.
+func TestReadyAgent(t *testing.T) {
+	for _, tt := range []struct {
+		name   string
+		change func(p *corev1.Pod)
+		want   bool
+	}{
+		{"ready", func(*corev1.Pod) {}, true},
+		{"not_ready", func(p *corev1.Pod) { p.Status.Conditions[0].Status = corev1.ConditionFalse }, false},
+		{"unknown", func(p *corev1.Pod) { p.Status.Conditions = nil }, false},
+		{"other_condition", func(p *corev1.Pod) { p.Status.Conditions[0].Type = corev1.PodScheduled }, false},
+		{"ended", func(p *corev1.Pod) { p.Status.Phase = corev1.PodFailed }, false},
+		{"being_deleted", func(p *corev1.Pod) { p.DeletionTimestamp = &metav1.Time{Time: time.Unix(1, 0)} }, false},
+		{"on_no_node", func(p *corev1.Pod) { p.Spec.NodeName = "" }, false},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			p := &corev1.Pod{Spec: corev1.PodSpec{NodeName: "node-a"}, Status: corev1.PodStatus{
+				Phase: corev1.PodRunning, Conditions: []corev1.PodCondition{{Type: corev1.PodReady, Status: corev1.ConditionTrue}},
+			}}
+			tt.change(p)
+			kept, err := trimAgent(p)
+			if got := ready(kept.(*corev1.Pod)); got != tt.want || err != nil {
+				t.Errorf("ready = %v, %v, want %v", got, err, tt.want)
+			}
+		})
 	}
 }
 
