@@ -9,6 +9,7 @@ import (
 	"encoding/asn1"
 	"encoding/pem"
 	"errors"
+	"math/big"
 	"strings"
 	"testing"
 
@@ -53,6 +54,7 @@ func badRequests(t testing.TB) map[string]struct {
 		"forged":      {pem.EncodeToMemory(forged), "the certificate request is not signed by its key: "},
 		"long":        {append(bytes.Clone(good), bytes.Repeat([]byte(" "), authority.MaxRequest)...), "octets, limit is 16384"},
 		"rsa1024":     {csrPEM(t, weakRSA(t), nil), "the certificate request: an RSA key of 1024 bits is not accepted, only of 2048 to 8192"},
+		"rsa9000":     {hugeRSA(t), "the certificate request: an RSA key of 9000 bits is not accepted, only of 2048 to 8192"},
 		"p521":        {csrPEM(t, ecdsaKey(t, elliptic.P521()), nil), "the certificate request: an ECDSA key on P-521 is not accepted, only on P-256 and P-384"},
 		"p224":        {csrPEM(t, ecdsaKey(t, elliptic.P224()), nil), "an ECDSA key on P-224 is not accepted"},
 		"ca":          {csrPEM(t, p256(t), extension(t, basic, constraints{true})), "the certificate request: it asks for a CA certificate"},
@@ -133,4 +135,33 @@ func weakRSA(t testing.TB) *rsa.PrivateKey {
 	t.Helper()
 	t.Setenv("GODEBUG", "rsa1024min=0")
 	return rsaKey(t, 1024)
+}
+
+// hugeRSA asks with a key that it would take long to check a signature with, and has made none.
+func hugeRSA(t testing.TB) []byte {
+	t.Helper()
+	n := new(big.Int).Lsh(big.NewInt(1), 8999)
+	key, err := x509.MarshalPKIXPublicKey(&rsa.PublicKey{N: n.SetBit(n, 0, 1), E: 65537})
+	if err != nil {
+		t.Fatal(err)
+	}
+	type info struct {
+		Version    int
+		Subject    pkix.RDNSequence
+		Key        asn1.RawValue
+		Attributes []asn1.RawValue `asn1:"tag:0,set"`
+	}
+	der, err := asn1.Marshal(struct {
+		Info      info
+		Algorithm pkix.AlgorithmIdentifier
+		Signature asn1.BitString
+	}{
+		info{Key: asn1.RawValue{FullBytes: key}},
+		pkix.AlgorithmIdentifier{Algorithm: asn1.ObjectIdentifier{1, 2, 840, 113549, 1, 1, 11}, Parameters: asn1.NullRawValue},
+		asn1.BitString{Bytes: make([]byte, 1125), BitLength: 9000},
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	return pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE REQUEST", Bytes: der})
 }
