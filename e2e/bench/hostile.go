@@ -1,12 +1,14 @@
 package main
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
 	"net/netip"
 	"os"
 	"os/exec"
+	"slices"
 	"time"
 
 	"github.com/culvert-mesh/culvert/e2e/netlab"
@@ -17,57 +19,137 @@ import (
 const goalHostile = 1.2
 
 // hostilePart lets a peer attack the listener of a busy server, in one way after the other, and compares the slowest
-// answers of connections beside it with those of the same connections alone just before. The attacker runs at the lowest
-// priority: what counts is what the attack makes the agent do, not that the attacker needs a processor as well.
+// answers of connections beside it with those of the same connections alone. The attacker runs at the lowest priority: what
+// counts is what the attack makes the agent do, not that the attacker needs a processor as well.
 func hostilePart(ctx context.Context, s *scale) (err error) {
 	m, err := startMany(ctx, s, 1, 1)
 	if err != nil {
 		return err
 	}
 	defer func() { err = errors.Join(err, m.close()) }()
-	self, err := os.Executable()
-	if err != nil {
-		return err
-	}
+	app := netip.AddrPortFrom(m.servers[0].Addr(), appHold.port)
 	// Each has an address of its own, for which nothing is held against it yet. They are there before the connections are: a
 	// bridge may change its address with a new port.
 	var attackers []*netlab.Pod
-	for i := range attacks() {
+	for i := range attacks(app) {
 		attacker, err := m.lab.AddPlainPod("node-a", "default", fmt.Sprintf("mallory-%d", i))
 		if err != nil {
 			return err
 		}
 		attackers = append(attackers, attacker)
 	}
-	target := netip.AddrPortFrom(m.servers[0].Addr(), 15008)
-	for i, a := range attacks() {
-		var alone, beside []float64
-		for range s.rounds {
-			before, err := m.slowest(ctx, s)
-			if err != nil {
-				return err
-			}
-			process, err := begin(attackers[i].Pod, exec.Command(self, "tool", "attack", "-ca-cert="+m.lab.CACert(), "-ca-key="+m.lab.CAKey(), a.name, target.String()))
-			if err != nil {
-				return fmt.Errorf("%s: %w", a.name, err)
-			}
-			during, err := m.slowest(ctx, s)
-			ended := process.Usage() != nil
-			_ = process.Signal(os.Kill) // it may have ended by itself
-			<-process.Done()
-			if err != nil {
-				return fmt.Errorf("%s: %w", a.name, err)
-			}
-			if ended {
-				s.broken("%s: the attack has ended too early", a.name)
-			}
-			alone, beside = append(alone, before...), append(beside, during...)
+	for i, a := range attacks(app) {
+		if len(s.attacks) > 0 && !slices.Contains(s.attacks, a.name) {
+			continue
 		}
-		s.tell(a.name+"_alone", "ms", *median(alone))
-		s.tell(a.name+"_p99", "ms", *median(beside))
-		s.atMost(a.name+"_ratio", "of alone", *median(beside) / *median(alone), goalHostile)
+		r, err := m.attacked(ctx, s, a, attackers[i], app)
+		if err != nil {
+			return fmt.Errorf("%s: %w", a.name, err)
+		}
+		alone, beside := r.typical(r.alone), r.typical(r.beside)
+		s.say("%-18s %d of the slowest answers in %d are beyond the p99", a.name, len(beside)/100, len(beside))
+		s.tell(a.name+"_alone", "ms", milliseconds(p99(alone)))
+		s.tell(a.name+"_p99", "ms", milliseconds(p99(beside)))
+		ratio := float64(p99(beside)) / float64(p99(alone))
+		if a.begin == openNothing {
+			s.tell(a.name+"_ratio", "of alone", ratio) // what the machine does by itself
+		} else {
+			s.atMost(a.name+"_ratio", "of alone", ratio, goalHostile)
+		}
 	}
 	return nil
+}
+
+// raid is an attack that was made several times, and the answers to a neighbour all the while.
+type raid struct {
+	length        time.Duration
+	alone, beside []time.Time // when each stretch began, of length
+	beats         []beat
+}
+
+const (
+	// raidPart is how long the parts are that stretches are compared in.
+	raidPart = 250 * time.Millisecond
+	// raidPause is how long after an attack its neighbour is alone.
+	raidPause = 200 * time.Millisecond
+)
+
+// attacked makes an attack several times, with as much peace before each.
+func (m *manyPods) attacked(ctx context.Context, s *scale, a attack, from *netlab.Pod, app netip.AddrPort) (*raid, error) {
+	self, err := os.Executable()
+	if err != nil {
+		return nil, err
+	}
+	r := &raid{length: s.duration}
+	once := func() error {
+		r.alone = append(r.alone, time.Now().Add(raidPause))
+		if err := rest(ctx, raidPause+s.duration); err != nil {
+			return err
+		}
+		process, err := begin(from.Pod, exec.Command(self, "tool", "attack", "-ca-cert="+m.lab.CACert(), "-ca-key="+m.lab.CAKey(),
+			a.name, netip.AddrPortFrom(app.Addr(), 15008).String(), app.String()))
+		if err != nil {
+			return err
+		}
+		r.beside = append(r.beside, time.Now())
+		err = rest(ctx, s.duration)
+		if process.Usage() != nil {
+			s.broken("%s: the attack has ended too early", a.name)
+		}
+		_ = process.Signal(os.Kill) // it may have ended by itself
+		<-process.Done()
+		return err
+	}
+	beats, err := pulses(ctx, m.clients[0].Pod, app, pulseConns, func() error {
+		for range 2*s.rounds - 1 { // odd, so that there is a middle one
+			if err := once(); err != nil {
+				return err
+			}
+		}
+		return nil
+	})
+	r.beats = withUnasked(beats)
+	return r, err
+}
+
+// withUnasked adds the questions that were not asked because an answer was waited for: without them a second in which
+// everything stands still would be a single slow answer.
+func withUnasked(beats []beat) []beat {
+	for _, b := range beats {
+		for b.took > pulseInterval {
+			b.asked, b.took = b.asked.Add(pulseInterval), b.took-pulseInterval
+			beats = append(beats, b)
+		}
+	}
+	return beats
+}
+
+// typical returns, in order of length, the answers of a typical one of the stretches: of each of its parts those of the
+// stretch that is the middle one there, by its p99. Whatever the machine does now and then is left out with this; what an
+// attack does is not, because it does it each time at about the same moment after it has begun.
+func (r *raid) typical(began []time.Time) []time.Duration {
+	var all []time.Duration
+	for at := time.Duration(0); at < r.length; at += raidPart {
+		var parts [][]time.Duration
+		for _, from := range began {
+			from = from.Add(at)
+			parts = append(parts, lengths(slices.DeleteFunc(slices.Clone(r.beats), func(b beat) bool {
+				return b.asked.Before(from) || !b.asked.Before(from.Add(raidPart))
+			})))
+		}
+		slices.SortFunc(parts, func(a, b []time.Duration) int { return cmp.Compare(p99(a), p99(b)) })
+		all = append(all, parts[len(parts)/2]...)
+	}
+	slices.Sort(all)
+	return all
+}
+
+// p99 is that of durations in order of length.
+func p99(sorted []time.Duration) time.Duration {
+	if len(sorted) == 0 {
+		return 0
+	}
+	return sorted[len(sorted)*99/100]
 }
 
 // begin starts an attack and waits until it is under way: that a program is loaded is no part of it.
@@ -90,21 +172,4 @@ func begin(from *topology.Pod, cmd *exec.Cmd) (*topology.Process, error) {
 		return nil, fmt.Errorf("the attack did not begin: %w", err)
 	}
 	return process, nil
-}
-
-// parts is how many parts a duration is looked at in. One moment in which the machine does something else spoils the p99
-// of its part and not the median of all parts.
-const parts = 5
-
-// slowest is the p99 of the neighbour's answers in milliseconds, one for each part of the duration.
-func (m *manyPods) slowest(ctx context.Context, s *scale) ([]float64, error) {
-	var all []float64
-	for range parts {
-		beats, err := pulses(ctx, m.clients[0].Pod, netip.AddrPortFrom(m.servers[0].Addr(), appHold.port), pulseConns, s.duration/parts)
-		if err != nil {
-			return nil, err
-		}
-		all = append(all, milliseconds(beats[len(beats)*99/100]))
-	}
-	return all, nil
 }

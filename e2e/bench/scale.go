@@ -7,6 +7,7 @@ import (
 	"flag"
 	"fmt"
 	"io"
+	"net/netip"
 	"os"
 	"slices"
 	"strings"
@@ -29,6 +30,7 @@ type scaleOptions struct {
 	keep       string
 	held       int
 	tunnels    int
+	attacks    []string
 }
 
 // scalePart is one question and takes the rows that answer it.
@@ -55,7 +57,7 @@ func parseScale(args []string) (*scaleOptions, error) {
 		names = append(names, p.name)
 	}
 	all := strings.Join(names, ",")
-	var parts, agentArgs string
+	var parts, agentArgs, ways string
 	f := flag.NewFlagSet("bench scale", flag.ContinueOnError)
 	f.IntVar(&o.rounds, "rounds", 3, "rounds of each comparison; medians count")
 	f.DurationVar(&o.duration, "duration", 4*time.Second, "length of each measurement, whole seconds")
@@ -67,13 +69,22 @@ func parseScale(args []string) (*scaleOptions, error) {
 	f.StringVar(&o.keep, "keep", "", "directory that keeps configuration files and logs of the run")
 	f.IntVar(&o.held, "held", 0, "connections to hold; as many as the limit of descriptors allows if 0")
 	f.IntVar(&o.tunnels, "tunnels", 2000, "tunnels to open, a multiple of 100")
+	f.StringVar(&ways, "attacks", "", "ways to attack in the part hostile, separated by commas; all if empty")
 	if err := f.Parse(args); err != nil {
 		return nil, err
+	}
+	if ways != "" {
+		o.attacks = strings.Split(ways, ",")
 	}
 	o.parts, o.agentArgs = strings.Split(parts, ","), strings.Fields(agentArgs)
 	for _, p := range o.parts {
 		if !slices.Contains(names, p) {
 			return nil, fmt.Errorf("--parts: %q is not one of %s", p, all)
+		}
+	}
+	for _, name := range o.attacks {
+		if !slices.ContainsFunc(attacks(netip.AddrPort{}), func(a attack) bool { return a.name == name }) {
+			return nil, fmt.Errorf("--attacks: there is no %q", name)
 		}
 	}
 	switch {

@@ -93,7 +93,7 @@ func exhaust(ctx context.Context, s *scale, side int, name string) (err error) {
 	if err != nil {
 		s.broken("%s: %v", name, err)
 	}
-	s.atMost(name+"_beside_worst", "ms", milliseconds(slices.Max(append(beats, 0))), float64(worstBeat.Milliseconds()))
+	s.atMost(name+"_beside_worst", "ms", milliseconds(slices.Max(append(lengths(beats), 0))), float64(worstBeat.Milliseconds()))
 	crowd.shrink(0)
 	return c.letGo(ctx, s, side, name, idle)
 }

@@ -277,11 +277,14 @@ const pulseConns = 8
 // they are served at all when others want everything; those that want all there is, which part of it they get.
 func (m *manyPods) neighbour(ctx context.Context, s *scale) (neighbour, error) {
 	var n neighbour
-	beats, err := pulses(ctx, m.clients[0].Pod, netip.AddrPortFrom(m.servers[0].Addr(), appHold.port), pulseConns, s.duration*time.Duration(s.rounds))
+	beats, err := pulses(ctx, m.clients[0].Pod, netip.AddrPortFrom(m.servers[0].Addr(), appHold.port), pulseConns, func() error {
+		return rest(ctx, s.duration*time.Duration(s.rounds))
+	})
 	if err != nil {
 		return n, err
 	}
-	n.answers, n.p99, n.worst = float64(len(beats)), beats[len(beats)*99/100], beats[len(beats)-1]
+	took := lengths(beats)
+	n.answers, n.p99, n.worst = float64(len(took)), took[len(took)*99/100], took[len(took)-1]
 	var rate []float64
 	for range s.rounds {
 		r, err := wrkFrom(ctx, m.clients[0].Pod, m.dir(), netip.AddrPortFrom(m.servers[0].Addr(), appHTTP.port), s.duration, 2, requestConns)

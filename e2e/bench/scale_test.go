@@ -10,6 +10,7 @@ import (
 	"path/filepath"
 	"strings"
 	"testing"
+	"time"
 
 	"github.com/culvert-mesh/culvert/redirect/topology"
 )
@@ -23,6 +24,8 @@ func TestParseScale(t *testing.T) {
 		{"defaults", nil, ""},
 		{"some", []string{"--parts=held,fair", "--rounds=1", "--duration=1s"}, ""},
 		{"unknown_part", []string{"--parts=speed"}, `"speed"`},
+		{"attacks", []string{"--attacks=nothing,rapid_reset"}, ""},
+		{"unknown_attack", []string{"--attacks=rapid_reset,words"}, `"words"`},
 		{"no_rounds", []string{"--rounds=0"}, "--rounds"},
 		{"odd_duration", []string{"--duration=1500ms"}, "--duration"},
 		{"odd_tunnels", []string{"--tunnels=30"}, "--tunnels"},
@@ -117,5 +120,63 @@ func TestLimited(t *testing.T) {
 		if err := limited(args); err == nil {
 			t.Errorf("%q was taken", args)
 		}
+	}
+}
+
+// TestTypical: what happens in one stretch is left out, what happens in each of them at the same time counts, also where
+// nothing was answered meanwhile.
+func TestTypical(t *testing.T) {
+	began := time.Now()
+	r := &raid{length: time.Second}
+	ask := func(n int, slow func(stretch int, at time.Duration) time.Duration) {
+		for i := range n {
+			from := began.Add(time.Duration(i) * time.Minute)
+			r.alone = append(r.alone, from)
+			for at := time.Duration(0); at < r.length; {
+				took := time.Millisecond + slow(i, at)
+				r.beats = append(r.beats, beat{from.Add(at), took})
+				at += max(pulseInterval, took)
+			}
+		}
+		r.beats = withUnasked(r.beats)
+	}
+	for name, tc := range map[string]struct {
+		slow func(stretch int, at time.Duration) time.Duration
+		want bool // whether it is seen
+	}{
+		"never": {func(int, time.Duration) time.Duration { return 0 }, false},
+		"each_time_elsewhere": {func(i int, at time.Duration) time.Duration {
+			if at/raidPart == time.Duration(i) {
+				return 4 * time.Millisecond
+			}
+			return 0
+		}, false},
+		"in_two_of_five": {func(i int, at time.Duration) time.Duration {
+			if i < 2 && at < raidPart {
+				return 4 * time.Millisecond
+			}
+			return 0
+		}, false},
+		"in_three_of_five": {func(i int, at time.Duration) time.Duration {
+			if i < 3 && at < raidPart {
+				return 4 * time.Millisecond
+			}
+			return 0
+		}, true},
+		"one_answer_that_lasts": {func(_ int, at time.Duration) time.Duration {
+			if at == 100*time.Millisecond {
+				return 100 * time.Millisecond
+			}
+			return 0
+		}, true},
+	} {
+		t.Run(name, func(t *testing.T) {
+			r.alone, r.beats = nil, nil
+			ask(5, tc.slow)
+			all := r.typical(r.alone)
+			if got := p99(all) > time.Millisecond; len(all) < 200 || got != tc.want {
+				t.Errorf("p99 of %d answers is %v", len(all), p99(all))
+			}
+		})
 	}
 }

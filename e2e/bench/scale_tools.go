@@ -171,8 +171,14 @@ type pulse struct {
 	conn  net.Conn
 	stop  chan struct{}
 	done  chan struct{}
-	beats []time.Duration // how long each answer took
+	beats []beat
 	err   error
+}
+
+// beat is an answer.
+type beat struct {
+	asked time.Time
+	took  time.Duration
 }
 
 // pulseInterval is the time between two questions; when an answer takes longer, the next question follows it.
@@ -198,17 +204,17 @@ func (p *pulse) run() {
 		case <-p.stop:
 			return
 		}
-		began := time.Now()
-		_ = p.conn.SetDeadline(began.Add(20 * time.Second))
+		asked := time.Now()
+		_ = p.conn.SetDeadline(asked.Add(20 * time.Second))
 		if p.err = echo(p.conn); p.err != nil {
 			return
 		}
-		p.beats = append(p.beats, time.Since(began))
+		p.beats = append(p.beats, beat{asked, time.Since(asked)})
 	}
 }
 
-// end stops asking and returns how long the answers took.
-func (p *pulse) end() (beats []time.Duration, err error) {
+// end stops asking and returns the answers.
+func (p *pulse) end() (beats []beat, err error) {
 	close(p.stop)
 	<-p.done
 	p.conn.Close()
@@ -218,9 +224,19 @@ func (p *pulse) end() (beats []time.Duration, err error) {
 	return p.beats, nil
 }
 
-// pulses asks on n connections for d and returns how long all the answers took, in order of length.
-func pulses(ctx context.Context, pod *topology.Pod, addr netip.AddrPort, n int, d time.Duration) ([]time.Duration, error) {
-	var all []time.Duration
+// lengths are how long answers took, in order of length.
+func lengths(beats []beat) []time.Duration {
+	all := make([]time.Duration, 0, len(beats))
+	for _, b := range beats {
+		all = append(all, b.took)
+	}
+	slices.Sort(all)
+	return all
+}
+
+// pulses asks on n connections until during returns, and returns all the answers.
+func pulses(ctx context.Context, pod *topology.Pod, addr netip.AddrPort, n int, during func() error) ([]beat, error) {
+	var all []beat
 	var failed []error
 	var started []*pulse
 	for range n {
@@ -231,22 +247,29 @@ func pulses(ctx context.Context, pod *topology.Pod, addr netip.AddrPort, n int, 
 		}
 		started = append(started, p)
 	}
-	timer := time.NewTimer(d)
-	defer timer.Stop()
-	select {
-	case <-timer.C:
-	case <-ctx.Done():
-		failed = append(failed, context.Cause(ctx))
+	if len(failed) == 0 {
+		failed = append(failed, during())
 	}
 	for _, p := range started {
 		beats, err := p.end()
 		all, failed = append(all, beats...), append(failed, err)
 	}
-	slices.Sort(all)
 	if len(all) == 0 {
 		failed = append(failed, errors.New("there were no answers"))
 	}
 	return all, errors.Join(failed...)
+}
+
+// rest does nothing for d.
+func rest(ctx context.Context, d time.Duration) error {
+	timer := time.NewTimer(d)
+	defer timer.Stop()
+	select {
+	case <-timer.C:
+		return nil
+	case <-ctx.Done():
+		return context.Cause(ctx)
+	}
 }
 
 // echoServer answers every byte in a pod until it is closed.
