@@ -3,6 +3,7 @@ package main
 import (
 	"fmt"
 	"io"
+	"slices"
 	"strings"
 
 	"github.com/spf13/cobra"
@@ -11,7 +12,7 @@ import (
 )
 
 func authzLintCommand() *cobra.Command {
-	var output string
+	var output, only string
 	cmd := &cobra.Command{
 		Use:   "lint",
 		Short: "Find what in policies is likely not what their author meant",
@@ -25,11 +26,13 @@ among the files, none is said to be unknown.
 
 The exit status is 1 when there is an error or a warning, 0 when there are only notes or nothing, and 2 when there is no answer.`,
 		Example: `  culvert authz lint
+  culvert authz lint --only-namespace=shop
   culvert authz lint -f manifests/ -o json`,
 		Args: noArguments,
 	}
 	f := addAuthzFlags(cmd, "files or directories to read objects from, instead of the cluster; - is the standard input")
 	cmd.Flags().StringVarP(&output, "output", "o", "text", "text or json")
+	cmd.Flags().StringVar(&only, "only-namespace", "", "only policies of this namespace")
 	return withTrouble(cmd, func(cmd *cobra.Command, _ []string) error {
 		if output != "text" && output != "json" {
 			return fmt.Errorf("--output=%s: want text or json", output)
@@ -38,7 +41,7 @@ The exit status is 1 when there is an error or a warning, 0 when there are only 
 		if err != nil {
 			return err
 		}
-		found := w.Lint()
+		found := slices.DeleteFunc(w.Lint(), func(x authz.Finding) bool { return only != "" && x.Namespace != only })
 		if output == "json" {
 			err = writeJSON(cmd.OutOrStdout(), found)
 		} else {

@@ -162,6 +162,16 @@ func TestAuthzRefuses(t *testing.T) {
 	}
 }
 
+func TestAuthzLintOfOneNamespace(t *testing.T) {
+	files := []string{"authz", "lint", "-n", "books", "-f", bookstore, "-f", policies}
+	if out, err := culvert(t, append(files, "--only-namespace=books")...); status(err) != 1 || !strings.Contains(out, " books/") {
+		t.Errorf("status %d: %s", status(err), out)
+	}
+	if out, err := culvert(t, append(files, "--only-namespace=other")...); status(err) != 0 || out != "nothing found\n" {
+		t.Errorf("status %d: %s", status(err), out)
+	}
+}
+
 func TestPrometheusFlows(t *testing.T) {
 	labels := func(principal, to string) map[string]string {
 		return map[string]string{

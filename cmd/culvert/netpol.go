@@ -203,6 +203,7 @@ func (f *netpolFlags) check(in *netpolInput) []netpolcheck.Finding {
 
 func netpolCheckCommand(connect connector) *cobra.Command {
 	var output string
+	var wrong bool
 	cmd := &cobra.Command{
 		Use:   "check",
 		Short: "Say which policies cut the mesh, and print the patch",
@@ -219,6 +220,7 @@ The exit status is 1 when something is missing, 2 when the question could not be
 	}
 	f := addNetpolFlags(cmd, connect)
 	cmd.Flags().StringVarP(&output, "output", "o", "text", "text or json")
+	cmd.Flags().BoolVar(&wrong, "wrong", false, "show only the policies that somebody has to act on")
 	cmd.RunE = func(cmd *cobra.Command, _ []string) error {
 		if output != "text" && output != "json" {
 			return withStatus{exitTrouble, fmt.Errorf("--output=%s: want text or json", output)}
@@ -228,10 +230,14 @@ The exit status is 1 when something is missing, 2 when the question could not be
 			return withStatus{exitTrouble, err}
 		}
 		found := f.check(in)
+		shown := found
+		if wrong {
+			shown = slices.DeleteFunc(slices.Clone(found), func(x netpolcheck.Finding) bool { return !x.Wrong() })
+		}
 		if output == "json" {
-			err = writeJSON(cmd.OutOrStdout(), found)
+			err = writeJSON(cmd.OutOrStdout(), shown)
 		} else {
-			err = printNetpol(cmd.OutOrStdout(), found, in.Mesh.DNS)
+			err = printNetpol(cmd.OutOrStdout(), shown, len(found), in.Mesh.DNS)
 		}
 		if err != nil {
 			return withStatus{exitTrouble, err}

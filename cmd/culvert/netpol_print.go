@@ -32,8 +32,8 @@ func missing(found []netpolcheck.Finding) error {
 	}
 }
 
-// printNetpol writes what was found for a person.
-func printNetpol(out io.Writer, found []netpolcheck.Finding, dns bool) error {
+// printNetpol writes for a person what was found of so many policies.
+func printNetpol(out io.Writer, found []netpolcheck.Finding, policies int, dns bool) error {
 	var b strings.Builder
 	fmt.Fprintf(&b, `What the mesh needs of a CNI that enforces policies:
   HBONE   TCP %d between pods of the mesh, whatever port is asked for; the ports themselves for everybody else
@@ -44,8 +44,11 @@ func printNetpol(out io.Writer, found []netpolcheck.Finding, dns bool) error {
 	} else {
 		b.WriteString("  DNS     nothing new: it is not captured\n")
 	}
-	if len(found) == 0 {
+	switch {
+	case policies == 0:
 		b.WriteString("\nThere are no policies.\n")
+	case len(found) == 0:
+		fmt.Fprintf(&b, "\nNothing is missing in %d policies.\n", policies)
 	}
 	for i := range found {
 		printFinding(&b, &found[i])

@@ -56,6 +56,10 @@ func TestNetpolSamples(t *testing.T) {
 			t.Errorf("check does not print %q:\n%s", want, out)
 		}
 	}
+	out, err = culvert(t, "netpol", "check", "--wrong", "-f", netpolSamples)
+	if status(err) != 1 || !strings.Contains(out, "bookstore/reviews: CUTS HBONE") || strings.Contains(out, ": fine") {
+		t.Errorf("check --wrong exits with %d: %s", status(err), out)
+	}
 	printed, err := culvert(t, "netpol", "fix", "-f", netpolSamples)
 	if status(err) != 0 {
 		t.Fatalf("fix exits with %d: %v", status(err), err)
