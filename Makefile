@@ -21,7 +21,7 @@ export PATH := $(PATH):/usr/sbin:/sbin
 .PHONY: cluster cluster-down e2e
 
 help: ## this list
-	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 17
+	@grep -hE '^[a-z0-9-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 17
 
 # Without grpcnotrace gRPC links html/template, which looks methods up by name: then the linker has to keep every method of
 # every type (the agent: 30 instead of 24 MB, 4 MiB more of them in memory).
