@@ -233,12 +233,17 @@ func TestStaticPod(t *testing.T) {
 	r.pod("team/b", "u2", "", mirror)
 	const older = "fedcba9876543210fedcba9876543210"
 	r.pod("team/c", "u3", "10.0.0.4", func(o object) {
-		o["metadata"].(object)["annotations"] = object{"kubernetes.io/config.hash": older}
+		o["metadata"].(object)["annotations"] = object{"kubernetes.io/config.mirror": older}
 	})
 	running := r.process(older, "10.0.0.4")
+	r.pod("team/d", "u4", "10.0.0.5", func(o object) { // one that would like not to be found
+		o["metadata"].(object)["annotations"] = object{"kubernetes.io/config.hash": "none"}
+	})
+	pretender := r.process("u4", "10.0.0.5")
 	r.run(nil)
 	r.says("team/c", "enabled")
-	if !rules(t, running) {
+	r.says("team/d", "enabled")
+	if !rules(t, running) || !rules(t, pretender) {
 		t.Error("one that runs already is not captured")
 	}
 	if enrolled, err := r.plugin().CNIAdd(t.Context(), starting("plain/a", file, "10.0.0.2"), netnstest.New(t)); enrolled || err != nil {

@@ -119,7 +119,8 @@ func trim(obj any) (any, error) {
 func (p *pod) uid() string { return string(p.UID) }
 
 // annotationStatic is on the object that the kubelet makes for a pod of a file of the node: the UID that pod has there.
-const annotationStatic = "kubernetes.io/config.hash"
+// The API server lets nobody put it on a pod later, as it does kubernetes.io/config.hash, which says the same.
+const annotationStatic = "kubernetes.io/config.mirror"
 
 // sandboxUID is the UID by which runtime and control groups know the pod.
 func (p *pod) sandboxUID() string { return cmp.Or(p.Annotations[annotationStatic], p.uid()) }
