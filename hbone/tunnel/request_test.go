@@ -102,7 +102,7 @@ func TestRequestsOfOneRead(t *testing.T) {
 			if tc.want == nil {
 				_ = f.end()
 			} else {
-				for !next(t, fr, http2.FramePing).(*http2.PingFrame).IsAck() { //nolint:revive // next answers those of the tunnel
+				for !next(t, fr, http2.FramePing).(*http2.PingFrame).IsAck() { // next answers those of the tunnel
 				}
 			}
 			f.on(func() {
