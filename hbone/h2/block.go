@@ -57,10 +57,12 @@ func (s *Session) headerBlock(id uint32, block []byte, end bool, ev Events) erro
 	if err != nil {
 		return err
 	}
-	if size := min(s.block.size, s.cfg.MaxHeaderList); size > largeList { // what is beyond the limit is not kept
-		if err := s.chargeFor(largeListCost*int64(size>>10), "large header lists"); err != nil {
-			return err
-		}
+	cost := largeListCost * int64(min(s.block.size, s.cfg.MaxHeaderList)>>10) // what is beyond the limit is not kept
+	s.block.price = 1
+	if s.block.size <= largeList {
+		s.block.price += cost
+	} else if err := s.chargeFor(cost, "large header lists"); err != nil {
+		return err
 	}
 	if st := s.streams[id]; st != nil {
 		return s.laterBlock(st, h, end, ev)
@@ -77,11 +79,11 @@ func (s *Session) request(id uint32, h *Header, end bool, ev Events) error {
 		return connFault(ProtocolError, "client opened an even stream")
 	}
 	if id > s.refuseAbove {
-		return s.charge("requests behind the final GOAWAY") // the peer retries elsewhere
+		return s.chargeFor(s.block.price, "requests behind the final GOAWAY") // the peer retries elsewhere
 	}
 	if id <= s.lastID {
 		if s.cut.has(id) {
-			return s.charge("HEADERS on closed streams")
+			return s.chargeFor(s.block.price, "HEADERS on closed streams")
 		}
 		return connFault(StreamClosed, "HEADERS on a closed stream")
 	}
@@ -91,14 +93,14 @@ func (s *Session) request(id uint32, h *Header, end bool, ev Events) error {
 	}
 	if uint32(s.active) >= s.cfg.MaxStreams {
 		s.appendReset(id, RefusedStream)
-		return s.charge("streams above the limit")
+		return s.chargeFor(s.block.price, "streams above the limit")
 	}
 	if why := s.block.check(true, false); why != "" {
 		s.appendReset(id, ProtocolError)
-		return s.charge("malformed requests")
+		return s.chargeFor(s.block.price, "malformed requests")
 	}
 	st := s.newStream(id)
-	st.gotHead, st.remoteEnd = true, end
+	st.gotHead, st.remoteEnd, st.price = true, end, uint8(s.block.price)
 	ev.OnHeaders(st, h, end)
 	return nil
 }
@@ -123,7 +125,7 @@ func (s *Session) laterBlock(st *Stream, h *Header, end bool, ev Events) error {
 		if end {
 			return s.streamFault(st, ProtocolError, "informational response with END_STREAM", ev)
 		}
-		return s.charge("informational responses")
+		return s.chargeFor(s.block.price, "informational responses")
 	default:
 		st.gotHead, st.remoteEnd = true, end
 		s.removeIfDone(st)

@@ -122,6 +122,7 @@ type blockReader struct {
 	seen      uint8
 	malformed string
 	tooLarge  bool
+	price     int64 // of the block that was read last, when it comes to nothing: see chargeFor
 }
 
 // bombFactor is how far beyond the limit a header list has to be to end the connection.

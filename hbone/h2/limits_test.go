@@ -365,3 +365,40 @@ func TestImpatientPeers(t *testing.T) {
 		})
 	}
 }
+
+// TestHostileListsForNothing: a header list that would be free costs by its size when its request comes to nothing.
+func TestHostileListsForNothing(t *testing.T) {
+	for name, tc := range map[string]struct {
+		fields   int // of 133 bytes each
+		min, max int // requests until the connection ends
+	}{
+		"usual": {5, 990, 1000},
+		"long":  {15, 90, 91},
+		"most":  {29, 62, 63},
+	} {
+		list := []string{":method", "CONNECT", ":authority", "a:1"}
+		for range tc.fields {
+			list = append(list, "x", strings.Repeat("b", 100))
+		}
+		for way, end := range map[string]func(r *rig, id uint32){
+			"taken_back": func(r *rig, id uint32) { r.w.headers(id, false, list...); r.w.reset(id, h2.Cancel) },
+			"made_reset": func(r *rig, id uint32) { r.w.headers(id, false, list...); r.w.window(id, 0) },
+			"malformed":  func(r *rig, id uint32) { r.w.headers(id, false, append(list, "te", "x")...) },
+		} {
+			t.Run(name+"/"+way, func(t *testing.T) {
+				r := newRig(t, h2.Config{Server: true}, whole)
+				r.preamble(true)
+				r.w.enc.SetMaxDynamicTableSize(0)
+				i := 0
+				for ; i < 2000 && r.err == nil; i++ {
+					end(r, uint32(2*i+1))
+					r.feed()
+					r.log, r.out = nil, nil
+				}
+				if i < tc.min || i > tc.max {
+					t.Errorf("the connection ended after %d", i)
+				}
+			})
+		}
+	}
+}

@@ -401,7 +401,7 @@ func (s *Session) rstStream(f frameHeader, p []byte, ev Events) error {
 	}
 	if s.cfg.Server && !st.answered && s.Now-st.grantedAt < patience {
 		// A reset before the answer is what a rapid-reset attack (CVE-2023-44487) is made of.
-		if err := s.charge("early RST_STREAM frames"); err != nil {
+		if err := s.chargeFor(int64(st.price), "early RST_STREAM frames"); err != nil {
 			return err
 		}
 	}

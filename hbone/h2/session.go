@@ -248,7 +248,7 @@ const (
 	budgetBurst   = 1000
 	budgetPerUnit = 5_000_000 // one is given back every 5 ms
 	// largeList is a header list so large that decoding it takes as long as many other frames, of 14 KiB some 50 µs. HBONE's
-	// are of some hundred octets.
+	// are of some hundred octets. Smaller ones cost as much when nothing comes of their request.
 	largeList     = 4 << 10
 	largeListCost = 5 // each KiB
 	// patience is how long a peer has to wait for an answer for its reset to be free: it is no attack any more, because the

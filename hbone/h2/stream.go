@@ -19,6 +19,7 @@ type Stream struct {
 	localEnd  bool
 	remoteEnd bool
 	gone      bool
+	price     uint8 // server: what its request costs the peer when it comes to nothing
 }
 
 // LocalEnd reports that this side has sent END_STREAM.
@@ -260,5 +261,5 @@ func (s *Session) closedOrIdle(id uint32, what string) error {
 func (s *Session) streamFault(st *Stream, code ErrCode, reason string, ev Events) error {
 	s.Reset(st, code)
 	ev.OnReset(st, code, reason)
-	return s.charge("stream errors")
+	return s.chargeFor(max(1, int64(st.price)), "stream errors")
 }
