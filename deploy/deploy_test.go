@@ -376,6 +376,7 @@ func TestSchema(t *testing.T) {
 	}{
 		{"typo", map[string]any{"trustDomian": "x"}, "read values: trustDomian: there is no such value"},
 		{"nested-typo", map[string]any{"agent": map[string]any{"dnss": true}}, "read values: agent.dnss: there is no such value"},
+		{"number", map[string]any{"image": map[string]any{"tag": 5726654}}, "image.tag: got number, want string (quote it, or use --set-string)"},
 		{"several", map[string]any{"agent": map[string]any{"a": 1, "b": 2, "dns": "yes"}}, "agent.dns: got string, want boolean"},
 		{"several-names", map[string]any{"agent": map[string]any{"a": 1, "b": 2}}, "agent.a: there is no such value; agent.b: there is no such value"},
 		{"deep-typo", map[string]any{"agent": map[string]any{"resources": map[string]any{"request": map[string]any{}}}}, "request"},

@@ -60,6 +60,9 @@ func ValueFaults(err error) string {
 		}
 		at := strings.ReplaceAll(strings.TrimPrefix(pointer, "/"), "/", ".")
 		names, unknown := strings.CutPrefix(what, "additional properties ")
+		if strings.HasSuffix(what, ", want string") {
+			what += " (quote it, or use --set-string)"
+		}
 		if !unknown {
 			faults = append(faults, fmt.Sprintf("%s: %s", at, what))
 			continue

@@ -41,7 +41,7 @@ func root() *cobra.Command {
 	}
 	cmd.SetVersionTemplate("culvert {{.Version}}\n")
 	cmd.SetFlagErrorFunc(func(cmd *cobra.Command, err error) error {
-		return misused("%w: %s --help lists them", err, cmd.CommandPath())
+		return misused("%w (%s --help lists them)", err, cmd.CommandPath())
 	})
 	cmd.AddCommand(installCommand(), upgradeCommand(), uninstallCommand(), checkCommand(), plaintextCommand(), netpolCommand(), authzCommand())
 	cmd.AddCommand(caCommand(), demoCommand(), versionCommand())
@@ -54,7 +54,7 @@ func group(cmd *cobra.Command) *cobra.Command {
 		if len(args) == 0 {
 			return nil
 		}
-		return misused("%s has no command %q: %[1]s --help lists them", cmd.CommandPath(), args[0])
+		return misused("unknown command %q (%s --help lists them)", args[0], cmd.CommandPath())
 	}
 	cmd.RunE = func(cmd *cobra.Command, _ []string) error { return cmd.Help() }
 	return cmd
@@ -65,7 +65,7 @@ func noArguments(cmd *cobra.Command, args []string) error {
 	if len(args) == 0 {
 		return nil
 	}
-	return misused("%s takes flags alone, not %q", cmd.CommandPath(), args[0])
+	return misused("unexpected argument %q: %s takes flags alone", args[0], cmd.CommandPath())
 }
 
 func versionCommand() *cobra.Command {
