@@ -74,7 +74,11 @@ func (i *Installer) permitted(ctx context.Context, mode CRDMode) error {
 	return nil
 }
 
-// kernels refuses nodes whose kernel is too old for the agents that the manifests put there.
+// maxOld is how many nodes a warning names.
+const maxOld = 5
+
+// kernels warns of nodes whose kernel may be too old for the agents that the manifests put there. It does not refuse them:
+// distributions bring newer parts to older kernels, and the agent finds out what its own can do.
 func (i *Installer) kernels(ctx context.Context, manifests string) error {
 	agents, err := deploy.AgentNodes(manifests)
 	if err != nil {
@@ -87,13 +91,16 @@ func (i *Installer) kernels(ctx context.Context, manifests string) error {
 	least := version.MustParseGeneric(deploy.MinKernel)
 	var old []string
 	for _, n := range nodes.Items {
-		// What is no version is left to the agent, which tries what it needs.
+		// Nothing is known of what is no version.
 		if have, err := version.ParseGeneric(n.Status.NodeInfo.KernelVersion); err == nil && have.LessThan(least) {
 			old = append(old, n.Name+" ("+n.Status.NodeInfo.KernelVersion+")")
 		}
 	}
+	if more := len(old) - maxOld; more > 0 {
+		old = append(old[:maxOld], fmt.Sprintf("%d more", more))
+	}
 	if len(old) > 0 {
-		return fmt.Errorf("the kernel of %s is too old for an agent: Linux %s or later is needed; agent.nodeSelector can leave nodes out", strings.Join(old, ", "), deploy.MinKernel)
+		i.say("warning: agents need Linux %s, or a kernel to which NAT in inet tables was brought, and may not work on %s: agent.nodeSelector can leave nodes out", deploy.MinKernel, strings.Join(old, ", "))
 	}
 	return nil
 }
