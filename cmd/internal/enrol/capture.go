@@ -98,7 +98,11 @@ func (r *reader) warn(format string, args ...any) {
 
 func (r *reader) capture() Capture {
 	var c Capture
-	c.Ingress, _ = r.boolean(AnnotationBypassInbound)
+	forbidden := r.forbiddenBy()
+	if c.Ingress, _ = r.boolean(AnnotationBypassInbound); c.Ingress && forbidden != "" {
+		r.ignored(AnnotationBypassInbound, forbidden)
+		c.Ingress = false
+	}
 	if dns, present := r.boolean(AnnotationDNS); present {
 		c.DNS = DNSOff
 		if dns {
@@ -106,7 +110,6 @@ func (r *reader) capture() Capture {
 		}
 	}
 	c.VirtualInterfaces = carveOut(r, AnnotationInterfaces, parseInterfaces)
-	forbidden := r.forbiddenBy()
 	r.carveOuts(&c, forbidden)
 	c.HostPorts = r.hostPorts(forbidden)
 	return c
@@ -132,6 +135,10 @@ func (r *reader) forbiddenBy() string {
 	return "the namespace's annotation " + AnnotationAllowCarveOuts
 }
 
+func (r *reader) ignored(key, forbidden string) {
+	r.warn("annotation %s is ignored: carve-outs are forbidden by %s", key, forbidden)
+}
+
 func (r *reader) carveOuts(c *Capture, forbidden string) {
 	if forbidden != "" {
 		for _, key := range []string{
@@ -139,7 +146,7 @@ func (r *reader) carveOuts(c *Capture, forbidden string) {
 			AnnotationExcludeOutboundRanges, AnnotationIncludeOutboundRanges,
 		} {
 			if _, present := r.pod[key]; present {
-				r.warn("annotation %s is ignored: carve-outs are forbidden by %s", key, forbidden)
+				r.ignored(key, forbidden)
 			}
 		}
 		return

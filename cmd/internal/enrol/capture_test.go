@@ -71,7 +71,7 @@ func TestCapture(t *testing.T) {
 		{name: "allowed_by_namespace", namespace: labels{enrol.AnnotationAllowCarveOuts: "true"}, pod: labels{enrol.AnnotationExcludeInboundPorts: "80"}, want: enrol.Capture{ExcludeInbound: []uint16{80}}},
 		{name: "namespace_cannot_lift_setting", forbid: true, namespace: labels{enrol.AnnotationAllowCarveOuts: "true"}, pod: labels{enrol.AnnotationExcludeInboundPorts: "80"}, warning: "forbidden by the agent's settings"},
 		{name: "namespace_unreadable_forbids", namespace: labels{enrol.AnnotationAllowCarveOuts: "no"}, warning: "counts as false"},
-		{name: "forbidden_leaves_ingress", forbid: true, pod: labels{enrol.AnnotationBypassInbound: "true"}, want: enrol.Capture{Ingress: true}},
+		{name: "forbidden_bypass", forbid: true, pod: labels{enrol.AnnotationBypassInbound: "true"}, warning: "bypass-inbound-capture is ignored: carve-outs are forbidden by the agent's settings"},
 
 		{name: "host_ports", pod: labels{enrol.AnnotationHostPorts: "8443"}, want: enrol.Capture{HostPorts: []uint16{8443}}},
 		{name: "host_ports_of_namespace", namespace: labels{enrol.AnnotationHostPorts: "8443"}, want: enrol.Capture{HostPorts: []uint16{8443}}},
@@ -130,7 +130,7 @@ func FuzzAnnotations(f *testing.F) {
 				enrol.Settings{Selectors: all(), ForbidCarveOuts: forbid})
 			c := d.Capture
 			opened := len(c.IncludeInbound) + len(c.ExcludeInbound) + len(c.ExcludeOutbound) + len(c.IncludeRanges) + len(c.ExcludeRanges) + len(c.HostPorts)
-			if forbid && opened > 0 {
+			if forbid && (opened > 0 || c.Ingress) {
 				t.Fatalf("%s=%q opened %+v although forbidden", key, text, c)
 			}
 			if opened > strings.Count(text, ",")+1 {
