@@ -395,6 +395,21 @@ func TestRefused(t *testing.T) {
 	}
 }
 
+// TestStrangersInLog: whoever reaches the port cannot fill the disk.
+func TestStrangersInLog(t *testing.T) {
+	f := start(t, nil)
+	begin := time.Now()
+	for range 100 {
+		if err := f.dial(t, "Bearer bad").ended(); status.Code(err) != codes.Unauthenticated {
+			t.Fatal(err)
+		}
+	}
+	seconds := int(time.Since(begin).Seconds()) + 1
+	if n := strings.Count(f.log.String(), "client refused"); n < 20 || n > 20+seconds {
+		t.Errorf("%d of 100 in the log within %d s", n, seconds)
+	}
+}
+
 // TestTooManyNames: names may be many, but not any number.
 func TestTooManyNames(t *testing.T) {
 	f := start(t, nil)

@@ -28,6 +28,7 @@ import (
 	"time"
 
 	discovery "github.com/envoyproxy/go-control-plane/envoy/service/discovery/v3"
+	"golang.org/x/time/rate"
 	"google.golang.org/grpc"
 
 	"github.com/culvert-mesh/culvert/workload"
@@ -169,6 +170,9 @@ func setDefault[T int | time.Duration](v *T, to T) {
 	}
 }
 
+// loggedStrangers is how many clients that were not let in are logged at once; then there is one a second.
+const loggedStrangers = 20
+
 // Server publishes a Store and a Set. Create it with New, run it with Run, and
 // register it with a gRPC server that was made with Options.
 type Server struct {
@@ -179,6 +183,9 @@ type Server struct {
 	first    chan struct{}         // closed with the first state
 	stopping chan struct{}         // closed when Run ends
 	readers  sync.WaitGroup
+
+	strangers rate.Sometimes // in the log
+	unsaid    atomic.Int64   // strangers since the last one in the log
 
 	mu      sync.Mutex
 	stopped bool
@@ -194,6 +201,7 @@ func New(cfg Config) (*Server, error) {
 	}
 	return &Server{
 		cfg: cfg, first: make(chan struct{}), stopping: make(chan struct{}), streams: make(map[*stream]struct{}),
+		strangers: rate.Sometimes{First: loggedStrangers, Interval: time.Second},
 	}, nil
 }
 

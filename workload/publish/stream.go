@@ -91,11 +91,19 @@ func (s *Server) authenticate(ctx context.Context, token string) (Peer, error) {
 		return peer, nil
 	}
 	if ctx.Err() != nil || status.Code(err) == codes.Unavailable {
-		s.cfg.Logger.Warn("client cannot be authenticated now", "error", err)
+		s.logStranger("client cannot be authenticated now", err)
 		return Peer{}, status.Error(codes.Unavailable, "authentication is not available")
 	}
-	s.cfg.Logger.Warn("client refused", "error", err)
+	s.logStranger("client refused", err)
 	return Peer{}, status.Error(codes.Unauthenticated, "authentication failed")
+}
+
+// logStranger logs that a client was not let in. Anybody who reaches the port can be one, so that the log gets some of them.
+func (s *Server) logStranger(message string, err error) {
+	s.unsaid.Add(1)
+	s.strangers.Do(func() {
+		s.cfg.Logger.Warn(message, "error", err, "not_logged", s.unsaid.Swap(0)-1)
+	})
 }
 
 // admit counts a stream in. A peer's oldest stream makes place for its newest:
