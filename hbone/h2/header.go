@@ -122,7 +122,8 @@ type blockReader struct {
 	seen      uint8
 	malformed string
 	tooLarge  bool
-	price     int64 // of the block that was read last, when it comes to nothing: see chargeFor
+	total     uint64 // sum of size
+	price     int64  // of the block that was read last, when it comes to nothing: see chargeFor
 }
 
 // bombFactor is how far beyond the limit a header list has to be to end the connection.
@@ -148,6 +149,7 @@ func (r *blockReader) read(block []byte) (*Header, error) {
 	if _, err := r.dec.Write(block); err != nil {
 		return nil, connFault(CompressionError, err.Error())
 	}
+	r.total += uint64(r.size)
 	if err := r.dec.Close(); err != nil {
 		return nil, connFault(CompressionError, err.Error())
 	}

@@ -191,6 +191,9 @@ func (s *Session) Sent(n int) {
 // gets on from one that sends half a frame, drop by drop, for ever.
 func (s *Session) Frames() uint64 { return s.parser.frames }
 
+// Work is Frames with what large frames of control take to be looked at: 32 bytes of a header list count as a frame.
+func (s *Session) Work() uint64 { return s.parser.frames + s.block.total>>5 }
+
 // Streams returns how many streams are open.
 func (s *Session) Streams() int { return len(s.streams) }
 

@@ -2,6 +2,7 @@ package tunnel_test
 
 import (
 	"bytes"
+	"io"
 	"testing"
 	"time"
 
@@ -123,6 +124,57 @@ func TestHostileTurns(t *testing.T) {
 			if frames > 4000 {
 				t.Errorf("read %d gave %d frames: %v", i+4, frames, c.deliveries)
 			}
+		}
+	})
+}
+
+// TestHostileListTurns: so does a peer that sends long header lists.
+func TestHostileListTurns(t *testing.T) {
+	f := newFixture(t)
+	cfg := f.config()
+	var rounds []int64 // in which each request came
+	const n, field = 1200, 100
+	all := make(chan struct{})
+	cfg.OnRequest = func(st *tunnel.Stream, _ *h2.Header) {
+		if len(rounds) == 0 {
+			time.Sleep(300 * time.Millisecond) // until more is there
+		}
+		st.Respond(400, nil, true)
+		if rounds = append(rounds, f.loop.Now()); len(rounds) == n {
+			close(all)
+		}
+	}
+	client, _ := f.server(cfg)
+	go func() { _, _ = io.Copy(io.Discard, client) }()
+	block := []byte{0x02, 7, 'C', 'O', 'N', 'N', 'E', 'C', 'T', 0x01, 4, 'a', ':', '8', '0'}
+	for range 28 {
+		block = append(append(block, 0, 1, 'x', field), bytes.Repeat([]byte{'b'}, field)...)
+	}
+	var b bytes.Buffer
+	frames := http2.NewFramer(&b, nil)
+	for i := range uint32(n) {
+		_ = frames.WriteHeaders(http2.HeadersFrameParam{StreamID: 2*i + 1, BlockFragment: block, EndHeaders: true, EndStream: true})
+	}
+	if _, err := client.Write(b.Bytes()); err != nil {
+		t.Fatal(err)
+	}
+	select {
+	case <-all:
+	case <-time.After(10 * time.Second):
+		t.Fatal("requests are missing")
+	}
+	f.on(func() {
+		// The first reads may hold what there is, 89 requests each. Behind four of them it is an eighth, and a round has two at
+		// most.
+		in := map[int64]int{}
+		long := 0
+		for _, at := range rounds {
+			if in[at]++; in[at] == 30 {
+				long++
+			}
+		}
+		if long > 4 {
+			t.Errorf("%d rounds have brought 30 requests or more", long)
 		}
 	})
 }

@@ -74,6 +74,7 @@ type Tunnel struct {
 
 	partial  []byte // start of a record that has not arrived wholly
 	share    int    // by how many bits a read is smaller than the loop's buffer, see turn
+	queued   bool   // in Loop.RunLater
 	requests []request
 	touched  []*Stream
 	credited []*Stream // streams that have got credit again in this read
@@ -202,7 +203,10 @@ func (t *Tunnel) Event(ev loop.Events) {
 }
 
 // Run implements loop.Runner: it goes on with reading where Event stopped to let others have their turn.
-func (t *Tunnel) Run() { t.read(true) }
+func (t *Tunnel) Run() {
+	t.queued = false
+	t.read(true)
+}
 
 // read takes one buffer from the socket. A read that fills it is followed by another in the next round; a short one
 // means that the socket is empty, unless the peer has ended (drain), which only another read tells.
@@ -224,12 +228,13 @@ func (t *Tunnel) read(drain bool) {
 		return
 	}
 	t.h2.Now = t.loop.Now()
-	frames := t.h2.Frames()
+	frames, work := t.h2.Frames(), t.h2.Work()
 	err = t.consume(buf[:have+n])
-	if frames = t.h2.Frames() - frames; frames > 0 {
+	if t.h2.Frames() > frames {
 		t.heard = t.h2.Now
 	}
-	t.turn(frames)
+	full := n == len(buf)-have
+	t.turn(t.h2.Work()-work, full)
 	if err != nil {
 		t.requests = nil // whoever made them is gone
 	}
@@ -238,7 +243,8 @@ func (t *Tunnel) read(drain bool) {
 		t.fail(err)
 		return
 	}
-	if drain || n == len(buf)-have {
+	if (drain || full) && !t.queued { // else each event of a busy socket would add a turn to those that it has
+		t.queued = true
 		t.loop.RunLater(t)
 	}
 	t.settle()
@@ -278,18 +284,19 @@ func (t *Tunnel) consume(b []byte) error {
 }
 
 // A read of 256 KiB holds 16 frames of bulk data, or 20,000 of the smallest, which take as long as many reads of anything
-// else. Who sends such gets smaller turns, down to what still holds a whole record.
+// else, as long header lists do. Who sends such gets smaller turns, down to what still holds a whole record, until one of
+// them is full and was no work: a short one tells nothing.
 const (
-	manyFrames = 1024
-	fewFrames  = 128
+	muchWork   = 1024 // frames, see h2.Session.Work
+	littleWork = 128
 	leastShare = 3
 )
 
-func (t *Tunnel) turn(frames uint64) {
+func (t *Tunnel) turn(work uint64, full bool) {
 	switch {
-	case frames > manyFrames:
+	case work > muchWork:
 		t.share = min(t.share+1, leastShare)
-	case frames < fewFrames:
+	case full && work < littleWork:
 		t.share = 0
 	}
 }
