@@ -70,6 +70,33 @@ func TestProbesUnderStrict(t *testing.T) {
 	})
 }
 
+// A namespace that takes no plaintext leaves the mesh under load: no request fails, though its pods leave one after the other
+// and are sent plaintext from then on.
+func TestUnlabelUnderStrict(t *testing.T) {
+	mesh(t)
+	n1, n2 := twoNodes(t)
+	ns := namespace(t, modeLabel+"=ambient")
+	ns.strict()
+	far, near, server := ns.run("far", onNode(n1)).enrolled(), ns.run("near", onNode(n2)).enrolled(), ns.run("server", onNode(n2)).enrolled()
+	wantTLS(t, far, server)
+	across, beside := far.start("load", "http://"+server.ip+":8080/"), near.start("load", "http://"+server.ip+":8080/")
+	for range 2 {
+		ns.leave()
+		for _, a := range []*app{far, near, server} {
+			a.released()
+		}
+		// Coming back is another matter: whoever is out still when the server is in is refused, as policy wants it.
+		t.Logf("requests while leaving: %d between nodes, %d on one", across.faultless().Requests, beside.faultless().Requests)
+		ns.enrol()
+		for _, a := range []*app{far, near, server} {
+			a.enrolled()
+		}
+		across, beside = far.start("load", "http://"+server.ip+":8080/"), near.start("load", "http://"+server.ip+":8080/")
+	}
+	across.faultless()
+	beside.faultless()
+}
+
 // refusedOnNode is nil when a process of the node, outside of all pods and not the kubelet, gets no answer.
 func refusedOnNode(ctx context.Context, node, ip string) error {
 	script := fmt.Sprintf(`exec 3<>/dev/tcp/%s/8080 && printf 'GET / HTTP/1.0\r\n\r\n' >&3 && timeout 3 head -c 12 <&3`, ip)

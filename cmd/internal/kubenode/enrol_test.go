@@ -24,16 +24,17 @@ import (
 	"github.com/culvert-mesh/culvert/workload/egress"
 )
 
-// TestLabelAndUnlabel: a running pod enters the mesh with its namespace's label, without restart, and leaves with it.
-func TestLabelAndUnlabel(t *testing.T) {
-	r := newRig(t)
+// reachable starts a pod with the address 10.0.0.2. reach says who answers at its port: the "application", or nobody, because
+// nobody listens for the agent here, so that what is captured is "refused".
+func (r *rig) reachable(uid string) (pod *netns.NS, reach func() string) {
+	t := r.t
 	peer := netnstest.New(t)
-	pod := r.process("u1", "10.0.0.2")
+	pod = r.process(uid, "10.0.0.2")
 	netnstest.Veth(t,
 		netnstest.End{NS: peer, Name: "eth0", Addrs: []netip.Prefix{netip.MustParsePrefix("10.0.0.1/24")}},
 		netnstest.End{NS: pod, Name: "eth0", Addrs: []netip.Prefix{netip.MustParsePrefix("10.0.0.2/24")}})
 	netnstest.Echo(t, netnstest.Listen(t, pod, "10.0.0.2:8080", netnstest.Options{}))
-	reach := func() string { // nobody listens for the agent here, so what is captured is refused
+	return pod, func() string {
 		c, err := netnstest.Dial(t, peer, "tcp", "10.0.0.2:8080", netnstest.Options{})
 		if err != nil {
 			return "refused"
@@ -46,7 +47,36 @@ func TestLabelAndUnlabel(t *testing.T) {
 		}
 		return "application"
 	}
+}
 
+// TestLeavingIsOpen: a pod that leaves is reached without a certificate from when others hear of it, and not any more when
+// it comes back.
+func TestLeavingIsOpen(t *testing.T) {
+	r := newRig(t)
+	pod, reach := r.reachable("u1")
+	r.namespace("team", ambient, nil)
+	r.pod("team/a", "u1", "10.0.0.2", nil)
+	r.run(func(c *kubenode.Config) { c.Settle = time.Hour })
+	r.says("team/a", "enabled")
+	if got := reach(); got != "refused" {
+		t.Errorf("enrolled pod: the %s answered past the agent", got)
+	}
+	r.namespace("team", nil, nil)
+	r.says("team/a", "pending")
+	if got := reach(); got != "application" || !rules(t, pod) {
+		t.Errorf("leaving pod: a connection is %s, rules there: %v", got, rules(t, pod))
+	}
+	r.namespace("team", ambient, nil)
+	r.says("team/a", "enabled")
+	if got := reach(); got != "refused" {
+		t.Errorf("pod that is back: the %s answered past the agent", got)
+	}
+}
+
+// TestLabelAndUnlabel: a running pod enters the mesh with its namespace's label, without restart, and leaves with it.
+func TestLabelAndUnlabel(t *testing.T) {
+	r := newRig(t)
+	pod, reach := r.reachable("u1")
 	r.namespace("team", nil, nil)
 	r.pod("team/a", "u1", "10.0.0.2", nil)
 	r.run(nil)

@@ -77,12 +77,17 @@ func (a *Agent) Uninstalled(ctx context.Context) bool {
 	}
 }
 
-// LeaveAll takes all pods out of the mesh for good: others are told as far as the agent still may, then the pods stop
-// to be captured and drain. Where it may tell nobody, pods are served for a moment after they have left: the agents of other
+// LeaveAll takes all pods out of the mesh for good: they are opened, others are told as far as the agent still may, then the
+// pods stop to be captured and drain. Where it may tell nobody, pods are served for a moment after they have left: the agents of other
 // nodes leave at about the same time, and until they do their pods come through the tunnel. It returns when all have left
 // or ctx ends, with those that have not. Call it beside Run.
 func (a *Agent) LeaveAll(ctx context.Context) (left []podset.Status) {
 	a.end()
+	var opened sync.WaitGroup
+	for _, st := range a.cfg.Set.Pods() {
+		opened.Go(func() { a.open(ctx, st.Pod.UID) })
+	}
+	opened.Wait()
 	settle := min(a.cfg.Settle, time.Second)
 	linger := settle
 	if a.withdraw(ctx) {

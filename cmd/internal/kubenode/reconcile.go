@@ -205,8 +205,8 @@ func (a *Agent) report(ctx context.Context, p *pod, t *track) (time.Duration, er
 	return 0, a.say(ctx, p, t, enabled)
 }
 
-// leave takes a pod out: others are told first, then it stops to be captured, what is there drains, and at last the
-// annotation goes.
+// leave takes a pod out: it is opened and others are told first, then it stops to be captured, what is there drains, and at
+// last the annotation goes.
 func (a *Agent) leave(ctx context.Context, p *pod, why string) (time.Duration, error) {
 	uid := p.uid()
 	t := a.lookup(uid)
@@ -251,6 +251,7 @@ func (a *Agent) leave(ctx context.Context, p *pod, why string) (time.Duration, e
 
 func (a *Agent) beginLeaving(ctx context.Context, p *pod, t *track, there bool, why string) error {
 	said := t.annotation(p)
+	a.open(ctx, p.uid())
 	if err := a.say(ctx, p, t, pending); err != nil {
 		return err
 	}
@@ -262,6 +263,22 @@ func (a *Agent) beginLeaving(ctx context.Context, p *pod, t *track, there bool, 
 		t.leaveAt = time.Now().Add(a.cfg.Settle)
 	}
 	return nil
+}
+
+// open lets what comes to a leaving pod pass to the application, before others are told to send no HBONE any more: what they
+// send in place of it would be refused where policies ask for certificates. Tunnels are taken as before.
+func (a *Agent) open(ctx context.Context, uid string) {
+	st, there := a.cfg.Set.Pod(uid)
+	if !there || st.Pod.Options == nil || st.Pod.Options.Ingress {
+		return
+	}
+	options := *st.Pod.Options
+	options.Ingress = true
+	wait, cancel := context.WithTimeout(ctx, enrolWait)
+	defer cancel()
+	if err := a.cfg.Set.Change(wait, uid, &options); err != nil {
+		a.cfg.Logger.Warn("a leaving pod still refuses what comes without a certificate", "pod", st.Pod, "error", err)
+	}
 }
 
 // left sees to it that nothing more of the pod is captured, and reports whether connections from before drain still.
