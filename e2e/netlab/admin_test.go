@@ -140,7 +140,7 @@ func (m *mesh) wantDump(held, plain *session) {
 	if v := d.Config["node"]; v.Value != nodeA || v.Source != "--node" {
 		m.t.Errorf("setting: %+v", v)
 	}
-	if v := d.Config["secret-ttl"]; v.Value != "24h0m0s" || v.Source != "default" {
+	if v := d.Config["secret-ttl"]; v.Value != "24h" || v.Source != "default" {
 		m.t.Errorf("setting: %+v", v)
 	}
 	if d.Version["version"] == "" || d.Version["gitRevision"] == "" {
