@@ -3,7 +3,9 @@ package spire
 import (
 	"context"
 	"errors"
+	"slices"
 	"strings"
+	"sync"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -22,14 +24,23 @@ func TestRepeatAfterOutage(t *testing.T) {
 		}
 		ctx, cancel := context.WithCancel(t.Context())
 		defer cancel()
-		var tries []time.Time
+		var mu sync.Mutex
+		var made []time.Time
 		refuse := func(context.Context, func()) error {
-			tries = append(tries, time.Now())
+			mu.Lock()
+			defer mu.Unlock()
+			made = append(made, time.Now())
 			return errors.New("refused")
+		}
+		attempts := func() []time.Time {
+			synctest.Wait()
+			mu.Lock()
+			defer mu.Unlock()
+			return slices.Clone(made)
 		}
 		go d.repeat(ctx, "pod", maxPause, refuse)
 		time.Sleep(5 * time.Minute)
-		synctest.Wait()
+		tries := attempts()
 		last := len(tries)
 		if last < 10 || last > 20 || tries[last-1].Sub(tries[last-2]) != maxPause {
 			t.Fatalf("%d attempts in five minutes", last)
@@ -37,21 +48,18 @@ func TestRepeatAfterOutage(t *testing.T) {
 
 		roots := func() { d.takeBundles(map[identity.TrustDomain]*identity.Bundle{}) }
 		roots()
-		synctest.Wait()
-		if len(tries) != last {
+		if len(attempts()) != last {
 			t.Error("roots came that had not been away, and the stream was opened")
 		}
 		d.mu.Lock()
 		d.bundleErr = errors.New("refused")
 		d.mu.Unlock()
 		roots()
-		synctest.Wait()
-		if len(tries) != last+1 {
-			t.Errorf("%d more attempts when roots came again", len(tries)-last)
+		if n := len(attempts()); n != last+1 {
+			t.Errorf("%d more attempts when roots came again", n-last)
 		}
 		time.Sleep(firstPause)
-		synctest.Wait()
-		if len(tries) != last+2 {
+		if len(attempts()) != last+2 {
 			t.Errorf("the pause after that was not a short one")
 		}
 	})
