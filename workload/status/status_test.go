@@ -65,7 +65,24 @@ type lab struct {
 	mu      sync.Mutex
 	applied []clienttesting.PatchAction
 	err     error
-	log     bytes.Buffer // written by the Writer's goroutine alone
+	log     lockedBuffer
+}
+
+type lockedBuffer struct {
+	mu  sync.Mutex
+	buf bytes.Buffer
+}
+
+func (b *lockedBuffer) Write(p []byte) (int, error) {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	return b.buf.Write(p)
+}
+
+func (b *lockedBuffer) String() string {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	return b.buf.String()
 }
 
 // logged counts the lines with a word, when all is quiet.
