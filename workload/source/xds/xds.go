@@ -19,8 +19,9 @@ import (
 	"fmt"
 	"log/slog"
 	"net"
+	"slices"
 	"strings"
-	"sync"
+	"sync/atomic"
 	"time"
 
 	"google.golang.org/grpc/codes"
@@ -146,17 +147,15 @@ type Client struct {
 	types []*subscription
 	ready chan struct{}
 
-	mu      sync.Mutex
-	untold  map[string]bool // types of which no response was taken in whole
-	refused string          // type because of which the server ended the last stream
+	refused atomic.Pointer[subscription] // because of which the server ended the last stream, if any
 }
 
-// subscription is the state of one type; only Run's goroutine touches it.
+// subscription is the state of one type; only Run's goroutine touches it, but for acked, which anybody may read.
 type subscription struct {
 	url   string
 	apply func(response) []rejection
-	acked bool
-	taken func() // called when acked is set; nil does nothing
+	acked atomic.Bool // a response was taken in whole
+	taken func()      // called when acked is set; nil does nothing
 	// versions holds what the server sent and we took, by resource name.
 	versions map[string]string
 	// keys holds the key of resources whose name is not their key.
@@ -173,7 +172,7 @@ func New(cfg Config) (*Client, error) {
 	if _, err := loadRoots(cfg.RootCA); err != nil {
 		return nil, fmt.Errorf("configure xds: %w", err)
 	}
-	c := &Client{cfg: cfg, ready: make(chan struct{}), untold: make(map[string]bool)}
+	c := &Client{cfg: cfg, ready: make(chan struct{})}
 	addresses := newSubscription(AddressType)
 	addresses.apply = func(r response) []rejection { return c.applyAddresses(addresses, r) }
 	authorizations := newSubscription(AuthorizationType)
@@ -184,9 +183,6 @@ func New(cfg Config) (*Client, error) {
 		networks.apply = func(r response) []rejection { return c.applyNetworkPolicies(networks, r) }
 		networks.taken = func() { cfg.NetworkPolicies.SetReady(true) }
 		c.types = append([]*subscription{networks}, c.types...)
-	}
-	for _, s := range c.types {
-		c.untold[s.url] = true
 	}
 	return c, nil
 }
@@ -202,24 +198,26 @@ func (c *Client) Ready() <-chan struct{} { return c.ready }
 // Lacks reports whether the server seems not to know a type, as an older one does:
 // it has told of all others, or ended the last stream because of this one.
 func (c *Client) Lacks(url string) bool {
-	c.mu.Lock()
-	defer c.mu.Unlock()
-	return c.untold[url] && (len(c.untold) == 1 || c.refused == url)
+	s := c.subscription(url)
+	if s == nil {
+		return false
+	}
+	others := slices.ContainsFunc(c.types, func(o *subscription) bool { return o != s && !o.acked.Load() })
+	// The type itself comes last: what is taken meanwhile is not lacking.
+	return (!others || c.refused.Load() == s) && !s.acked.Load()
 }
 
 // noteEnd keeps for Lacks whether a stream ended because of a type.
 func (c *Client) noteEnd(err error) {
-	refused := ""
+	var refused *subscription
 	if s, ok := status.FromError(err); ok && s.Code() == codes.InvalidArgument {
 		for _, t := range c.types {
 			if strings.Contains(s.Message(), t.url) {
-				refused = t.url
+				refused = t
 			}
 		}
 	}
-	c.mu.Lock()
-	defer c.mu.Unlock()
-	c.refused = refused
+	c.refused.Store(refused)
 }
 
 // subscription returns the subscription to a type, or nil.
@@ -234,18 +232,14 @@ func (c *Client) subscription(url string) *subscription {
 
 // acknowledged notes that a type was taken in whole.
 func (c *Client) acknowledged(s *subscription) {
-	if s.acked {
+	if s.acked.Swap(true) {
 		return
 	}
-	s.acked = true
-	c.mu.Lock()
-	delete(c.untold, s.url)
-	c.mu.Unlock()
 	if s.taken != nil {
 		s.taken()
 	}
 	for _, t := range c.types {
-		if !t.acked {
+		if !t.acked.Load() {
 			return
 		}
 	}
