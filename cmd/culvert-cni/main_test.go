@@ -17,6 +17,7 @@ import (
 	"github.com/containernetworking/cni/pkg/types"
 
 	"github.com/culvert-mesh/culvert/redirect/cni"
+	"github.com/culvert-mesh/culvert/redirect/selector"
 )
 
 func TestAdd(t *testing.T) {
@@ -101,8 +102,8 @@ func TestAgentIsAway(t *testing.T) {
 		{"opted_out", map[string]string{podPath: object("none", ""), namespacePath: ambient}, ""},
 		{"sidecar", map[string]string{podPath: object("", `,"annotations":{"sidecar.istio.io/status":"{}"}`), namespacePath: ambient}, ""},
 		{"mirror_of_static_pod", map[string]string{podPath: mirror, namespacePath: plain}, ""},
-		{"labelled_namespace", map[string]string{podPath: plain, namespacePath: ambient}, "is to be in the mesh (by the label of its namespace): the node's agent is not there"},
-		{"labelled_pod", map[string]string{podPath: ambient, namespacePath: plain}, "pod shop/cart-0 is to be in the mesh (by its label)"},
+		{"labelled_namespace", map[string]string{podPath: plain, namespacePath: ambient}, "is to be in the mesh (pod has istio.io/dataplane-mode!=none, namespace has istio.io/dataplane-mode=ambient): the node's agent is not there"},
+		{"labelled_pod", map[string]string{podPath: ambient, namespacePath: plain}, "pod shop/cart-0 is to be in the mesh (pod has istio.io/dataplane-mode=ambient)"},
 		{"no_such_pod", map[string]string{namespacePath: plain}, "get pod shop/cart-0: API server answers 404"},
 		{"no_such_namespace", map[string]string{podPath: plain}, "get namespace shop: API server answers 404"},
 		{"replaced", map[string]string{podPath: `{"metadata":{"uid":"other"}}`, namespacePath: plain}, `it has UID "other"`},
@@ -128,16 +129,17 @@ func TestAgentIsAway(t *testing.T) {
 
 // TestOwnSelectors: an administrator has chosen by which labels pods are in the mesh.
 func TestOwnSelectors(t *testing.T) {
-	const in = "is to be in the mesh (by a selector): the node's agent is not there"
+	const in = "is to be in the mesh (%s): the node's agent is not there"
+	byPod, byNamespace := fmt.Sprintf(in, "pod has mesh=yes"), fmt.Sprintf(in, "pod has !debug, namespace has team,team!=ops")
 	labelled := func(labels string) string { return fmt.Sprintf(`{"metadata":{"uid":%q,"labels":{%s}}}`, uid, labels) }
 	for _, tt := range []struct {
 		name, pod, namespace string
 		want                 string
 	}{
-		{"taken", labelled(`"mesh":"yes"`), labelled(``), in},
+		{"taken", labelled(`"mesh":"yes"`), labelled(``), byPod},
 		{"other_value", labelled(`"mesh":"no"`), labelled(``), ""},
 		{"no_label", labelled(``), labelled(`"mesh":"yes"`), ""},
-		{"namespace", labelled(``), labelled(`"team":"a"`), in},
+		{"namespace", labelled(``), labelled(`"team":"a"`), byNamespace},
 		{"namespace_but_excluded", labelled(`"debug":""`), labelled(`"team":"a"`), ""},
 		{"namespace_not_that_team", labelled(``), labelled(`"team":"ops"`), ""},
 		{"not_the_default", object("ambient", ""), object("ambient", ""), ""},
@@ -145,12 +147,9 @@ func TestOwnSelectors(t *testing.T) {
 	} {
 		t.Run(tt.name, func(t *testing.T) {
 			l := newLab(t)
-			l.conf.Selectors = []cni.Selector{
-				{Pod: []cni.Condition{{Label: "mesh", Operator: "In", Values: []string{"yes"}}}},
-				{
-					Pod:       []cni.Condition{{Label: "debug", Operator: "DoesNotExist"}},
-					Namespace: []cni.Condition{{Label: "team", Operator: "Exists"}, {Label: "team", Operator: "NotIn", Values: []string{"ops"}}},
-				},
+			var err error
+			if l.conf.Selectors, err = selector.Parse("mesh=yes|!debug;team,team!=ops"); err != nil {
+				t.Fatal(err)
 			}
 			l.api(map[string]string{podPath: tt.pod, namespacePath: tt.namespace})
 			l.wantAdd(tt.want)

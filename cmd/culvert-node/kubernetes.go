@@ -8,7 +8,6 @@ import (
 	"net/netip"
 	"os"
 	"path/filepath"
-	"strings"
 	"sync"
 	"sync/atomic"
 	"syscall"
@@ -28,6 +27,7 @@ import (
 	"github.com/culvert-mesh/culvert/redirect/handoff"
 	"github.com/culvert-mesh/culvert/redirect/podset"
 	"github.com/culvert-mesh/culvert/redirect/procns"
+	"github.com/culvert-mesh/culvert/redirect/selector"
 )
 
 // waitPlugin is what readiness waits for besides, where the agent installs the CNI plugin.
@@ -43,7 +43,7 @@ type kubernetesSettings struct {
 	cniNetDir     string
 	cniBinary     string
 	exclude       []string
-	selectors     []enrol.Selector
+	selectors     []selector.Selector
 	forbid        bool
 	hostAddresses []netip.Addr
 	daemonSet     string
@@ -66,26 +66,11 @@ func (k *kubernetesSettings) declare(set *conf.Set) {
 	conf.Add(set, &k.cniNetDir, conf.String, conf.Option{Flag: "cni-net-dir", Usage: "where the host's CNI configuration is, as this process sees it"})
 	conf.Add(set, &k.cniBinary, conf.String, conf.Option{Flag: "cni-binary", Usage: "the CNI plugin to install"})
 	conf.Add(set, &k.exclude, conf.List(conf.String), conf.Option{Flag: "exclude-namespaces", Usage: "namespaces whose pods are never enrolled, separated by commas"})
-	conf.Add(set, &k.selectors, parseSelectors, conf.Option{Flag: "enrol-selectors", Usage: `which pods are in the mesh, in place of the label istio.io/dataplane-mode: "POD;NAMESPACE|..." of label conditions (a=b,!c)`})
+	conf.Add(set, &k.selectors, selector.Parse, conf.Option{Flag: "enrol-selectors", Usage: `which pods are in the mesh, in place of the label istio.io/dataplane-mode: "POD;NAMESPACE|..." of label conditions (a=b,!c)`})
 	conf.Add(set, &k.forbid, conf.Bool, conf.Option{Flag: "forbid-carve-outs", Usage: "ignore annotations of pods that take ports or addresses out of the capture"})
 	conf.Add(set, &k.hostAddresses, conf.List(conf.Addr), conf.Option{Flag: "host-addresses", Usage: "addresses besides those of the nodes whose processes may use culvert.io/allow-host-ports, for example API servers outside of the cluster"})
 	conf.Add(set, &k.daemonSet, conf.String, conf.Option{Flag: "daemonset", Usage: "the agent's own DaemonSet; when it is gone at the end, pods leave the mesh"})
 	conf.Add(set, &k.leaveTimeout, conf.Duration(0, 30*24*time.Hour), conf.Option{Flag: "leave-timeout", Usage: "how long the connections of an unlabelled pod may go on"})
-}
-
-func parseSelectors(text string) ([]enrol.Selector, error) {
-	if text == "" {
-		return nil, nil
-	}
-	var out []enrol.Selector
-	for part := range strings.SplitSeq(text, "|") {
-		s, err := enrol.ParseSelector(part)
-		if err != nil {
-			return nil, err
-		}
-		out = append(out, s)
-	}
-	return out, nil
 }
 
 // checkKubernetes wants what goes together.
@@ -198,7 +183,7 @@ func newInstaller(s *settings, api *rest.Config, log *slog.Logger) (*install.Ins
 	k := &s.kubernetes
 	entry, err := cni.Config{
 		AgentSocket: s.handoff, APIFile: filepath.Join(k.runDir, "cni", install.APIFile), LogFile: filepath.Join(k.runDir, "cni", install.LogFile),
-		ExcludeNamespaces: k.exclude, Selectors: pluginSelectors(k.selectors), OwnNamespace: s.podNamespace,
+		ExcludeNamespaces: k.exclude, Selectors: k.selectors, OwnNamespace: s.podNamespace,
 	}.JSON()
 	if err != nil {
 		return nil, err
@@ -207,22 +192,6 @@ func newInstaller(s *settings, api *rest.Config, log *slog.Logger) (*install.Ins
 		BinDir: k.cniBinDir, NetDir: k.cniNetDir, SourceBinary: k.cniBinary, PluginConfig: entry, RunDir: filepath.Join(k.runDir, "cni"),
 		Server: api.Host, CAFile: api.CAFile, TokenFile: api.BearerTokenFile, Logger: log,
 	})
-}
-
-// pluginSelectors are the selectors in the words of the plugin, which decides by them while the agent is away.
-func pluginSelectors(selectors []enrol.Selector) []cni.Selector {
-	conditions := func(labels enrol.LabelSelector) []cni.Condition {
-		var out []cni.Condition
-		for _, r := range labels {
-			out = append(out, cni.Condition{Label: r.Key, Operator: string(r.Operator), Values: r.Values})
-		}
-		return out
-	}
-	var out []cni.Selector
-	for _, s := range selectors {
-		out = append(out, cni.Selector{Pod: conditions(s.Pod), Namespace: conditions(s.Namespace)})
-	}
-	return out
 }
 
 // followCluster clears what readiness waits for, and says when the mesh's state is known.

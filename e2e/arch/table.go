@@ -63,7 +63,8 @@ func planeEdges() []Edge {
 		{From: "redirect/podset", To: []string{"redirect", "redirect/netns", "redirect/handoff"}},
 		{From: "redirect/procns", To: []string{"redirect/netns"}},
 		{From: "redirect/hostrules", To: []string{"redirect/netns", "redirect/nft"}},
-		{From: "redirect/cni", To: []string{"redirect/handoff", "redirect/netns"}},
+		{From: "redirect/selector"},
+		{From: "redirect/cni", To: []string{"redirect/handoff", "redirect/netns", "redirect/selector"}},
 		{From: "redirect/cni/install"},
 		{From: "redirect/netnstest", To: []string{"redirect/**"}},
 
@@ -91,8 +92,9 @@ func joinEdges() []Edge {
 		{From: "cmd/internal/kubeca", To: []string{"identity", "identity/svid", "identity/ca/authority", "identity/ca/server"}},
 		{From: "cmd/internal/kubenode", To: []string{"cmd/internal/enrol", "workload/egress", "redirect/**"}},
 		{From: "cmd/internal/installer", To: []string{"cmd/internal/access", "cmd/internal/inspect", "cmd/internal/netpolcheck", "deploy"}},
-		{From: "cmd/internal/inspect", To: []string{"cmd/internal/access", "cmd/internal/enrol", "deploy", "redirect/netns"}},
-		{From: "cmd/internal/netpolcheck", To: []string{"cmd/internal/enrol"}},
+		{From: "cmd/internal/enrol", To: []string{"redirect/selector"}},
+		{From: "cmd/internal/inspect", To: []string{"cmd/internal/access", "cmd/internal/enrol", "deploy", "redirect/netns", "redirect/selector"}},
+		{From: "cmd/internal/netpolcheck", To: []string{"cmd/internal/enrol", "redirect/selector"}},
 		{From: "cmd/internal/companion", To: []string{"cmd/internal/netpolcheck", "cmd/internal/enrol"}},
 		{From: "cmd/culvert", To: []string{"deploy", "e2e/netlab"}}, // the demonstration is the lab, told to a person
 		{From: "cmd/*", To: []string{"cmd/internal/*", "identity/**", "workload/**", "hbone/**", "redirect/**", "waypoint/**"}},

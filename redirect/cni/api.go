@@ -14,6 +14,7 @@ import (
 	"strings"
 
 	"github.com/culvert-mesh/culvert/redirect/handoff"
+	"github.com/culvert-mesh/culvert/redirect/selector"
 )
 
 // errAway says that the agent did not answer.
@@ -47,8 +48,8 @@ type object struct {
 	} `json:"spec"`
 }
 
-// lookUp asks the API server whether the pod is to be in the mesh by the selectors, nil for the default rule.
-func lookUp(ctx context.Context, path string, p handoff.CNIPod, selectors []Selector) (in bool, why string, err error) {
+// lookUp asks the API server whether the pod is to be in the mesh by the selectors, nil for the default ones.
+func lookUp(ctx context.Context, path string, p handoff.CNIPod, selectors []selector.Selector) (in bool, why string, err error) {
 	file, err := readAPIFile(path)
 	if err != nil {
 		return false, "", err
@@ -75,33 +76,18 @@ func lookUp(ctx context.Context, path string, p handoff.CNIPod, selectors []Sele
 	return in, why, nil
 }
 
-// selected decides by the selectors or, without any, by the default rule: the pod's label
-// beats that of the namespace, and any other value of it than ambient and none means
-// nothing.
-func selected(pod, namespace object, selectors []Selector) (in bool, why string) {
-	const label, sidecar = "istio.io/dataplane-mode", "sidecar.istio.io/status"
+// selected decides by the selectors, nil for the default ones.
+func selected(pod, namespace object, selectors []selector.Selector) (in bool, why string) {
 	if pod.Spec.HostNetwork {
 		return false, "it uses the host's network"
 	}
-	if _, ok := pod.Metadata.Annotations[sidecar]; ok {
+	if _, ok := pod.Metadata.Annotations["sidecar.istio.io/status"]; ok {
 		return false, "it has a sidecar"
 	}
-	if selectors != nil {
-		if takes(selectors, pod, namespace) {
-			return true, "by a selector"
-		}
-		return false, "no selector takes it"
+	if by := selector.Matching(selectors, pod.Metadata.Labels, namespace.Metadata.Labels); by != nil {
+		return true, by.String()
 	}
-	switch pod.Metadata.Labels[label] {
-	case "ambient":
-		return true, "by its label"
-	case "none":
-		return false, "by its label"
-	}
-	if namespace.Metadata.Labels[label] == "ambient" {
-		return true, "by the label of its namespace"
-	}
-	return false, "neither it nor its namespace is labelled"
+	return false, "no selector takes the labels of pod and namespace"
 }
 
 func readAPIFile(path string) (apiFile, error) {

@@ -6,8 +6,9 @@ import (
 	"errors"
 	"fmt"
 	"path/filepath"
-	"slices"
 	"time"
+
+	"github.com/culvert-mesh/culvert/redirect/selector"
 )
 
 // Type is the plugin's type in a configuration, and the name of its binary.
@@ -41,8 +42,8 @@ type Config struct {
 	// ExcludeNamespaces are left alone without asking anybody. nil means kube-system.
 	ExcludeNamespaces []string `json:"excludeNamespaces"`
 	// Selectors say which pods are to be in the mesh while the agent is away: those that
-	// any of them takes. nil means the default rule, by the label istio.io/dataplane-mode.
-	Selectors []Selector `json:"selectors,omitempty"`
+	// any of them takes. nil means the default ones, by the label istio.io/dataplane-mode.
+	Selectors []selector.Selector `json:"selectors,omitempty"`
 	// OwnNamespace is where the mesh runs. Empty means DefaultOwnNamespace.
 	OwnNamespace string `json:"ownNamespace,omitempty"`
 	// AgentTimeout bounds waiting for the agent's answer, APITimeout the look-up at
@@ -119,9 +120,7 @@ func (c Config) validate() error {
 		}
 	}
 	for _, s := range c.Selectors {
-		for _, condition := range slices.Concat(s.Pod, s.Namespace) {
-			errs = append(errs, condition.validate())
-		}
+		errs = append(errs, s.Validate())
 	}
 	for _, f := range []struct {
 		name  string

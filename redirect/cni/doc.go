@@ -8,7 +8,7 @@
 //	no Kubernetes pod, excluded namespace, the mesh's own pod ──────────► pass
 //	agent answers: enrolled, or stays out ──────────────────────────────► pass
 //	agent answers: an error ────────────────────────────────────────────► fail
-//	agent is away: pod and namespace from the API server, Config.Selectors
+//	agent is away: pod and namespace from the API server, by Config.Selectors
 //	     not selected ──────────────────────────────────────────────────► pass
 //	     selected, or the API server does not tell ─────────────────────► fail
 //

@@ -8,6 +8,8 @@ import (
 	"slices"
 	"strconv"
 	"strings"
+
+	"github.com/culvert-mesh/culvert/redirect/selector"
 )
 
 // Annotations of a pod that change what is captured.
@@ -202,7 +204,7 @@ func include[T any](r *reader, key string, parse func(string) ([]T, error)) []T 
 		return nil
 	}
 	if strings.TrimSpace(text) == "" {
-		r.warn("annotation %s is ignored: it is empty; label the pod %s=%s to leave it out, or use %s", key, LabelMode, ModeNone, AnnotationBypassInbound)
+		r.warn("annotation %s is ignored: it is empty; label the pod %s=%s to leave it out, or use %s", key, selector.LabelMode, selector.ModeNone, AnnotationBypassInbound)
 		return nil
 	}
 	return carveOut(r, key, parse)

@@ -8,6 +8,7 @@ import (
 	"testing"
 
 	"github.com/culvert-mesh/culvert/cmd/internal/enrol"
+	"github.com/culvert-mesh/culvert/redirect/selector"
 )
 
 func prefixes(texts ...string) (out []netip.Prefix) {
@@ -95,7 +96,7 @@ func TestCapture(t *testing.T) {
 	}
 }
 
-func all() []enrol.Selector { return []enrol.Selector{{}} }
+func all() []selector.Selector { return []selector.Selector{{}} }
 
 func TestCaptureEqual(t *testing.T) {
 	different := []enrol.Capture{

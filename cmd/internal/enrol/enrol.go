@@ -13,15 +13,12 @@ import (
 	"fmt"
 	"slices"
 	"strconv"
+
+	"github.com/culvert-mesh/culvert/redirect/selector"
 )
 
-// Labels and annotations that decide.
+// Labels and annotations that decide, besides those of selectors.
 const (
-	// LabelMode on a pod or namespace: ModeAmbient or ModeNone.
-	LabelMode   = "istio.io/dataplane-mode"
-	ModeAmbient = "ambient"
-	ModeNone    = "none"
-
 	// AnnotationSidecar marks a pod that has a sidecar proxy; such pods stay out.
 	AnnotationSidecar = "sidecar.istio.io/status"
 	// AnnotationAllowCarveOuts on a namespace: false ignores the carve-outs of its pods.
@@ -52,8 +49,8 @@ type Settings struct {
 	// cannot wait for itself.
 	OwnNamespace string
 	OwnApps      []string
-	// Selectors replace DefaultSelectors; nil means those. A pod is in when any of them takes it.
-	Selectors []Selector
+	// Selectors replace the default ones; nil means those. A pod is in when any of them takes it.
+	Selectors []selector.Selector
 	// ForbidCarveOuts ignores the carve-outs of all pods.
 	ForbidCarveOuts bool
 }
@@ -73,20 +70,14 @@ type Decision struct {
 
 // Decide decides about a pod.
 func Decide(pod Pod, namespace Namespace, s Settings) Decision {
-	selectors := s.Selectors
-	if selectors == nil {
-		selectors = DefaultSelectors()
-	}
-	i := slices.IndexFunc(selectors, func(sel Selector) bool {
-		return sel.Pod.Matches(pod.Labels) && sel.Namespace.Matches(namespace.Labels)
-	})
+	by := selector.Matching(s.Selectors, pod.Labels, namespace.Labels)
 	if why := s.exclusion(pod); why != "" {
-		return Decision{Why: why, Selected: i >= 0}
+		return Decision{Why: why, Selected: by != nil}
 	}
-	if i < 0 {
+	if by == nil {
 		return Decision{Why: "no selector takes the labels of pod and namespace"}
 	}
-	d := Decision{In: true, Why: selectors[i].String(), Selected: true}
+	d := Decision{In: true, Why: by.String(), Selected: true}
 	r := reader{pod: pod.Annotations, namespace: namespace.Annotations, forbidden: s.ForbidCarveOuts}
 	d.Capture = r.capture()
 	d.Warnings = r.warnings

@@ -13,6 +13,7 @@ import (
 
 	"github.com/culvert-mesh/culvert/cmd/internal/enrol"
 	"github.com/culvert-mesh/culvert/deploy"
+	"github.com/culvert-mesh/culvert/redirect/selector"
 )
 
 // redirection is the annotation by which an agent says what it has achieved.
@@ -30,7 +31,7 @@ func (c *cluster) checkPods(ctx context.Context) error {
 	byName := map[string]enrol.Namespace{}
 	for _, ns := range spaces.Items {
 		byName[ns.Name] = enrol.Namespace{Labels: ns.Labels, Annotations: ns.Annotations}
-		if ns.Labels[enrol.LabelMode] == enrol.ModeAmbient && (ns.Labels["istio-injection"] == "enabled" || ns.Labels["istio.io/rev"] != "") {
+		if ns.Labels[selector.LabelMode] == selector.ModeAmbient && (ns.Labels["istio-injection"] == "enabled" || ns.Labels["istio.io/rev"] != "") {
 			c.add(Warning, "namespace "+ns.Name, "asks for sidecars and for the mesh without them: pods that get a sidecar stay out")
 		}
 	}
@@ -91,15 +92,9 @@ func (f *Flags) read(arg string) {
 	case name == "--dns":
 		f.DNS = yes
 	case name == "--enrol-selectors" && value != "":
-		var all []enrol.Selector
-		for part := range strings.SplitSeq(value, "|") {
-			s, err := enrol.ParseSelector(part)
-			if err != nil {
-				return
-			}
-			all = append(all, s)
+		if all, err := selector.Parse(value); err == nil {
+			f.Enrolment.Selectors = all
 		}
-		f.Enrolment.Selectors = all
 	}
 }
 

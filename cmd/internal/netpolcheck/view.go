@@ -11,6 +11,7 @@ import (
 	adminv1alpha2 "sigs.k8s.io/network-policy-api/apis/v1alpha2"
 
 	"github.com/culvert-mesh/culvert/cmd/internal/enrol"
+	"github.com/culvert-mesh/culvert/redirect/selector"
 )
 
 // Everywhere among Mesh.Assume stands for all namespaces.
@@ -94,8 +95,8 @@ func (v *view) decide(p enrol.Pod) enrol.Decision {
 }
 
 // anybody takes every pod that does not opt out.
-func anybody() []enrol.Selector {
-	return []enrol.Selector{{Pod: enrol.LabelSelector{{Key: enrol.LabelMode, Operator: enrol.NotIn, Values: []string{enrol.ModeNone}}}}}
+func anybody() []selector.Selector {
+	return []selector.Selector{{Pod: selector.Labels{{Key: selector.LabelMode, Operator: selector.NotIn, Values: []string{selector.ModeNone}}}}}
 }
 
 // members returns the known pods that a selector takes in a namespace and that are in the mesh, whether any pod may be, and

@@ -1,23 +1,36 @@
-package enrol
+// Package selector says by labels which pods are to be in the mesh: to the agent, and to the CNI plugin while the agent is
+// away. What else keeps a pod out is left to them.
+//
+// A Selector is plain data, also as JSON; nothing changes it.
+package selector
 
 import (
+	"errors"
 	"fmt"
 	"slices"
 	"strings"
 )
 
+// The label by which Istio's ambient mode decides, on a pod or a namespace, and its values.
+const (
+	LabelMode   = "istio.io/dataplane-mode"
+	ModeAmbient = "ambient"
+	ModeNone    = "none"
+)
+
 // Selector takes a pod when both its parts match; an empty part matches everything.
 type Selector struct {
-	Pod, Namespace LabelSelector
+	Pod       Labels `json:"pod,omitempty"`
+	Namespace Labels `json:"namespace,omitempty"`
 }
 
-// DefaultSelectors are the reference's: a pod labelled ambient, and a pod of a namespace labelled ambient that is not
-// itself labelled none. So the pod's own label wins in both directions.
-func DefaultSelectors() []Selector {
+// Default returns the selectors of Istio's ambient mode: a pod labelled ambient, and a pod of a namespace labelled ambient
+// that is not itself labelled none. So the pod's own label wins in both directions.
+func Default() []Selector {
 	ambient := Requirement{Key: LabelMode, Operator: In, Values: []string{ModeAmbient}}
 	return []Selector{
-		{Pod: LabelSelector{ambient}},
-		{Pod: LabelSelector{{Key: LabelMode, Operator: NotIn, Values: []string{ModeNone}}}, Namespace: LabelSelector{ambient}},
+		{Pod: Labels{ambient}},
+		{Pod: Labels{{Key: LabelMode, Operator: NotIn, Values: []string{ModeNone}}}, Namespace: Labels{ambient}},
 	}
 }
 
@@ -36,16 +49,42 @@ func (s Selector) String() string {
 	return strings.Join(parts, ", ")
 }
 
-// LabelSelector matches labels that meet all its requirements.
-type LabelSelector []Requirement
+// Matching returns the first of the selectors that takes a pod with these labels in a namespace with those, or nil. The
+// selectors nil stand for the default ones; an empty list takes nothing.
+func Matching(selectors []Selector, pod, namespace map[string]string) *Selector {
+	if selectors == nil {
+		selectors = Default()
+	}
+	for i := range selectors {
+		if s := &selectors[i]; s.Pod.match(pod) && s.Namespace.match(namespace) {
+			return s
+		}
+	}
+	return nil
+}
 
-// Matches reports whether the labels meet all requirements.
-func (s LabelSelector) Matches(labels map[string]string) bool {
+// Validate refuses what only a selector that did not come from Parse can have.
+func (s Selector) Validate() error {
+	var errs []error
+	for _, r := range slices.Concat(s.Pod, s.Namespace) {
+		switch r.Operator {
+		case In, NotIn, Exists, DoesNotExist:
+		default:
+			errs = append(errs, fmt.Errorf("condition on label %.80q: operator %.40q is unknown", r.Key, r.Operator))
+		}
+	}
+	return errors.Join(errs...)
+}
+
+// Labels matches labels that meet all its requirements.
+type Labels []Requirement
+
+func (s Labels) match(labels map[string]string) bool {
 	return !slices.ContainsFunc(s, func(r Requirement) bool { return !r.matches(labels) })
 }
 
 // String returns the selector in the notation of kubectl.
-func (s LabelSelector) String() string {
+func (s Labels) String() string {
 	parts := make([]string, len(s))
 	for i, r := range s {
 		parts[i] = r.String()
@@ -66,9 +105,9 @@ const (
 
 // Requirement is one condition on one label. One with an unknown operator is never met.
 type Requirement struct {
-	Key      string
-	Operator Operator
-	Values   []string
+	Key      string   `json:"label"`
+	Operator Operator `json:"operator"`
+	Values   []string `json:"values,omitempty"`
 }
 
 func (r Requirement) matches(labels map[string]string) bool {
@@ -107,9 +146,25 @@ func (r Requirement) String() string {
 	return fmt.Sprintf("%s %s?", r.Key, r.Operator)
 }
 
-// ParseSelector reads a selector of the form "POD;NAMESPACE" or "POD", each part in the notation of kubectl: conditions
-// "key=value", "key!=value", "key" and "!key" separated by commas. Sets of values are not taken; write two selectors.
-func ParseSelector(text string) (Selector, error) {
+// Parse reads selectors, separated by bars, of the form "POD;NAMESPACE" or "POD", each part in the notation of kubectl:
+// conditions "key=value", "key!=value", "key" and "!key" separated by commas. Sets of values are not taken; write two
+// selectors. An empty text is none.
+func Parse(text string) ([]Selector, error) {
+	if text == "" {
+		return nil, nil
+	}
+	var out []Selector
+	for part := range strings.SplitSeq(text, "|") {
+		s, err := parse(part)
+		if err != nil {
+			return nil, err
+		}
+		out = append(out, s)
+	}
+	return out, nil
+}
+
+func parse(text string) (Selector, error) {
 	pod, namespace, _ := strings.Cut(text, ";")
 	p, err := parseLabels(pod)
 	if err != nil {
@@ -122,11 +177,11 @@ func ParseSelector(text string) (Selector, error) {
 	return Selector{Pod: p, Namespace: n}, nil
 }
 
-func parseLabels(text string) (LabelSelector, error) {
+func parseLabels(text string) (Labels, error) {
 	if strings.TrimSpace(text) == "" {
 		return nil, nil
 	}
-	var out LabelSelector
+	var out Labels
 	for part := range strings.SplitSeq(text, ",") {
 		r, err := parseRequirement(strings.TrimSpace(part))
 		if err != nil {
