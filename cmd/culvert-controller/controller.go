@@ -2,7 +2,6 @@ package main
 
 import (
 	"context"
-	"errors"
 	"fmt"
 	"log/slog"
 	"net"
@@ -10,9 +9,9 @@ import (
 
 	"k8s.io/client-go/kubernetes"
 	"k8s.io/client-go/rest"
-	"k8s.io/client-go/tools/clientcmd"
 
 	"github.com/culvert-mesh/culvert/cmd/internal/admin"
+	"github.com/culvert-mesh/culvert/cmd/internal/apiserver"
 	"github.com/culvert-mesh/culvert/cmd/internal/companion"
 	"github.com/culvert-mesh/culvert/cmd/internal/conf"
 	"github.com/culvert-mesh/culvert/cmd/internal/enrol"
@@ -44,18 +43,9 @@ type clients struct {
 
 // connect makes the clients. Nothing is asked of the API server yet.
 func connect(s *settings) (clients, error) {
-	var cfg *rest.Config
-	var err error
-	if s.kubeconfig != "" {
-		cfg, err = clientcmd.BuildConfigFromFlags("", s.kubeconfig)
-	} else {
-		cfg, err = rest.InClusterConfig()
-	}
-	switch {
-	case errors.Is(err, rest.ErrNotInCluster):
-		return clients{}, errors.New("find the API server: this is not a pod: give --kubeconfig")
-	case err != nil:
-		return clients{}, fmt.Errorf("find the API server: %w", err)
+	cfg, err := apiserver.Config(s.kubeconfig)
+	if err != nil {
+		return clients{}, err
 	}
 	cfg.UserAgent = "culvert-controller/" + version
 	// A token is reviewed for every certificate that an agent does not have yet, and a cluster may come up all at once.

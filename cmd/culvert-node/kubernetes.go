@@ -14,9 +14,9 @@ import (
 	"time"
 
 	"k8s.io/client-go/rest"
-	"k8s.io/client-go/tools/clientcmd"
 	"k8s.io/klog/v2"
 
+	"github.com/culvert-mesh/culvert/cmd/internal/apiserver"
 	"github.com/culvert-mesh/culvert/cmd/internal/conf"
 	"github.com/culvert-mesh/culvert/cmd/internal/enrol"
 	"github.com/culvert-mesh/culvert/cmd/internal/kubenode"
@@ -114,7 +114,7 @@ type cluster struct {
 func (n *node) buildKubernetes(parts []run.Component) ([]run.Component, error) {
 	s, k := n.settings, &n.settings.kubernetes
 	klog.SetSlogLogger(n.scope("kubernetes"))
-	api, err := apiServer(k.kubeconfig)
+	api, err := apiserver.Config(k.kubeconfig)
 	if err != nil {
 		return nil, err
 	}
@@ -163,20 +163,6 @@ func (n *node) buildKubernetes(parts []run.Component) ([]run.Component, error) {
 		return nil, err
 	}
 	return append(parts, run.Component{Name: "CNI plugin", Run: n.keepPlugin}), nil
-}
-
-func apiServer(kubeconfig string) (*rest.Config, error) {
-	cfg, err := rest.InClusterConfig()
-	if kubeconfig != "" {
-		cfg, err = clientcmd.BuildConfigFromFlags("", kubeconfig)
-	}
-	switch {
-	case errors.Is(err, rest.ErrNotInCluster):
-		return nil, errors.New("find the API server: this is not a pod: give --kubeconfig")
-	case err != nil:
-		return nil, fmt.Errorf("find the API server: %w", err)
-	}
-	return cfg, nil
 }
 
 func newInstaller(s *settings, api *rest.Config, log *slog.Logger) (*install.Installer, error) {

@@ -129,7 +129,7 @@ func systemFences() []Fence {
 			Allowed: []string{
 				"workload/source/kube", "workload/status", "waypoint/gatewayapi", "waypoint/controller",
 				"cmd/culvert", "cmd/culvert-node", "cmd/culvert-controller", "cmd/culvert-waypoint",
-				"cmd/internal/kubeca", "cmd/internal/kubenode", "cmd/internal/access", "cmd/internal/installer", "cmd/internal/inspect",
+				"cmd/internal/kubeca", "cmd/internal/kubenode", "cmd/internal/access", "cmd/internal/apiserver", "cmd/internal/installer", "cmd/internal/inspect",
 				"cmd/internal/objects", "cmd/internal/authz", "cmd/internal/netpolcheck", "cmd/internal/companion", "cmd/internal/kubetest", "deploy/**", "e2e/**",
 			},
 		},
