@@ -29,7 +29,7 @@ type Grant struct {
 // ReadGrants reads them from manifests, as the chart renders them or Helm keeps them.
 func ReadGrants(manifests string) (*Grants, error) {
 	g := &Grants{rules: map[string][]rbacv1.PolicyRule{}}
-	for text := range strings.SplitSeq("\n"+manifests, "\n---") {
+	for text := range documents(manifests) {
 		var o Grant
 		if err := yaml.Unmarshal([]byte(text), &o); err != nil {
 			return nil, fmt.Errorf("read manifests: %w", err)
