@@ -65,7 +65,7 @@ func planeEdges() []Edge {
 		{From: "redirect/hostrules", To: []string{"redirect/netns", "redirect/nft"}},
 		{From: "redirect/selector"},
 		{From: "redirect/cni", To: []string{"redirect/handoff", "redirect/netns", "redirect/selector"}},
-		{From: "redirect/cni/install"},
+		{From: "redirect/cni/install", To: []string{"redirect/cni"}},
 		{From: "redirect/netnstest", To: []string{"redirect/**"}},
 
 		{From: "waypoint/httproute", To: []string{"workload"}},

@@ -23,7 +23,8 @@ const MaxInput = 4 << 20
 // delTimeout bounds what DEL waits for: the runtime does not need the agent's answer.
 const delTimeout = 2 * time.Second
 
-// Versions are those of the CNI specification that the plugin speaks.
+// Versions are those of the CNI specification that the plugin speaks: all since chaining began with 0.3.0, which kube-router
+// writes still.
 func Versions() version.PluginInfo {
 	return version.PluginSupports("0.3.0", "0.3.1", "0.4.0", "1.0.0", "1.1.0")
 }

@@ -10,6 +10,8 @@ import (
 	"path/filepath"
 	"syscall"
 	"time"
+
+	"github.com/culvert-mesh/culvert/redirect/cni"
 )
 
 // binaryState remembers the two files when they were last found equal, so that they
@@ -40,7 +42,7 @@ func stampOf(path string) (stamp, error) {
 
 // ensureBinary makes the binary in BinDir equal to the source.
 func (i *Installer) ensureBinary() error {
-	target := filepath.Join(i.cfg.BinDir, PluginType)
+	target := filepath.Join(i.cfg.BinDir, cni.Type)
 	if err := i.copyBinary(target); err != nil {
 		return fmt.Errorf("install %s: %w", target, err)
 	}

@@ -8,6 +8,8 @@ import (
 	"reflect"
 	"slices"
 	"strings"
+
+	"github.com/culvert-mesh/culvert/redirect/cni"
 )
 
 // defaultName is that of a network whose configuration has none; Istio's installer
@@ -123,7 +125,7 @@ func (c chain) kinds() []string {
 // kind. The text is the same if that is so already.
 func (c chain) with(entry []byte) ([]byte, error) {
 	n := len(c.plugins) - 1
-	if c.plugins[n].kind == PluginType && slices.Index(c.kinds(), PluginType) == n && same(c.text[c.plugins[n].start:c.plugins[n].end], entry) {
+	if c.plugins[n].kind == cni.Type && slices.Index(c.kinds(), cni.Type) == n && same(c.text[c.plugins[n].start:c.plugins[n].end], entry) {
 		return c.text, nil
 	}
 	text, err := c.without()
@@ -144,7 +146,7 @@ func (c chain) without() ([]byte, error) {
 	text := c.text
 	kept := slices.Clone(c.plugins)
 	for n := len(kept) - 1; n >= 0; n-- {
-		if kept[n].kind != PluginType {
+		if kept[n].kind != cni.Type {
 			continue
 		}
 		from, to := kept[n].start, kept[n].end
@@ -244,16 +246,15 @@ func (c chain) list(entry []byte) ([]byte, error) {
 	return out.Bytes(), nil
 }
 
-// supported reports an error unless the plugin speaks the configuration's version:
-// chaining began with 0.3.0, which kube-router writes still.
+// supported reports an error unless the plugin speaks the configuration's version.
 func (c chain) supported() error {
+	spoken := cni.Versions().SupportedVersions()
 	for _, v := range append([]string{c.version}, c.more...) {
-		switch v {
-		case "0.3.0", "0.3.1", "0.4.0", "1.0.0", "1.1.0":
+		if slices.Contains(spoken, v) {
 			return nil
 		}
 	}
-	return fmt.Errorf("cniVersion %.20q is not one of 0.3.0, 0.3.1, 0.4.0, 1.0.0 and 1.1.0, which %s speaks", c.version, PluginType)
+	return fmt.Errorf("cniVersion %.20q is not one of %s, which %s speaks", c.version, strings.Join(spoken, ", "), cni.Type)
 }
 
 // checkJSON returns where text is no JSON.

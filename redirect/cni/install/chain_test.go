@@ -5,6 +5,8 @@ import (
 	"encoding/json"
 	"strings"
 	"testing"
+
+	"github.com/culvert-mesh/culvert/redirect/cni"
 )
 
 const entry = `{"type":"culvert-cni","agentSocket":"/s"}`
@@ -86,10 +88,10 @@ func TestWith(t *testing.T) {
 			if err != nil {
 				t.Fatal(err)
 			}
-			if !strings.Contains(tt.text, PluginType) && string(back) != tt.text {
+			if !strings.Contains(tt.text, cni.Type) && string(back) != tt.text {
 				t.Errorf("without gives\n%s\nand not what was there\n%s", back, tt.text)
 			}
-			if bytes.Contains(back, []byte(PluginType)) {
+			if bytes.Contains(back, []byte(cni.Type)) {
 				t.Errorf("without leaves an entry: %s", back)
 			}
 		})
@@ -192,7 +194,7 @@ func FuzzChain(f *testing.F) {
 		if err != nil {
 			t.Fatalf("%v in %s", err, with)
 		}
-		if k := again.kinds(); k[len(k)-1] != PluginType {
+		if k := again.kinds(); k[len(k)-1] != cni.Type {
 			t.Fatalf("plugins %q", k)
 		}
 		if back, err := again.without(); err != nil || !bytes.Equal(back, without) && !bytes.Equal(with, text) {

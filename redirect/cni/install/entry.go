@@ -9,6 +9,8 @@ import (
 	"path/filepath"
 	"strings"
 	"time"
+
+	"github.com/culvert-mesh/culvert/redirect/cni"
 )
 
 // savedSuffix is added to the name of a configuration of a single plugin when a list
@@ -40,7 +42,7 @@ func (r *rivals) due(file string, now time.Time) error {
 	}
 	if n := len(r.times); n >= rivalCount && now.Sub(r.times[n-1]) < rivalPause {
 		return fmt.Errorf("another program takes the entry of %s out of %s again and again: let it leave the file alone "+
-			"(Cilium: cni.exclusive=false)", PluginType, file)
+			"(Cilium: cni.exclusive=false)", cni.Type, file)
 	}
 	r.times = append(r.times, now)
 	return nil
@@ -61,7 +63,7 @@ func (i *Installer) ensureEntry() error {
 		return d.problem()
 	}
 	if err := i.chainTo(d.path, c); err != nil {
-		return fmt.Errorf("chain %s in %s: %w", PluginType, path, err)
+		return fmt.Errorf("chain %s in %s: %w", cni.Type, path, err)
 	}
 	return d.broken()
 }
@@ -159,7 +161,7 @@ func convertedFrom(list conf, dir, name string) bool {
 // made reports whether the list looks as convert makes them: one plugin of others,
 // ours, and the white space of chain.list.
 func made(list conf) bool {
-	if list.err != nil || len(list.chain.plugins) != 2 || list.chain.plugins[1].kind != PluginType {
+	if list.err != nil || len(list.chain.plugins) != 2 || list.chain.plugins[1].kind != cni.Type {
 		return false
 	}
 	first := list.chain.plugins[0]

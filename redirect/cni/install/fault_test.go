@@ -14,6 +14,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"github.com/culvert-mesh/culvert/redirect/cni"
 	"github.com/culvert-mesh/culvert/redirect/cni/install"
 )
 
@@ -291,10 +292,10 @@ func TestTamperedAtOnce(t *testing.T) {
 		t.Fatal(err)
 	}
 	i.Claim(t)
-	binary := filepath.Join(n.cfg.BinDir, install.PluginType)
+	binary := filepath.Join(n.cfg.BinDir, cni.Type)
 	times := 0
 	i.Step(func(name string) {
-		if name == "put "+install.PluginType && times == 0 {
+		if name == "put "+cni.Type && times == 0 {
 			times++
 			n.write(binary, "tampered with")
 		}

@@ -12,10 +12,9 @@ import (
 	"time"
 
 	"github.com/fsnotify/fsnotify"
-)
 
-// PluginType is the type of the plugin in a configuration, and the name of its binary.
-const PluginType = "culvert-cni"
+	"github.com/culvert-mesh/culvert/redirect/cni"
+)
 
 // APIFile is the name of the file in Config.RunDir by which the plugin reaches the API
 // server.
@@ -35,7 +34,7 @@ type Config struct {
 	// SourceBinary is the plugin's binary; required.
 	SourceBinary string
 	// PluginConfig is the entry in the chain: a JSON object whose type is
-	// PluginType; required.
+	// cni.Type; required.
 	PluginConfig json.RawMessage
 	// RunDir is where APIFile is written; required. It is made with mode 0700 and
 	// must be gone after a reboot, or its token is an old one.
@@ -75,8 +74,8 @@ func (c Config) Validate() error {
 	var entry map[string]any
 	if err := json.Unmarshal(c.PluginConfig, &entry); err != nil {
 		errs = append(errs, fmt.Errorf("PluginConfig: %w", err))
-	} else if entry["type"] != PluginType {
-		errs = append(errs, fmt.Errorf("PluginConfig: type is %.40v, not %s", entry["type"], PluginType))
+	} else if entry["type"] != cni.Type {
+		errs = append(errs, fmt.Errorf("PluginConfig: type is %.40v, not %s", entry["type"], cni.Type))
 	}
 	return errors.Join(errs...)
 }
@@ -236,9 +235,9 @@ func (i *Installer) verify() error {
 	if err := r.problem(); err != nil {
 		return err
 	}
-	if !r.active().has(PluginType) {
+	if !r.active().has(cni.Type) {
 		return fmt.Errorf("%s has no entry of %s, and a newer agent is to put it there",
-			filepath.Join(i.cfg.NetDir, r.active().name), PluginType)
+			filepath.Join(i.cfg.NetDir, r.active().name), cni.Type)
 	}
 	return nil
 }

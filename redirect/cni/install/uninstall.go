@@ -11,6 +11,8 @@ import (
 	"slices"
 	"strings"
 	"time"
+
+	"github.com/culvert-mesh/culvert/redirect/cni"
 )
 
 // Uninstall takes everything away that Run put there: our entry in all files, restoring
@@ -32,7 +34,7 @@ func (i *Installer) Uninstall(ctx context.Context) error {
 }
 
 func (i *Installer) removeFiles(ctx context.Context) error {
-	if binary := filepath.Join(i.cfg.BinDir, PluginType); exists(binary) {
+	if binary := filepath.Join(i.cfg.BinDir, cni.Type); exists(binary) {
 		wait(ctx, i.cfg.Grace)
 		if err := remove(binary); err != nil {
 			return err
@@ -103,12 +105,12 @@ func (i *Installer) unchainOnce() error {
 // unchain takes our entry out of one file.
 func (i *Installer) unchain(c conf) error {
 	if c.err != nil {
-		if bytes.Contains(c.text, []byte(PluginType)) {
-			return fmt.Errorf("may have an entry of %s and cannot be changed: %w", PluginType, c.err)
+		if bytes.Contains(c.text, []byte(cni.Type)) {
+			return fmt.Errorf("may have an entry of %s and cannot be changed: %w", cni.Type, c.err)
 		}
 		return nil
 	}
-	if !c.list || !slices.Contains(c.chain.kinds(), PluginType) {
+	if !c.list || !slices.Contains(c.chain.kinds(), cni.Type) {
 		return nil
 	}
 	for _, ext := range []string{".conf", ".json"} { // somebody was killed between making one and removing the other
