@@ -128,9 +128,6 @@ func (f *authzFlags) ref(text string) (authz.Ref, error) {
 	return authz.ParseRef(text, f.workloadNamespace())
 }
 
-// exitFound is the exit status of `culvert authz` when the answer is not the one that was hoped for.
-const exitFound = 1
-
 // writeText writes lines that may hold foreign text, without control characters.
 func writeText(out io.Writer, text string) error {
 	_, err := io.WriteString(out, strings.Map(func(r rune) rune {

@@ -140,7 +140,7 @@ func (f *checkFlags) decide(out io.Writer, w *authz.World, q authz.Question) err
 		err = printVerdicts(out, verdicts)
 	}
 	if err == nil && slices.ContainsFunc(verdicts, func(v authz.Verdict) bool { return !v.Allowed }) {
-		return withStatus{exitFound, nil}
+		return withStatus{exitWrong, nil}
 	}
 	return err
 }

@@ -48,7 +48,7 @@ The exit status is 1 when there is an error or a warning, 0 when there are only 
 			err = printLint(cmd.OutOrStdout(), found)
 		}
 		if err == nil && authz.Failed(found) {
-			return withStatus{exitFound, nil}
+			return withStatus{exitWrong, nil}
 		}
 		return err
 	})

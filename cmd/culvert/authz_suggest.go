@@ -97,7 +97,7 @@ func (f *suggestFlags) run(cmd *cobra.Command) error {
 		err = printSuggestion(out, flows, s)
 	}
 	if err == nil && (len(s.Refused) > 0 || len(flows.Missing) > 0 || flows.Dropped > 0) {
-		return withStatus{exitFound, nil}
+		return withStatus{exitWrong, nil}
 	}
 	return err
 }

@@ -18,8 +18,8 @@ import (
 	"github.com/culvert-mesh/culvert/deploy"
 )
 
-// errFound makes the exit status 1 when the findings have said why.
-var errFound = withStatus{1, errors.New("something is wrong: see the lines that begin with error")}
+// errFound is the error when the findings have said why.
+var errFound = withStatus{exitWrong, errors.New("something is wrong: see the lines that begin with error")}
 
 func checkCommand() *cobra.Command {
 	var machine, cluster, all bool

@@ -19,9 +19,6 @@ import (
 	"github.com/culvert-mesh/culvert/cmd/internal/objects"
 )
 
-// exitMissing is the exit status of `culvert netpol` when somebody has to act.
-const exitMissing = 1
-
 func netpolCommand() *cobra.Command {
 	cmd := &cobra.Command{
 		Use:   "netpol",
@@ -221,13 +218,13 @@ The exit status is 1 when something is missing, 2 when the question could not be
 	f := addNetpolFlags(cmd, connect)
 	cmd.Flags().StringVarP(&output, "output", "o", "text", "text or json")
 	cmd.Flags().BoolVar(&wrong, "wrong", false, "show only the policies that somebody has to act on")
-	cmd.RunE = func(cmd *cobra.Command, _ []string) error {
+	return withTrouble(cmd, func(cmd *cobra.Command, _ []string) error {
 		if output != "text" && output != "json" {
-			return withStatus{exitTrouble, fmt.Errorf("--output=%s: want text or json", output)}
+			return fmt.Errorf("--output=%s: want text or json", output)
 		}
 		in, _, err := f.load(cmd.Context(), cmd.InOrStdin())
 		if err != nil {
-			return withStatus{exitTrouble, err}
+			return err
 		}
 		found := f.check(in)
 		shown := found
@@ -240,9 +237,8 @@ The exit status is 1 when something is missing, 2 when the question could not be
 			err = printNetpol(cmd.OutOrStdout(), shown, len(found), in.Mesh.DNS)
 		}
 		if err != nil {
-			return withStatus{exitTrouble, err}
+			return err
 		}
 		return missing(found)
-	}
-	return cmd
+	})
 }

@@ -48,8 +48,7 @@ The exit status is 1 when something is missing that was not added, 2 when someth
 	}
 	f := addNetpolFlags(cmd, connect)
 	cmd.Flags().BoolVar(&apply, "apply", false, "write the policies where they came from")
-	cmd.RunE = func(cmd *cobra.Command, _ []string) error { return f.fix(cmd, apply) }
-	return cmd
+	return withTrouble(cmd, func(cmd *cobra.Command, _ []string) error { return f.fix(cmd, apply) })
 }
 
 func (f *netpolFlags) fix(cmd *cobra.Command, apply bool) error {
@@ -64,12 +63,12 @@ func (f *netpolFlags) fix(cmd *cobra.Command, apply bool) error {
 		found, err = f.printFixed(cmd)
 	}
 	if err != nil {
-		return withStatus{exitTrouble, err}
+		return err
 	}
 	for i := range found {
 		if x := &found[i]; x.Wrong() && (x.Policy == nil || len(x.Patch) == 0) {
 			fmt.Fprintf(cmd.ErrOrStderr(), "%s cannot be fixed here; culvert netpol check says what to do\n", inspect.Clean(x.About()))
-			err = withStatus{exitMissing, errors.New("something is missing still")}
+			err = withStatus{exitWrong, errors.New("something is missing still")}
 		}
 	}
 	return err

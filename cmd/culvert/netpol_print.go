@@ -26,9 +26,9 @@ func missing(found []netpolcheck.Finding) error {
 	case cut+stale == 0:
 		return nil
 	case stale == 0:
-		return withStatus{exitMissing, fmt.Errorf("%d of %d policies cut the mesh", cut, len(found))}
+		return withStatus{exitWrong, fmt.Errorf("%d of %d policies cut the mesh", cut, len(found))}
 	default:
-		return withStatus{exitMissing, fmt.Errorf("of %d policies %d cut the mesh, and %d are stale companions", len(found), cut, stale)}
+		return withStatus{exitWrong, fmt.Errorf("of %d policies %d cut the mesh, and %d are stale companions", len(found), cut, stale)}
 	}
 }
 

@@ -50,7 +50,7 @@ The exit status is 1 when an agent could not be asked, so that the list may lack
 			err = printPlaintext(cmd.OutOrStdout(), report, time.Now())
 		}
 		if err == nil && len(report.Missing) > 0 {
-			return withStatus{exitFound, errors.New("the list may lack something: not every agent answered")}
+			return withStatus{exitWrong, errors.New("the list may lack something: not every agent answered")}
 		}
 		return err
 	})

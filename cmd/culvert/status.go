@@ -7,9 +7,13 @@ import (
 	"github.com/spf13/cobra"
 )
 
-// exitTrouble is the exit status of commands that answer a question, when there is no answer; and of all, when what is asked
-// cannot be understood.
-const exitTrouble = 2
+// The exit statuses of failures.
+const (
+	// exitWrong: something failed or, of commands that answer a question, the answer is not the one that was hoped for.
+	exitWrong = 1
+	// exitTrouble: a command that answers a question has no answer; or, of any, what is asked cannot be understood.
+	exitTrouble = 2
+)
 
 // withStatus is an error with the exit status that it makes. Without an error of its own nothing is printed: everything has
 // been said.
@@ -27,13 +31,13 @@ func (s withStatus) Error() string {
 
 func (s withStatus) Unwrap() error { return s.err }
 
-// exitStatus is what a program that failed with an error exits with: 1 unless the error says otherwise.
+// exitStatus is what a program that failed with an error exits with: exitWrong unless the error says otherwise.
 func exitStatus(err error) int {
 	var s withStatus
 	if errors.As(err, &s) {
 		return s.code
 	}
-	return 1
+	return exitWrong
 }
 
 // misused is the error of a command line that cannot be understood.

@@ -332,8 +332,6 @@ func duration(d time.Duration) string {
 
 func format(value any) string {
 	switch v := value.(type) {
-	case []string:
-		return strings.Join(v, ",")
 	case time.Duration:
 		return duration(v)
 	case fmt.Stringer:
