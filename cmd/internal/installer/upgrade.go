@@ -22,10 +22,12 @@ func (i *Installer) Upgrade(ctx context.Context, o Options) error {
 	if err != nil {
 		return err
 	}
-	rehearsal := i.upgrade(o)
-	rehearsal.DryRunOption = rehearse
-	if _, err := rehearsal.RunWithContext(ctx, release, i.Chart, o.Values); err != nil {
-		return i.refused(err)
+	if o.CRDs != OnlyCRDs {
+		rehearsal := i.upgrade(o)
+		rehearsal.DryRunOption = rehearse
+		if _, err := rehearsal.RunWithContext(ctx, release, i.Chart, o.Values); err != nil {
+			return i.refused(err)
+		}
 	}
 	if err := i.definitions(ctx, o.CRDs); err != nil || o.CRDs == OnlyCRDs {
 		return err

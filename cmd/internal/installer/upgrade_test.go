@@ -14,6 +14,7 @@ import (
 	clienttesting "k8s.io/client-go/testing"
 
 	"github.com/culvert-mesh/culvert/cmd/internal/installer"
+	"github.com/culvert-mesh/culvert/deploy"
 )
 
 func TestUpgrade(t *testing.T) {
@@ -110,6 +111,27 @@ func TestUpgradeRefusesFirst(t *testing.T) {
 				t.Errorf("release: %v, %v", rel, err)
 			}
 		})
+	}
+}
+
+// Definitions alone have nothing to do with the chart, which may want some that are not there yet.
+func TestUpgradeOnlyDefinitions(t *testing.T) {
+	r := newRig(t, workloads(2, 3)...)
+	if err := r.Install(t.Context(), options()); err != nil {
+		t.Fatal(err)
+	}
+	r.client.BuildError = errors.New("no matches for kind")
+	o := options()
+	o.CRDs = installer.OnlyCRDs
+	err := r.Upgrade(t.Context(), o)
+	if errors.Is(err, deploy.ErrNoCRDs) {
+		t.Skip("this build has no definitions")
+	}
+	if err != nil || len(r.dynamic.Actions()) == 0 {
+		t.Errorf("definitions: %v, %d requests", err, len(r.dynamic.Actions()))
+	}
+	if rel, err := r.helm.Releases.Last("culvert"); err != nil || rel.Version != 1 {
+		t.Errorf("release: %v, %v", rel, err)
 	}
 }
 
