@@ -6,7 +6,6 @@ import (
 	"encoding/json"
 	"io"
 	"log/slog"
-
 	"net/http"
 	"os"
 	"path/filepath"
@@ -34,6 +33,7 @@ import (
 	"github.com/culvert-mesh/culvert/workload/policy"
 	"github.com/culvert-mesh/culvert/workload/source/kube"
 	"github.com/culvert-mesh/culvert/workload/source/xds"
+	"github.com/culvert-mesh/culvert/workload/workloadtest"
 )
 
 func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
@@ -117,7 +117,7 @@ func pod(namespace, name, account, node, ip string, ready bool) *corev1.Pod {
 type program struct {
 	*controller
 	roots string // PEM
-	log   *lockedBuffer
+	log   *workloadtest.Log
 	stop  func()
 }
 
@@ -137,7 +137,7 @@ func (c *cluster) start(t *testing.T, name string) *program {
 	if err != nil {
 		t.Fatal(err)
 	}
-	p := &program{log: new(lockedBuffer)}
+	p := &program{log: new(workloadtest.Log)}
 	p.controller, err = newController(s, set, clients{core: c.core, source: c.source()}, levels, slog.New(slog.NewTextHandler(p.log, nil)), nil)
 	if err != nil {
 		t.Fatal(err)
@@ -392,22 +392,4 @@ func TestReplicas(t *testing.T) {
 	if n := store.Snapshot().WorkloadCount(); n != 5 {
 		t.Errorf("the agent knows %d workloads without its server, want 5", n)
 	}
-}
-
-// lockedBuffer is a log that may be read while it is written.
-type lockedBuffer struct {
-	mu  sync.Mutex
-	buf strings.Builder
-}
-
-func (b *lockedBuffer) Write(p []byte) (int, error) {
-	b.mu.Lock()
-	defer b.mu.Unlock()
-	return b.buf.Write(p)
-}
-
-func (b *lockedBuffer) String() string {
-	b.mu.Lock()
-	defer b.mu.Unlock()
-	return b.buf.String()
 }

@@ -5,36 +5,18 @@ import (
 	"log/slog"
 	"slices"
 	"strings"
-	"sync"
 	"testing"
 	"testing/synctest"
 	"time"
 
 	"github.com/culvert-mesh/culvert/workload/netpol"
+	"github.com/culvert-mesh/culvert/workload/workloadtest"
 )
-
-// lines are what was logged.
-type lines struct {
-	mu   sync.Mutex
-	text strings.Builder
-}
-
-func (l *lines) Write(p []byte) (int, error) {
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	return l.text.Write(p)
-}
-
-func (l *lines) String() string {
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	return l.text.String()
-}
 
 // A server that has no network policies to tell of is complained of once, and what it says late still counts.
 func TestFollowNetworks(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		log := new(lines)
+		log := new(workloadtest.Log)
 		n := &node{log: slog.New(slog.NewTextHandler(log, nil)), settings: &settings{}, networks: netpol.New()}
 		done := make(chan error)
 		go func() { done <- n.followNetworks(t.Context()) }()

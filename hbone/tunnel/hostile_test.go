@@ -101,8 +101,8 @@ func TestHostileCredit(t *testing.T) {
 func TestHostileTurns(t *testing.T) {
 	f := newFixture(t)
 	c, _, write := f.answered()
-	const n = 60000 // fit into the first window
-	c.all, c.delay = n, 300*time.Millisecond
+	const n = 60000                          // fit into the first window
+	c.all, c.delay = n, 300*time.Millisecond // so that the next reads are full; the bounds hold without it too
 	var b bytes.Buffer
 	frames := http2.NewFramer(&b, nil)
 	for range n {
@@ -137,7 +137,7 @@ func TestHostileListTurns(t *testing.T) {
 	all := make(chan struct{})
 	cfg.OnRequest = func(st *tunnel.Stream, _ *h2.Header) {
 		if len(rounds) == 0 {
-			time.Sleep(300 * time.Millisecond) // until more is there
+			time.Sleep(300 * time.Millisecond) // likewise
 		}
 		st.Respond(400, nil, true)
 		if rounds = append(rounds, f.loop.Now()); len(rounds) == n {

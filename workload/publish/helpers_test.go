@@ -1,7 +1,6 @@
 package publish_test
 
 import (
-	"bytes"
 	"context"
 	"crypto/ecdsa"
 	"crypto/elliptic"
@@ -47,7 +46,7 @@ type fixture struct {
 	store    *workload.Store
 	policies *policy.Set
 	observed *observed
-	log      *lockedBuffer
+	log      *workloadtest.Log
 	stop     func() // ends Run, and waits
 }
 
@@ -55,7 +54,7 @@ type fixture struct {
 // its Config.
 func start(t testing.TB, change func(*publish.Config), objects ...any) *fixture {
 	t.Helper()
-	f := &fixture{store: workloadtest.Store(objects...), policies: policy.New(), observed: newObserved(), log: new(lockedBuffer)}
+	f := &fixture{store: workloadtest.Store(objects...), policies: policy.New(), observed: newObserved(), log: new(workloadtest.Log)}
 	ready := make(chan struct{})
 	close(ready)
 	cfg := publish.Config{
@@ -311,22 +310,4 @@ func eventually(t testing.TB, what string, condition func() bool) {
 			t.Fatalf("%s: not in time", what)
 		}
 	}
-}
-
-// lockedBuffer is a log that may be read while it is written.
-type lockedBuffer struct {
-	mu  sync.Mutex
-	buf bytes.Buffer
-}
-
-func (b *lockedBuffer) Write(p []byte) (int, error) {
-	b.mu.Lock()
-	defer b.mu.Unlock()
-	return b.buf.Write(p)
-}
-
-func (b *lockedBuffer) String() string {
-	b.mu.Lock()
-	defer b.mu.Unlock()
-	return b.buf.String()
 }

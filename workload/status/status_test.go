@@ -1,7 +1,6 @@
 package status_test
 
 import (
-	"bytes"
 	"context"
 	"encoding/json"
 	"errors"
@@ -23,6 +22,7 @@ import (
 
 	"github.com/culvert-mesh/culvert/workload/source/kube"
 	"github.com/culvert-mesh/culvert/workload/status"
+	"github.com/culvert-mesh/culvert/workload/workloadtest"
 )
 
 func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
@@ -65,24 +65,7 @@ type lab struct {
 	mu      sync.Mutex
 	applied []clienttesting.PatchAction
 	err     error
-	log     lockedBuffer
-}
-
-type lockedBuffer struct {
-	mu  sync.Mutex
-	buf bytes.Buffer
-}
-
-func (b *lockedBuffer) Write(p []byte) (int, error) {
-	b.mu.Lock()
-	defer b.mu.Unlock()
-	return b.buf.Write(p)
-}
-
-func (b *lockedBuffer) String() string {
-	b.mu.Lock()
-	defer b.mu.Unlock()
-	return b.buf.String()
+	log     workloadtest.Log
 }
 
 // logged counts the lines with a word, when all is quiet.

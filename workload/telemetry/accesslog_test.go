@@ -10,7 +10,6 @@ import (
 	"net/netip"
 	"regexp"
 	"strings"
-	"sync"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -20,25 +19,8 @@ import (
 	"github.com/culvert-mesh/culvert/identity"
 	"github.com/culvert-mesh/culvert/workload"
 	"github.com/culvert-mesh/culvert/workload/telemetry"
+	"github.com/culvert-mesh/culvert/workload/workloadtest"
 )
-
-// lockedBuffer is a writer that may be read while it is written.
-type lockedBuffer struct {
-	mu  sync.Mutex
-	buf bytes.Buffer
-}
-
-func (b *lockedBuffer) Write(p []byte) (int, error) {
-	b.mu.Lock()
-	defer b.mu.Unlock()
-	return b.buf.Write(p)
-}
-
-func (b *lockedBuffer) String() string {
-	b.mu.Lock()
-	defer b.mu.Unlock()
-	return b.buf.String()
-}
 
 var (
 	textTime = regexp.MustCompile(`^time=\S+ `)
@@ -48,7 +30,7 @@ var (
 // logged runs f and returns the text log without times.
 func logged(t *testing.T, cfg telemetry.Config, f func(*telemetry.Telemetry)) string {
 	t.Helper()
-	var out lockedBuffer
+	var out workloadtest.Log
 	cfg.AccessLog = &out
 	tel := newTelemetry(t, cfg)
 	f(tel)
@@ -187,7 +169,7 @@ func TestAccessLogLikeSlog(t *testing.T) {
 	for _, format := range []telemetry.Format{telemetry.Text, telemetry.JSON} {
 		for _, v := range values {
 			t.Run(fmt.Sprintf("%s/%q", format, v), func(t *testing.T) {
-				var out lockedBuffer
+				var out workloadtest.Log
 				tel := newTelemetry(t, telemetry.Config{AccessLog: &out, AccessFormat: format})
 				tel.Refused(&telemetry.Connection{Error: v, Source: telemetry.Peer{Addr: netip.MustParseAddrPort("[fe80::1%eth0]:1")}})
 				if err := tel.Close(); err != nil {
@@ -246,7 +228,7 @@ func fields(t *testing.T, line []byte) []string {
 }
 
 func TestAccessLogJSON(t *testing.T) {
-	var out lockedBuffer
+	var out workloadtest.Log
 	tel := newTelemetry(t, telemetry.Config{AccessLog: &out, AccessFormat: telemetry.JSON})
 	c := outbound()
 	c.Start = time.Now().Add(-1500 * time.Millisecond)

@@ -13,6 +13,30 @@ import (
 	"github.com/culvert-mesh/culvert/redirect/procns"
 )
 
+// TestLeavingIsOpen: a pod that leaves is reached without a certificate from when others hear of it, and not any more when
+// it comes back.
+func TestLeavingIsOpen(t *testing.T) {
+	r := newRig(t)
+	pod, reach := r.reachable("u1")
+	r.namespace("team", ambient, nil)
+	r.pod("team/a", "u1", "10.0.0.2", nil)
+	r.run(func(c *kubenode.Config) { c.Settle = time.Hour })
+	r.says("team/a", "enabled")
+	if got := reach(); got != "refused" {
+		t.Errorf("enrolled pod: the %s answered past the agent", got)
+	}
+	r.namespace("team", nil, nil)
+	r.says("team/a", "pending")
+	if got := reach(); got != "application" || !rules(t, pod) {
+		t.Errorf("leaving pod: a connection is %s, rules there: %v", got, rules(t, pod))
+	}
+	r.namespace("team", ambient, nil)
+	r.says("team/a", "enabled")
+	if got := reach(); got != "refused" {
+		t.Errorf("pod that is back: the %s answered past the agent", got)
+	}
+}
+
 // TestUninstalled: only what says for certain that the mesh is gone takes pods out.
 func TestUninstalled(t *testing.T) {
 	for _, tt := range []struct {

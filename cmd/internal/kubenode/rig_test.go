@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io"
 	"log/slog"
 	"maps"
 	"net/netip"
@@ -265,3 +266,28 @@ var (
 	errNo    = errors.New("not today")
 	errNever = errors.New("not within any time")
 )
+
+// reachable starts a pod with the address 10.0.0.2. reach says who answers at its port: the "application", or nobody, because
+// nobody listens for the agent here, so that what is captured is "refused".
+func (r *rig) reachable(uid string) (pod *netns.NS, reach func() string) {
+	t := r.t
+	peer := netnstest.New(t)
+	pod = r.process(uid, "10.0.0.2")
+	netnstest.Veth(t,
+		netnstest.End{NS: peer, Name: "eth0", Addrs: []netip.Prefix{netip.MustParsePrefix("10.0.0.1/24")}},
+		netnstest.End{NS: pod, Name: "eth0", Addrs: []netip.Prefix{netip.MustParsePrefix("10.0.0.2/24")}})
+	netnstest.Echo(t, netnstest.Listen(t, pod, "10.0.0.2:8080", netnstest.Options{}))
+	return pod, func() string {
+		c, err := netnstest.Dial(t, peer, "tcp", "10.0.0.2:8080", netnstest.Options{})
+		if err != nil {
+			return "refused"
+		}
+		defer c.Close()
+		_ = c.SetDeadline(time.Now().Add(patience))
+		_, _ = io.WriteString(c, "x")
+		if _, err := io.ReadFull(c, make([]byte, 1)); err != nil {
+			return "refused"
+		}
+		return "application"
+	}
+}

@@ -1,7 +1,6 @@
 package file_test
 
 import (
-	"bytes"
 	"context"
 	"log/slog"
 	"os"
@@ -88,30 +87,12 @@ func eventually(t *testing.T, what string, ok func() bool) {
 	}
 }
 
-// buffer is a log that may be read while it is written.
-type buffer struct {
-	mu sync.Mutex
-	b  bytes.Buffer
-}
-
-func (b *buffer) Write(p []byte) (int, error) {
-	b.mu.Lock()
-	defer b.mu.Unlock()
-	return b.b.Write(p)
-}
-
-func (b *buffer) String() string {
-	b.mu.Lock()
-	defer b.mu.Unlock()
-	return b.b.String()
-}
-
 const onePod = "workloads:\n- {uid: u, namespace: n, name: one, workloadIps: [10.0.0.1]}\n"
 
 func TestLastGoodStateStays(t *testing.T) {
 	path := filepath.Join(t.TempDir(), "mesh.yaml")
 	write(t, path, []byte(onePod))
-	log := new(buffer)
+	log := new(wt.Log)
 	src, out := running(t, path, slog.New(slog.NewTextHandler(log, nil)))
 	<-src.Synced()
 	has := func(name string) func() bool {

@@ -1,7 +1,6 @@
 package xds_test
 
 import (
-	"bytes"
 	"context"
 	"crypto/ecdsa"
 	"crypto/elliptic"
@@ -27,6 +26,7 @@ import (
 	"github.com/culvert-mesh/culvert/workload"
 	"github.com/culvert-mesh/culvert/workload/policy"
 	"github.com/culvert-mesh/culvert/workload/source/xds"
+	"github.com/culvert-mesh/culvert/workload/workloadtest"
 )
 
 func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
@@ -214,31 +214,13 @@ func (o *observed) Message(url string, n int) {
 	o.bytes[url] += n
 }
 
-// lockedBuffer is a log that may be read while it is written.
-type lockedBuffer struct {
-	mu  sync.Mutex
-	buf bytes.Buffer
-}
-
-func (b *lockedBuffer) Write(p []byte) (int, error) {
-	b.mu.Lock()
-	defer b.mu.Unlock()
-	return b.buf.Write(p)
-}
-
-func (b *lockedBuffer) String() string {
-	b.mu.Lock()
-	defer b.mu.Unlock()
-	return b.buf.String()
-}
-
 // running is a client under test.
 type running struct {
 	*xds.Client
 	store    *workload.Store
 	policies *policy.Set
 	observed *observed
-	log      *lockedBuffer
+	log      *workloadtest.Log
 	stop     func()
 }
 
@@ -246,7 +228,7 @@ type running struct {
 // are cut to a millisecond unless the Config says otherwise.
 func start(t *testing.T, s *adsServer, cfg xds.Config) *running {
 	t.Helper()
-	r := &running{store: workload.New(), policies: policy.New(), observed: newObserved(), log: new(lockedBuffer)}
+	r := &running{store: workload.New(), policies: policy.New(), observed: newObserved(), log: new(workloadtest.Log)}
 	if cfg.Address == "" {
 		cfg.Address = s.addr
 	}
