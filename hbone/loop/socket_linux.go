@@ -123,6 +123,13 @@ func StartConnect(fd int, addr netip.AddrPort) error {
 	return err
 }
 
+// HungUp reports whether a connection's peer has closed it, or its half of it.
+func HungUp(fd int) bool {
+	fds := []unix.PollFd{{Fd: int32(fd), Events: unix.POLLRDHUP}}
+	n, err := unix.Poll(fds, 0)
+	return err == nil && n > 0 && fds[0].Revents&(unix.POLLRDHUP|unix.POLLHUP|unix.POLLERR) != 0
+}
+
 // NoDelay switches Nagle's algorithm off.
 func NoDelay(fd int) { _ = unix.SetsockoptInt(fd, unix.IPPROTO_TCP, unix.TCP_NODELAY, 1) }
 

@@ -111,8 +111,9 @@ type Config struct {
 	// MaxHandshakes bounds the concurrent handshakes of one pod's inbound listener; 0 means 256. One address may have a
 	// quarter of them, and while somebody waits for one, each has a second.
 	MaxHandshakes int
-	// Penalty is how long a peer that has failed four times within seconds waits before its next handshake begins; it
-	// doubles with each further failure, five times at most. 0 means 50 ms, less that nobody waits.
+	// Penalty is how far from each other the handshakes of a peer are that has failed four times within seconds; it doubles
+	// with each further failure, five times at most. A tunnel that ended by its peer's fault counts as three failures. 0 means
+	// 50 ms, less that nobody waits.
 	Penalty time.Duration
 	// Descriptors is how many descriptors the process may have; 0 asks the kernel. The last of them are kept for pods and
 	// peers that have few.

@@ -26,6 +26,8 @@ var (
 	errAddressCrowd = errors.New("too many handshakes with this address are under way")
 	errGaveWay      = errors.New("handshake took too long while others waited")
 	errPenalty      = &tunnel.HandshakeError{Err: errors.New("peer has failed too often and comes back too soon")}
+	// errImpatient is no strike: whoever shares an offender's address and gives up, because of its wait, has done nothing.
+	errImpatient = &tunnel.HandshakeError{Err: errors.New("peer has failed too often, had to wait and gave up")}
 )
 
 // handshakes are those of one pod's inbound listener.

@@ -32,28 +32,43 @@ func (p *Pod) serveInbound(fd int, client netip.AddrPort) {
 		p.turnAway(fd, client, local, ErrCrowded)
 		return
 	}
-	switch penalty, ok := p.proxy.penalties.wait(client.Addr()); {
-	case !ok:
-		p.turnAway(fd, client, local, errPenalty)
-	case penalty > 0:
-		p.spawn(func() { p.serveLater(fd, client, local, penalty) })
-	default:
+	switch wait := p.proxy.penalties.turn(client.Addr()); {
+	case wait == 0:
 		hs, err := p.handshakes.begin(p.ctx, client.Addr())
 		p.shake(hs, err, fd, client, local)
+	case p.proxy.penalties.queue(client.Addr()):
+		p.spawn(func() {
+			err := p.sitOut(wait, fd, client.Addr())
+			p.proxy.penalties.leave(client.Addr())
+			p.serveLate(err, fd, client, local)
+		})
+	default:
+		p.turnAway(fd, client, local, errPenalty)
 	}
 }
 
-// serveLater begins the handshake with a peer that has to wait, if there is a place for it then.
-func (p *Pod) serveLater(fd int, client, local netip.AddrPort, penalty time.Duration) {
-	rested := p.rest(penalty)
-	p.proxy.penalties.waited(client.Addr())
-	if !rested {
-		p.turnAway(fd, client, local, ErrDrain)
-		return
+// sitOut waits until it is the turn of a peer that has failed too often. An error means that it never will be.
+func (p *Pod) sitOut(wait time.Duration, fd int, peer netip.Addr) error {
+	for wait > 0 {
+		switch {
+		case !p.rest(wait):
+			return ErrDrain
+		case loop.HungUp(fd):
+			return errImpatient
+		}
+		wait = p.proxy.penalties.turn(peer)
 	}
-	hs, _, err := p.handshakes.try(p.ctx, client.Addr())
-	if hs == nil && err == nil {
-		err = ErrCrowded
+	return nil
+}
+
+// serveLate begins the handshake with a peer that had to wait, unless err says that it has come to nothing, or there is no
+// place for it.
+func (p *Pod) serveLate(err error, fd int, client, local netip.AddrPort) {
+	var hs *handshake
+	if err == nil {
+		if hs, _, err = p.handshakes.try(p.ctx, client.Addr()); hs == nil && err == nil {
+			err = ErrCrowded
+		}
 	}
 	p.shake(hs, err, fd, client, local)
 }
@@ -71,7 +86,7 @@ func (p *Pod) shake(hs *handshake, err error, fd int, client, local netip.AddrPo
 		p.handshakes.end(hs)
 		if err != nil {
 			if _, failed := errors.AsType[*tunnel.HandshakeError](err); failed && !ended && !timedOut(err) {
-				p.proxy.penalties.strike(client.Addr())
+				p.proxy.penalties.strike(client.Addr(), 1)
 			}
 			p.refuse(client, local, err)
 			p.work.Done()
@@ -151,7 +166,7 @@ func (pr *peer) closed(t *tunnel.Tunnel, err error) {
 	p := pr.pod
 	if atFault(err) {
 		if !errors.Is(err, tunnel.ErrDead) {
-			p.proxy.penalties.strike(t.Remote.Addr())
+			p.proxy.penalties.strike(t.Remote.Addr(), thrownOut)
 		}
 		p.report(Inbound, Peer{Addr: t.Remote, ID: pr.trust.peer}, Peer{Addr: t.Local}, err)
 	}

@@ -15,10 +15,13 @@ const (
 	// penaltyDoubles times.
 	leastPenalty   = 50 * time.Millisecond
 	penaltyDoubles = 5
+	// thrownOut is how many strikes a tunnel counts that ended by its peer's fault. It has cost a handshake and all that was
+	// done for the peer until then, and no honest peer has a second one.
+	thrownOut = freeStrikes
 	// forgiven is how long after its last strike an address is as good as any other.
 	forgiven = 10 * time.Second
 	// mostWaiting is how many connections of one address wait; more are reset at once.
-	mostWaiting = 8
+	mostWaiting = 16
 	// mostOffenders bounds the memory; beyond it the one that was quiet longest is forgiven.
 	mostOffenders = 1024
 )
@@ -33,12 +36,13 @@ type penalties struct {
 
 type offender struct {
 	strikes int
-	last    time.Time
+	last    time.Time // of the strikes
 	waiting int
+	began   time.Time // when the last handshake after a penalty did
 }
 
-// strike counts a handshake or tunnel that ended by its peer's fault.
-func (p *penalties) strike(peer netip.Addr) {
+// strike counts a handshake or tunnel that ended by its peer's fault as so many strikes.
+func (p *penalties) strike(peer netip.Addr, n int) {
 	if p.least < 0 {
 		return
 	}
@@ -57,7 +61,7 @@ func (p *penalties) strike(peer netip.Addr) {
 	if now.Sub(o.last) > forgiven {
 		o.strikes = 0
 	}
-	o.strikes++
+	o.strikes += n
 	o.last = now
 }
 
@@ -82,26 +86,42 @@ func (p *penalties) makeRoomLocked(now time.Time) {
 	}
 }
 
-// wait says how long a peer's next handshake has to wait. ok is false when too many of it wait already; otherwise, after a
-// wait that is not zero, waited has to be called.
-func (p *penalties) wait(peer netip.Addr) (d time.Duration, ok bool) {
+// turn says how long a peer has to wait before its next handshake. Zero means that it begins now: a penalty after the last
+// strike, and as long after the last one that waited, so that they never come in a crowd.
+func (p *penalties) turn(peer netip.Addr) time.Duration {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	now := time.Now()
+	o := p.offenders[peer]
+	if o == nil || o.strikes <= freeStrikes || now.Sub(o.last) > forgiven {
+		return 0
+	}
+	at := o.last
+	if o.began.After(at) {
+		at = o.began
+	}
+	at = at.Add(p.least << min(o.strikes-freeStrikes-1, penaltyDoubles))
+	if d := at.Sub(now); d > 0 {
+		return d
+	}
+	o.began = now
+	return 0
+}
+
+// queue takes a place for a connection that has to wait, if there is one; leave gives it back.
+func (p *penalties) queue(peer netip.Addr) bool {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	o := p.offenders[peer]
-	if o == nil || o.strikes <= freeStrikes || time.Since(o.last) > forgiven {
-		return 0, true
-	}
-	if o.waiting >= mostWaiting {
-		return 0, false
+	if o == nil || o.waiting >= mostWaiting {
+		return false
 	}
 	o.waiting++
-	return p.least << min(o.strikes-freeStrikes-1, penaltyDoubles), true
+	return true
 }
 
-func (p *penalties) waited(peer netip.Addr) {
+func (p *penalties) leave(peer netip.Addr) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	if o := p.offenders[peer]; o != nil {
-		o.waiting--
-	}
+	p.offenders[peer].waiting-- // who waits is not forgotten
 }
