@@ -5,6 +5,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"math/rand/v2"
 	"net/netip"
 	"os"
 	"os/exec"
@@ -70,8 +71,10 @@ type raid struct {
 const (
 	// raidPart is how long the parts are that stretches are compared in.
 	raidPart = 250 * time.Millisecond
-	// raidPause is how long after an attack its neighbour is alone.
-	raidPause = 200 * time.Millisecond
+	// raidPause is how long at least after an attack its neighbour is alone, and raidJitter how much longer at most, or before
+	// the next one: what the machine does once a second is not to meet the same part of each stretch.
+	raidPause  = 200 * time.Millisecond
+	raidJitter = time.Second
 )
 
 // attacked makes an attack several times, with as much peace before each.
@@ -82,8 +85,9 @@ func (m *manyPods) attacked(ctx context.Context, s *scale, a attack, from *netla
 	}
 	r := &raid{length: s.duration}
 	once := func() error {
-		r.alone = append(r.alone, time.Now().Add(raidPause))
-		if err := rest(ctx, raidPause+s.duration); err != nil {
+		pause := raidPause + rand.N(raidJitter)
+		r.alone = append(r.alone, time.Now().Add(pause))
+		if err := rest(ctx, pause+s.duration+rand.N(raidJitter)); err != nil {
 			return err
 		}
 		process, err := begin(from.Pod, exec.Command(self, "tool", "attack", "-ca-cert="+m.lab.CACert(), "-ca-key="+m.lab.CAKey(),
