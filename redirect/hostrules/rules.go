@@ -6,6 +6,7 @@ import (
 	"log/slog"
 	"maps"
 	"net/netip"
+	"slices"
 	"strings"
 	"sync"
 
@@ -85,7 +86,8 @@ func New(cfg Config) (*Rules, error) {
 		return nil, fmt.Errorf("make host rules: %w", err)
 	}
 	maps.Copy(r.pods, have.Pods())
-	maps.DeleteFunc(r.pods, func(_ netip.Addr, uid string) bool { return uid == selfTestUID })
+	// Of the self-test, or by hand.
+	maps.DeleteFunc(r.pods, func(addr netip.Addr, uid string) bool { return checkPod(addr, uid) != nil })
 	r.noCgroup = nft.TryFeature(cfg.NS, nft.FeatureCgroup)
 	r.noBridge = nft.TryFeature(cfg.NS, nft.FeatureBridge)
 	for _, err := range []error{r.noCgroup, r.noBridge} {
@@ -97,25 +99,27 @@ func New(cfg Config) (*Rules, error) {
 }
 
 // Apply makes the rules hold exactly for pods, address to pod UID, whatever was there
-// before, in one transaction. When it fails, nothing has changed in the kernel, and
-// Repair will try again.
+// before, in one transaction. What cannot be of a pod is left out, which the error says
+// of each. When the kernel refuses, nothing has changed there, and Repair will try again.
 func (r *Rules) Apply(pods map[netip.Addr]string) error {
 	r.turn.Lock()
 	defer r.turn.Unlock()
 	fresh := make(map[netip.Addr]string, len(pods))
-	for addr, uid := range pods {
-		if err := checkPod(addr, uid); err != nil {
-			return err
+	var errs []error
+	for _, addr := range slices.SortedFunc(maps.Keys(pods), netip.Addr.Compare) {
+		if err := checkPod(addr, pods[addr]); err != nil {
+			errs = append(errs, err)
+			continue
 		}
-		fresh[addr.Unmap()] = uid
+		fresh[addr.Unmap()] = pods[addr]
 	}
 	r.pods = fresh
 	r.lookLocked()
-	return r.applyLocked()
+	return errors.Join(append(errs, r.applyLocked())...)
 }
 
 // Add marks the kubelet's connections to addr, which belongs to the pod uid now, also
-// when another had it before. When it fails, Repair will try again.
+// when another had it before. When the kernel refuses, Repair will try again.
 func (r *Rules) Add(addr netip.Addr, uid string) error {
 	if err := checkPod(addr, uid); err != nil {
 		return err
@@ -149,8 +153,8 @@ func checkPod(addr netip.Addr, uid string) error {
 	if !a.IsValid() || a.Zone() != "" || a.IsUnspecified() || a.IsLoopback() || a.IsMulticast() {
 		return fmt.Errorf("add pod %q to host rules: %q is not the address of a pod", uid, addr)
 	}
-	if uid == "" {
-		return fmt.Errorf("add pod at %s to host rules: it has no UID", addr)
+	if uid == "" || !nft.PlainComment(uid) {
+		return fmt.Errorf("add pod at %s to host rules: %q is not the UID of a pod", addr, uid)
 	}
 	return nil
 }

@@ -133,22 +133,44 @@ func TestNftLists(t *testing.T) {
 	}
 }
 
+// TestRefusedPods: what cannot be of a pod is refused by name, and is in nobody's way.
 func TestRefusedPods(t *testing.T) {
 	r := newRules(t, netnstest.New(t), &finder{})
+	good := netip.MustParseAddr("10.0.0.9")
 	for _, pod := range []struct{ addr, uid string }{
 		{"127.0.0.1", "a"}, {"::1", "a"}, {"0.0.0.0", "a"}, {"ff02::1", "a"}, {"fe80::1%eth0", "a"}, {"10.0.0.1", ""}, {"10.0.0.1", `"`},
+		{"10.0.0.1", strings.Repeat("x", 121)},
 	} {
 		addr := netip.MustParseAddr(pod.addr)
 		if err := r.Add(addr, pod.uid); err == nil {
 			t.Errorf("%v was accepted by Add", pod)
 		}
-		if err := r.Apply(map[netip.Addr]string{addr: pod.uid}); err == nil {
-			t.Errorf("%v was accepted by Apply", pod)
+		must(t, r.Add(good, "after"))
+		holds(t, r, true, `10.0.0.9 comment "after"`)
+		err := r.Apply(map[netip.Addr]string{addr: pod.uid, good: "beside"})
+		if err == nil || !strings.Contains(err.Error(), pod.addr) || strings.Contains(err.Error(), "10.0.0.9") {
+			t.Errorf("Apply of %v: %v", pod, err)
 		}
+		holds(t, r, true, `elements = { 10.0.0.9 comment "beside" }`)
+		healthy(t, r)
 	}
 	if err := r.Add(netip.Addr{}, "a"); err == nil {
 		t.Error("the zero address was accepted")
 	}
+}
+
+// TestAdoptedPods: what somebody has written into the sets that is no pod goes with the next repair.
+func TestAdoptedPods(t *testing.T) {
+	l := &lab{TB: t, host: netnstest.New(t)}
+	f := &finder{k: hostrules.Kubelet{UID: 7}}
+	r := newRules(t, l.host, f)
+	must(t, r.Add(netip.MustParseAddr("10.0.0.1"), "a"))
+	l.shell(`nft "add element inet culvert-host pods4 { 10.0.0.2 comment \"` + strings.Repeat("x", 125) + `\", 127.0.0.1 comment \"b\" }"`)
+	next := newRules(t, l.host, f)
+	if found, left, err := next.Repair(); err != nil || len(left) > 0 {
+		t.Errorf("Repair: found %v, left %v, %v", found, left, err)
+	}
+	holds(t, next, true, `elements = { 10.0.0.1 comment "a" }`)
 }
 
 // TestDamage: what somebody does to the rules is named and put right, and what is others'

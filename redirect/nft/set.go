@@ -201,7 +201,8 @@ func diffElements(want, have Set) []string {
 	return out
 }
 
-// plainComment reports whether the kernel keeps a comment, and text shows it, as it is.
-func plainComment(s string) bool {
+// PlainComment reports whether the kernel keeps a comment, and text shows it, as it is.
+// Tables with another one cannot be made.
+func PlainComment(s string) bool {
 	return len(s) <= 120 && !strings.ContainsFunc(s, func(c rune) bool { return c < ' ' || c > '~' || c == '"' || c == '\\' })
 }

@@ -74,7 +74,7 @@ func (c *Chain) add(parts ...match) {
 func (t *Table) encode() error {
 	for _, s := range t.Sets {
 		for _, e := range s.Elements {
-			if !plainComment(e.Comment) {
+			if !PlainComment(e.Comment) {
 				return fmt.Errorf("comment %q of %s: too long or not plain", e.Comment, e.Addr)
 			}
 		}
@@ -82,7 +82,7 @@ func (t *Table) encode() error {
 	for i := range t.Chains {
 		for j := range t.Chains[i].Rules {
 			r := &t.Chains[i].Rules[j]
-			if !plainComment(r.Comment) {
+			if !PlainComment(r.Comment) {
 				return fmt.Errorf("comment %q: too long or not plain", r.Comment)
 			}
 			var elems []element
