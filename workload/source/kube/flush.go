@@ -297,7 +297,8 @@ func (st *state) publish(k workload.NamespacedHostname, next publishedService) {
 	}
 }
 
-// markEndpoints marks the pods and WorkloadEntries that a service selects.
+// markEndpoints marks the pods and WorkloadEntries of the namespace (of all,
+// without one) whose labels match.
 func (st *state) markEndpoints(namespace string, selector pairs) {
 	for p := range st.pods.byKey.in(namespace) {
 		if p.labels.contains(selector) {

@@ -260,16 +260,7 @@ func waypointsIn(namespace string, labels []pairs) []key {
 // markSelected marks the workloads of the namespace (of all, without one)
 // whose labels match.
 func (st *state) markSelected(namespace string, selector pairs) {
-	for p := range st.pods.byKey.in(namespace) {
-		if p.labels.contains(selector) {
-			st.markKey(kindPod, p.key)
-		}
-	}
-	for o := range st.workloadEntries.in(namespace) {
-		if o.labels.contains(selector) {
-			st.markKey(kindWorkloadEntry, o.key)
-		}
-	}
+	st.markEndpoints(namespace, selector)
 	for o := range st.serviceEntries.in(namespace) {
 		if o.labels.contains(selector) {
 			st.markKey(kindServiceEntry, o.key)
