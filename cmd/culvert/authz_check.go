@@ -57,8 +57,8 @@ when there is no answer.`,
 }
 
 func (f *checkFlags) run(cmd *cobra.Command, args []string) error {
-	if f.output != "text" && f.output != "json" {
-		return fmt.Errorf("--output=%s: want text or json", f.output)
+	if err := checkOutput(f.output, "text", "json"); err != nil {
+		return err
 	}
 	target := f.selector
 	for _, text := range append(args, f.to) {

@@ -34,8 +34,8 @@ The exit status is 1 when there is an error or a warning, 0 when there are only 
 	cmd.Flags().StringVarP(&output, "output", "o", "text", "text or json")
 	cmd.Flags().StringVar(&only, "only-namespace", "", "only policies of this namespace")
 	return withTrouble(cmd, func(cmd *cobra.Command, _ []string) error {
-		if output != "text" && output != "json" {
-			return fmt.Errorf("--output=%s: want text or json", output)
+		if err := checkOutput(output, "text", "json"); err != nil {
+			return err
 		}
 		w, err := f.load(cmd)
 		if err != nil {

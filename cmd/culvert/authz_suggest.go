@@ -58,8 +58,8 @@ no answer.`,
 }
 
 func (f *suggestFlags) run(cmd *cobra.Command) error {
-	if f.output != "yaml" && f.output != "json" && f.output != "flows" {
-		return fmt.Errorf("--output=%s: want yaml, json or flows", f.output)
+	if err := checkOutput(f.output, "yaml", "json", "flows"); err != nil {
+		return err
 	}
 	all, flows, err := f.read(cmd)
 	if err != nil {

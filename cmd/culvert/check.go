@@ -1,7 +1,6 @@
 package main
 
 import (
-	"encoding/json"
 	"errors"
 	"fmt"
 	"io"
@@ -41,7 +40,7 @@ The exit status is 1 when something does not work, or could not be looked at.`,
 	flags.BoolVar(&all, "all", false, "show also what is as it should be on every single node")
 	flags.StringVarP(&output, "output", "o", "table", "table or json")
 	return withTrouble(cmd, func(cmd *cobra.Command, _ []string) error {
-		if err := checkOutput(output); err != nil {
+		if err := checkOutput(output, "table", "json"); err != nil {
 			return err
 		}
 		var found []inspect.Finding
@@ -80,13 +79,6 @@ func releaseOf(a *access.Access, namespace string) string {
 		return "" // installed with kubectl, or Secrets are not for this user
 	}
 	return release.Manifest
-}
-
-func checkOutput(output string) error {
-	if output != "table" && output != "json" {
-		return fmt.Errorf("--output=%s: want table or json", output)
-	}
-	return nil
 }
 
 // maxNamed is how many are named of those that something is true of, without --all.
@@ -151,10 +143,4 @@ func shorten(found []inspect.Finding) (short []inspect.Finding, fine int) {
 		}
 	}
 	return short, fine
-}
-
-func writeJSON(out io.Writer, value any) error {
-	encoder := json.NewEncoder(out)
-	encoder.SetIndent("", "  ")
-	return encoder.Encode(value)
 }

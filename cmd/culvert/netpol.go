@@ -219,8 +219,8 @@ The exit status is 1 when something is missing, 2 when the question could not be
 	cmd.Flags().StringVarP(&output, "output", "o", "text", "text or json")
 	cmd.Flags().BoolVar(&wrong, "wrong", false, "show only the policies that somebody has to act on")
 	return withTrouble(cmd, func(cmd *cobra.Command, _ []string) error {
-		if output != "text" && output != "json" {
-			return fmt.Errorf("--output=%s: want text or json", output)
+		if err := checkOutput(output, "text", "json"); err != nil {
+			return err
 		}
 		in, _, err := f.load(cmd.Context(), cmd.InOrStdin())
 		if err != nil {

@@ -30,7 +30,7 @@ The exit status is 1 when an agent could not be asked, so that the list may lack
 	cmd.Flags().StringVar(&destination, "to-namespace", "", "only what goes to pods of this namespace")
 	cmd.Flags().StringVarP(&output, "output", "o", "table", "table or json")
 	return withTrouble(cmd, func(cmd *cobra.Command, _ []string) error {
-		if err := checkOutput(output); err != nil {
+		if err := checkOutput(output, "table", "json"); err != nil {
 			return err
 		}
 		a, err := kube.connect()
