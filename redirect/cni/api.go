@@ -27,13 +27,13 @@ const (
 	maxObject  = 8 << 20
 )
 
-// apiFile says how to reach the API server: with the token that it has, or with that
-// of a file of the host.
-type apiFile struct {
-	Server    string `json:"server"`
+// APIServer is what Config.APIFile has as JSON: how to reach the API server, with the
+// token that it has or, without one, with that of a file of the host.
+type APIServer struct {
+	Server    string `json:"server"` // a https URL
 	CA        string `json:"caPEM"`
 	Token     string `json:"token"`
-	TokenFile string `json:"tokenFile"`
+	TokenFile string `json:"tokenFile,omitempty"`
 }
 
 // object is what is read of a pod or a namespace.
@@ -90,19 +90,19 @@ func selected(pod, namespace object, selectors []selector.Selector) (in bool, wh
 	return false, "no selector takes the labels of pod and namespace"
 }
 
-func readAPIFile(path string) (apiFile, error) {
+func readAPIFile(path string) (APIServer, error) {
 	b, err := readBounded(path, maxAPIFile)
 	if err != nil {
-		return apiFile{}, fmt.Errorf("find the API server: %w", err)
+		return APIServer{}, fmt.Errorf("find the API server: %w", err)
 	}
-	var f apiFile
+	var f APIServer
 	if json.Unmarshal(b, &f) != nil { // its error could quote the token
-		return apiFile{}, fmt.Errorf("find the API server: %s is not the JSON that it should be", path)
+		return APIServer{}, fmt.Errorf("find the API server: %s is not the JSON that it should be", path)
 	}
 	if f.Token == "" && f.TokenFile != "" {
 		token, err := readBounded(f.TokenFile, maxToken)
 		if err != nil {
-			return apiFile{}, fmt.Errorf("read token for the API server: %w", err)
+			return APIServer{}, fmt.Errorf("read token for the API server: %w", err)
 		}
 		f.Token = string(token)
 	}
@@ -129,7 +129,7 @@ type apiClient struct {
 	http   *http.Client
 }
 
-func newClient(f apiFile) (*apiClient, error) {
+func newClient(f APIServer) (*apiClient, error) {
 	server, err := url.Parse(f.Server)
 	if err != nil || server.Scheme != "https" || server.Host == "" {
 		return nil, fmt.Errorf("server %.100q is not a https URL", f.Server)

@@ -10,6 +10,8 @@ import (
 	"net/url"
 	"os"
 	"path/filepath"
+
+	"github.com/culvert-mesh/culvert/redirect/cni"
 )
 
 // Sizes in bytes of what the API file is made of.
@@ -17,13 +19,6 @@ const (
 	maxCA    = 512 << 10
 	maxToken = 64 << 10
 )
-
-// api is what APIFile has; package cni reads it.
-type api struct {
-	Server string `json:"server"`
-	CA     string `json:"caPEM"`
-	Token  string `json:"token"`
-}
 
 // ensureAPI writes the API file if it is not there or its content is another one.
 // Errors never have the token in them.
@@ -65,7 +60,7 @@ func (i *Installer) apiText() ([]byte, error) {
 	if len(token) == 0 || bytes.ContainsFunc(token, func(r rune) bool { return r <= ' ' || r > '~' }) {
 		return nil, fmt.Errorf("%s has no token", i.cfg.TokenFile)
 	}
-	return json.Marshal(api{Server: i.cfg.Server, CA: string(ca), Token: string(token)})
+	return json.Marshal(cni.APIServer{Server: i.cfg.Server, CA: string(ca), Token: string(token)})
 }
 
 func private(path string) bool {
