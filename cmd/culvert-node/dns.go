@@ -70,12 +70,7 @@ func (p *pods) startDNS(pod podset.Pod) (*dnsService, error) {
 		if proto == "tcp" {
 			return originalTCP(tcp, client)
 		}
-		local := netip.AddrPortFrom(netip.AddrFrom4([4]byte{127, 0, 0, 1}), dnsPort)
-		if client.Addr().Is6() {
-			local = netip.AddrPortFrom(netip.IPv6Loopback(), dnsPort)
-		}
-		dst, err := ct.UDP(client, local)
-		return dst, err == nil
+		return originalUDP(ct, client)
 	}
 	server, err := dnsserver.New(cfg)
 	if err != nil {
@@ -192,6 +187,15 @@ func originalTCP(listeners []*dnsListener, client netip.AddrPort) (netip.AddrPor
 		}
 	}
 	return netip.AddrPort{}, false
+}
+
+func originalUDP(ct *origdst.Conntrack, client netip.AddrPort) (netip.AddrPort, bool) {
+	local := netip.AddrFrom4([4]byte{127, 0, 0, 1})
+	if client.Addr().Is6() {
+		local = netip.IPv6Loopback()
+	}
+	dst, err := ct.UDP(client, netip.AddrPortFrom(local, dnsPort))
+	return dst, err == nil
 }
 
 // resolvConf reads a resolv.conf again whenever it has changed.
