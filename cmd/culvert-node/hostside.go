@@ -7,26 +7,41 @@ import (
 	"net/netip"
 	"slices"
 	"sync"
+	"sync/atomic"
 	"time"
 
-	"github.com/culvert-mesh/culvert/cmd/internal/kubenode"
 	"github.com/culvert-mesh/culvert/redirect"
 	"github.com/culvert-mesh/culvert/redirect/hostrules"
 	"github.com/culvert-mesh/culvert/redirect/netns"
 	"github.com/culvert-mesh/culvert/redirect/procns"
 )
 
-// hostAudit is how often the host's rules and addresses are looked at.
-const hostAudit = 5 * time.Second
+const (
+	// hostAudit is how often the host's rules and addresses are looked at.
+	hostAudit = 5 * time.Second
+	// hostRetry is the pause after the first failure to make the host's rules; it doubles up to maxHostRetry.
+	hostRetry    = time.Second
+	maxHostRetry = time.Minute
+)
 
-// hostSide keeps the rules in the host's namespace by which the kubelet's probes are known. Where they are not to be had
-// it says so, and probes meet the policies like everybody's connections.
+// enrolled are the pods of the node; it is a kubenode.Agent.
+type enrolled interface {
+	Ready() <-chan struct{}
+	WithAddresses(f func(map[netip.Addr]string) error) error
+	Refresh()
+}
+
+// hostSide keeps the rules in the host's namespace by which the kubelet's probes are known. While they are not to be had
+// probes meet the policies like everybody's connections; it says so once, and goes on trying. It is the
+// kubenode.HostRules.
 type hostSide struct {
-	log   *slog.Logger
-	ns    *netns.NS        // nil without rules
-	rules *hostrules.Rules // nil where the node cannot have them
+	procRoot string
+	log      *slog.Logger
+	retry    time.Duration
+	rules    atomic.Pointer[hostrules.Rules] // nil until they are in the kernel; then pods trust the mark
 
-	turn    sync.Mutex // held while the rules are changed
+	turn    sync.Mutex // held while the rules are made or changed
+	ns      *netns.NS  // nil until it is found
 	removed bool       // for good
 
 	mu    sync.Mutex
@@ -35,32 +50,93 @@ type hostSide struct {
 }
 
 func newHostSide(procRoot string, log *slog.Logger) *hostSide {
-	h := &hostSide{log: log}
-	err := func() (err error) {
-		if h.ns, err = procns.Host(procRoot); err != nil {
-			return err
-		}
-		if h.addrs, err = hostrules.NodeAddresses(h.ns); err != nil {
-			return err
-		}
-		rules, err := hostrules.New(hostrules.Config{
-			NS: h.ns, Logger: log,
-			Kubelet: func() (hostrules.Kubelet, error) { return hostrules.FindKubelet(procRoot, h.ns) },
-		})
-		if err != nil {
-			return err
-		}
-		if _, _, err := rules.Repair(); err != nil {
-			return err
-		}
-		h.rules = rules // only now: pods trust the mark where the host keeps others from it
-		return nil
-	}()
+	h := &hostSide{procRoot: procRoot, log: log, retry: hostRetry}
+	h.turn.Lock()
+	defer h.turn.Unlock()
+	rules, err := h.make()
 	if err != nil {
-		h.open = []string{fmt.Sprintf("missing: the host's rules cannot be made: %v", err)}
-		log.Error("no rules on the host: probes of enrolled pods meet their policies", "error", err)
+		log.Error("no rules on the host: probes of enrolled pods meet their policies until they can be made", "error", err)
+		return h
 	}
+	h.rules.Store(rules)
 	return h
+}
+
+// adopt returns the rules with the pods that an earlier agent has left in them. The caller has the turn.
+func (h *hostSide) adopt() (*hostrules.Rules, error) {
+	if h.ns == nil {
+		ns, err := procns.Host(h.procRoot)
+		if err != nil {
+			return nil, err
+		}
+		h.ns = ns
+	}
+	return hostrules.New(hostrules.Config{
+		NS: h.ns, Logger: h.log,
+		Kubelet: func() (hostrules.Kubelet, error) { return hostrules.FindKubelet(h.procRoot, h.ns) },
+	})
+}
+
+// make makes the rules in the kernel; when it fails that is a finding. The caller has the turn.
+func (h *hostSide) make() (rules *hostrules.Rules, err error) {
+	defer func() {
+		if err != nil {
+			h.find([]string{fmt.Sprintf("missing: the host's rules cannot be made: %v", err)})
+		}
+	}()
+	if rules, err = h.adopt(); err != nil {
+		return nil, err
+	}
+	addrs, err := hostrules.NodeAddresses(h.ns)
+	if err != nil {
+		return nil, err
+	}
+	h.mu.Lock()
+	h.addrs = addrs
+	h.mu.Unlock()
+	if _, _, err := rules.Repair(); err != nil {
+		return nil, err
+	}
+	return rules, nil
+}
+
+// makeLate makes the rules when that has failed before. The addresses of all pods are in them before any pod trusts the
+// mark, so that nobody else's reaches it.
+func (h *hostSide) makeLate(pods enrolled) error {
+	h.turn.Lock()
+	defer h.turn.Unlock()
+	if h.removed {
+		return nil
+	}
+	rules, err := h.make()
+	if err != nil {
+		return err
+	}
+	return pods.WithAddresses(func(addrs map[netip.Addr]string) error {
+		for addr, uid := range addrs { // besides those of an earlier agent, until prune
+			if err := rules.Add(addr, uid); err != nil {
+				h.log.Warn("letting the kubelet's probes through failed", "address", addr, "error", err)
+			}
+		}
+		h.rules.Store(rules)
+		return nil
+	})
+}
+
+// Add implements kubenode.HostRules. Without rules the addresses wait at the agent for makeLate.
+func (h *hostSide) Add(addr netip.Addr, uid string) error {
+	if rules := h.rules.Load(); rules != nil {
+		return rules.Add(addr, uid)
+	}
+	return nil
+}
+
+// Remove implements kubenode.HostRules.
+func (h *hostSide) Remove(addr netip.Addr, uid string) error {
+	if rules := h.rules.Load(); rules != nil {
+		return rules.Remove(addr, uid)
+	}
+	return nil
 }
 
 // owns reports whether the address is one of the host's.
@@ -71,30 +147,22 @@ func (h *hostSide) owns(addr netip.Addr) bool {
 	return found
 }
 
-// rulesOrNil returns the rules as what kubenode wants, or nil.
-func (h *hostSide) rulesOrNil() kubenode.HostRules {
-	if h.rules == nil {
-		return nil
-	}
-	return h.rules
-}
-
 // options adds the host's side to what is captured in every pod.
 func (h *hostSide) options(o redirect.Options) redirect.Options {
 	h.mu.Lock()
 	defer h.mu.Unlock()
 	o.NodeAddresses = h.addrs
-	o.ProbeMark = h.rules != nil
+	o.ProbeMark = h.rules.Load() != nil
 	return o
 }
 
 // run keeps the rules until ctx ends; they stay then.
-func (h *hostSide) run(ctx context.Context, agent *kubenode.Agent) error {
-	if h.rules == nil {
+func (h *hostSide) run(ctx context.Context, pods enrolled) error {
+	if !h.retryUntilMade(ctx, pods) {
 		return nil
 	}
 	h.test(ctx)
-	ready := agent.Ready()
+	ready := pods.Ready()
 	tick := time.NewTicker(hostAudit)
 	defer tick.Stop()
 	for {
@@ -104,32 +172,54 @@ func (h *hostSide) run(ctx context.Context, agent *kubenode.Agent) error {
 		case <-ready:
 			ready = nil
 			// What an earlier agent has left of pods that are gone.
-			h.prune(agent)
+			h.prune(pods)
 		case <-tick.C:
-			h.audit(agent)
+			h.audit(pods)
 		}
 	}
 }
 
+// retryUntilMade reports false when ctx ended before the rules could be made.
+func (h *hostSide) retryUntilMade(ctx context.Context, pods enrolled) bool {
+	if h.rules.Load() != nil {
+		return true
+	}
+	for pause := h.retry; h.rules.Load() == nil; pause = min(2*pause, maxHostRetry) {
+		timer := time.NewTimer(pause)
+		select {
+		case <-timer.C:
+		case <-ctx.Done():
+			timer.Stop()
+			return false
+		}
+		if err := h.makeLate(pods); err != nil {
+			h.log.Debug("making the host's rules failed again", "error", err)
+		}
+	}
+	h.log.Info("the host has its rules now")
+	pods.Refresh()
+	return true
+}
+
 // prune takes addresses out of the rules that are no enrolled pod's.
-func (h *hostSide) prune(agent *kubenode.Agent) {
+func (h *hostSide) prune(pods enrolled) {
 	h.turn.Lock()
 	defer h.turn.Unlock()
 	if h.removed {
 		return
 	}
-	if err := agent.WithAddresses(h.rules.Apply); err != nil {
+	if err := pods.WithAddresses(h.rules.Load().Apply); err != nil {
 		h.log.Warn("clearing old addresses of the host's rules failed", "error", err)
 	}
 }
 
-func (h *hostSide) audit(agent *kubenode.Agent) {
+func (h *hostSide) audit(pods enrolled) {
 	h.turn.Lock()
 	defer h.turn.Unlock()
 	if h.removed {
 		return
 	}
-	found, left, err := h.rules.Repair()
+	found, left, err := h.rules.Load().Repair()
 	if err != nil || len(found) > 0 {
 		h.log.Warn("rules for the kubelet's probes were damaged", "findings", texts(found), "left", texts(left), "error", err)
 	}
@@ -144,7 +234,7 @@ func (h *hostSide) audit(agent *kubenode.Agent) {
 	h.mu.Unlock()
 	if changed {
 		h.log.Info("the node has other addresses", "addresses", addrs)
-		agent.Refresh()
+		pods.Refresh()
 	}
 }
 
@@ -157,7 +247,7 @@ func (h *hostSide) test(ctx context.Context) {
 	if h.removed {
 		return
 	}
-	findings, err := h.rules.SelfTest(ctx)
+	findings, err := h.rules.Load().SelfTest(ctx)
 	open := texts(findings)
 	if err != nil {
 		open = append(open, fmt.Sprintf("unknown: the self-test failed: %v", err))
@@ -165,6 +255,10 @@ func (h *hostSide) test(ctx context.Context) {
 	for _, text := range open {
 		h.log.Warn("the exemption of the kubelet's probes is wider than it should be", "finding", text)
 	}
+	h.find(open)
+}
+
+func (h *hostSide) find(open []string) {
 	h.mu.Lock()
 	defer h.mu.Unlock()
 	h.open = open
@@ -177,15 +271,19 @@ func (h *hostSide) findings() []string {
 	return append([]string{}, h.open...)
 }
 
-// remove takes the rules away.
+// remove takes the rules away, also those of an earlier agent where this one could make none.
 func (h *hostSide) remove() error {
-	if h.rules == nil {
-		return nil
-	}
 	h.turn.Lock()
 	defer h.turn.Unlock()
 	h.removed = true
-	return h.rules.Delete()
+	rules := h.rules.Load()
+	if rules == nil {
+		var err error
+		if rules, err = h.adopt(); err != nil {
+			return fmt.Errorf("remove host rules: %w", err)
+		}
+	}
+	return rules.Delete()
 }
 
 func texts[T fmt.Stringer](list []T) []string {

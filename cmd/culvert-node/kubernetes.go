@@ -130,7 +130,7 @@ func (n *node) buildKubernetes(parts []run.Component) ([]run.Component, error) {
 			Selectors: k.selectors, ForbidCarveOuts: k.forbid,
 		},
 		Options: func() redirect.Options { return c.host.options(base) },
-		Set:     n.set, Finder: procns.New(k.procRoot), HostRules: c.host.rulesOrNil(), Certified: n.certified,
+		Set:     n.set, Finder: procns.New(k.procRoot), HostRules: c.host, Certified: n.certified,
 		Synced: synced, Superseded: c.superseded, Outbound: n.outbound, Drain: max(k.leaveTimeout, time.Millisecond), Logger: c.log,
 	})
 	if err != nil {
