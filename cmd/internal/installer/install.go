@@ -42,7 +42,7 @@ func (i *Installer) Install(ctx context.Context, o Options) error {
 	if !o.Wait {
 		return nil
 	}
-	if err := i.wait(ctx, o.Timeout); err != nil {
+	if err := i.wait(ctx, o.Timeout, none); err != nil {
 		return i.undoInstall(ctx, o, keepCA, err)
 	}
 	i.say("Culvert %s is ready. Put a namespace into the mesh: kubectl label namespace NAME istio.io/dataplane-mode=ambient", i.Chart.AppVersion())

@@ -219,21 +219,6 @@ func TestInstallRollsBackAndSaysWhy(t *testing.T) {
 	}
 }
 
-func TestInstallGivesUpEarly(t *testing.T) {
-	pod := agentPod("culvert-node-x", "n1")
-	pod.Status.ContainerStatuses = []corev1.ContainerStatus{{State: corev1.ContainerState{Waiting: &corev1.ContainerStateWaiting{Reason: "ErrImageNeverPull"}}}}
-	r := newRig(t, append(workloads(2, 0), pod)...)
-	o := options()
-	o.KeepFailed = true
-	err := r.Install(t.Context(), o) // within a minute, or the test's context ends
-	if err == nil || !strings.Contains(err.Error(), "cannot start: ErrImageNeverPull") || !strings.Contains(err.Error(), "left as it is") {
-		t.Fatalf("got %v", err)
-	}
-	if _, err := r.helm.Releases.Last("culvert"); err != nil {
-		t.Errorf("it was removed: %v", err)
-	}
-}
-
 func TestInstallInterrupted(t *testing.T) {
 	r := newRig(t, workloads(0, 0)...)
 	ctx, cancel := context.WithCancel(t.Context())

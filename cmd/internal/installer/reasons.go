@@ -23,8 +23,8 @@ const (
 	logLines  = 5
 )
 
-// waiting says once what pods wait for that may not come, and returns an error where it will not come by itself.
-func (i *Installer) waiting(ctx context.Context, said map[string]string) error {
+// waiting says once what pods wait for that may not come, and returns an error where waiting is no use.
+func (i *Installer) waiting(ctx context.Context, said map[string]string, p *patience) error {
 	pods, err := i.pods(ctx)
 	if err != nil {
 		return nil // the numbers are what counts; they are asked for again
@@ -36,8 +36,6 @@ func (i *Installer) waiting(ctx context.Context, said map[string]string) error {
 				continue
 			}
 			switch w.Reason {
-			case "InvalidImageName", "ErrImageNeverPull":
-				return fmt.Errorf("pod %s cannot start: %s", pod.Name, w.Reason)
 			case "ImagePullBackOff", "CrashLoopBackOff", "CreateContainerConfigError", "CreateContainerError":
 				if name := pod.Labels["app"]; said[name+w.Reason] == "" {
 					said[name+w.Reason] = pod.Name
@@ -46,12 +44,16 @@ func (i *Installer) waiting(ctx context.Context, said map[string]string) error {
 			}
 		}
 	}
+	if h := p.giveUp(pods, time.Now()); h != nil {
+		return h
+	}
 	return nil
 }
 
 // reasons says, for each pod that is not ready, what its containers, conditions, events and last lines of log say; and
-// for the workloads what keeps them from having pods. It returns "" when it finds nothing.
-func (i *Installer) reasons(ctx context.Context) string {
+// for the workloads what keeps them from having pods. The pod of that name comes first: of many, only some are told. It
+// returns "" when it finds nothing.
+func (i *Installer) reasons(ctx context.Context, first string) string {
 	var b strings.Builder
 	for _, name := range []string{deploy.Deployment, deploy.DaemonSet} {
 		i.eventsOf(ctx, &b, name, time.Time{})
@@ -59,6 +61,9 @@ func (i *Installer) reasons(ctx context.Context) string {
 	pods, err := i.pods(ctx)
 	if err != nil {
 		fmt.Fprintf(&b, "\n  pods could not be read: %v", i.Access.Explain(err))
+	}
+	if n := slices.IndexFunc(pods, func(p corev1.Pod) bool { return p.Name == first }); n > 0 {
+		pods[0], pods[n] = pods[n], pods[0]
 	}
 	told := 0
 	for _, pod := range pods {

@@ -32,6 +32,7 @@ func (i *Installer) Upgrade(ctx context.Context, o Options) error {
 	if err := i.definitions(ctx, o.CRDs); err != nil || o.CRDs == OnlyCRDs {
 		return err
 	}
+	before := i.present(ctx)
 	if _, err := i.upgrade(o).RunWithContext(ctx, release, i.Chart, o.Values); err != nil {
 		return i.undoUpgrade(ctx, o, have.Version, fmt.Errorf("apply chart: %w", i.Access.Explain(err)))
 	}
@@ -39,7 +40,7 @@ func (i *Installer) Upgrade(ctx context.Context, o Options) error {
 	if !o.Wait {
 		return nil
 	}
-	if err := i.wait(ctx, o.Timeout); err != nil {
+	if err := i.wait(ctx, o.Timeout, before); err != nil {
 		return i.undoUpgrade(ctx, o, have.Version, err)
 	}
 	i.say("Culvert %s is ready", i.Chart.AppVersion())
@@ -71,6 +72,8 @@ func (i *Installer) undoUpgrade(ctx context.Context, o Options, revision int, ca
 		return cause // refused before anything was changed
 	}
 	i.say("rolling back to revision %d", revision)
+	// The failed revision's pods are there still, and the good ones' may be old.
+	before := i.present(context.WithoutCancel(ctx))
 	rollback := action.NewRollback(i.Helm)
 	rollback.Version = revision
 	rollback.Timeout = o.Timeout
@@ -80,7 +83,7 @@ func (i *Installer) undoUpgrade(ctx context.Context, o Options, revision int, ca
 		return fmt.Errorf("%w\nrolling back failed too: %w", cause, err)
 	}
 	if o.Wait {
-		if err := i.wait(context.WithoutCancel(ctx), o.Timeout); err != nil {
+		if err := i.wait(context.WithoutCancel(ctx), o.Timeout, before); err != nil {
 			return fmt.Errorf("%w\nrolled back to revision %d, which is not ready either: %w", cause, revision, err)
 		}
 	}

@@ -7,6 +7,7 @@ import (
 	"time"
 
 	appsv1 "k8s.io/api/apps/v1"
+	corev1 "k8s.io/api/core/v1"
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 
@@ -17,15 +18,17 @@ import (
 var errTimeUp = errors.New("not ready in time")
 
 // wait returns when controller and agents of the current revision are all ready. It prints a line whenever a number
-// changes. An error says what keeps which pod.
-func (i *Installer) wait(ctx context.Context, timeout time.Duration) error {
+// changes. An error says what keeps which pod; it comes before the timeout where a pod will not become ready, unless that
+// may be one of before the change.
+func (i *Installer) wait(ctx context.Context, timeout time.Duration, before func(*corev1.Pod) bool) error {
 	bounded, cancel := context.WithTimeoutCause(ctx, timeout, errTimeUp)
 	defer cancel()
 	said := map[string]string{}
-	var trouble error
+	pods := &patience{before: before, since: map[string]trouble{}}
+	var failure error
 	err := i.poll(bounded, func() (bool, error) {
 		ready := true
-		trouble = nil
+		failure = nil
 		for _, p := range []func(context.Context) (progress, error){i.controller, i.agents} {
 			// Requests have their own bound: the one of the wait would end them with odd errors.
 			now, err := p(ctx)
@@ -33,7 +36,7 @@ func (i *Installer) wait(ctx context.Context, timeout time.Duration) error {
 			case apierrors.IsForbidden(err), apierrors.IsUnauthorized(err), apierrors.IsNotFound(err):
 				return false, err
 			case err != nil:
-				trouble = err // an API server that restarts comes back
+				failure = err // an API server that restarts comes back
 				return false, nil
 			}
 			if line := now.String(); said[now.name] != line {
@@ -45,7 +48,7 @@ func (i *Installer) wait(ctx context.Context, timeout time.Duration) error {
 		if ready {
 			return true, nil
 		}
-		return false, i.waiting(ctx, said)
+		return false, i.waiting(ctx, said, pods)
 	})
 	if err == nil {
 		return nil
@@ -53,13 +56,17 @@ func (i *Installer) wait(ctx context.Context, timeout time.Duration) error {
 	if ctx.Err() != nil {
 		return fmt.Errorf("wait for Culvert: %w", context.Cause(ctx))
 	}
-	if trouble != nil {
-		return fmt.Errorf("wait for Culvert: %w: %w", err, i.Access.Explain(trouble))
+	if failure != nil {
+		return fmt.Errorf("wait for Culvert: %w: %w", err, i.Access.Explain(failure))
 	}
 	if errors.Is(err, errTimeUp) {
 		err = fmt.Errorf("%w (%v)", errTimeUp, timeout)
 	}
-	return fmt.Errorf("wait for Culvert: %w%s", i.Access.Explain(err), i.reasons(ctx))
+	first := ""
+	if h, ok := errors.AsType[*hopeless](err); ok {
+		first = h.pod
+	}
+	return fmt.Errorf("wait for Culvert: %w%s", i.Access.Explain(err), i.reasons(ctx, first))
 }
 
 // progress is how far a workload is.
