@@ -18,7 +18,7 @@ func TestMatching(t *testing.T) {
 		return all
 	}
 	type labels = map[string]string
-	pod, namespace := labels{"a": "1", "b": ""}, labels{"team.example/x": "y"}
+	pod, namespace := labels{"a": "1", "b": ""}, labels{"team.example/x": "y", selector.LabelMode: selector.ModeAmbient}
 	for _, tt := range []struct {
 		name      string
 		selectors []selector.Selector
@@ -26,7 +26,7 @@ func TestMatching(t *testing.T) {
 	}{
 		{"empty_takes_all", []selector.Selector{{}}, true},
 		{"none_takes_none", []selector.Selector{}, false},
-		{"default", sel(""), false},
+		{"default", sel(""), true},
 		{"equal", sel("a=1"), true},
 		{"equal_twice", sel("a==1"), true},
 		{"unequal", sel("a!=1"), false},
