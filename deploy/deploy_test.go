@@ -246,7 +246,7 @@ func TestRights(t *testing.T) {
 	allowed := map[string][]string{
 		"node": {
 			"pods: get list watch", "namespaces: get list watch", "pods/status: patch", "events: create", "nodes: list watch",
-			"apps/daemonsets[culvert-node]: get",
+			"apps/daemonsets[culvert-node]: get list watch",
 		},
 		"controller": {
 			"pods: list watch", "services: list watch", "nodes: list watch", "namespaces: list watch",

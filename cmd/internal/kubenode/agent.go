@@ -26,6 +26,7 @@ type Agent struct {
 	queue  workqueue.TypedRateLimitingInterface[string] // keys of pods
 
 	pods, spaces cache.SharedIndexInformer
+	owner        cache.SharedIndexInformer // the agent's own DaemonSet
 	outbound     *outbound
 	listed       chan struct{} // closed when both informers have their first lists
 	ready        chan struct{} // closed when each pod of the first list was worked on once
@@ -76,6 +77,7 @@ func New(cfg Config) (*Agent, error) {
 		queue:  workqueue.NewTypedRateLimitingQueue(workqueue.NewTypedItemExponentialFailureRateLimiter[string](cfg.Retry, maxRetry)),
 		pods:   cache.NewSharedIndexInformer(c.podsOf(cfg.Node), &pod{}, 10*time.Minute, cache.Indexers{cache.NamespaceIndex: cache.MetaNamespaceIndexFunc}),
 		spaces: cache.NewSharedIndexInformer(c.namespaces(), &namespace{}, 0, nil),
+		owner:  cache.NewSharedIndexInformer(c.daemonSets(cfg.Namespace, cfg.DaemonSet), &daemonSet{}, 0, nil),
 		listed: make(chan struct{}), ready: make(chan struct{}), tracked: map[string]*track{}, changed: make(chan struct{}),
 	}
 	if a.hosts, err = newHosts(c); err != nil {
@@ -112,8 +114,9 @@ func (a *Agent) follow() error {
 			a.announce()
 		},
 	})
-	return errors.Join(err1, err2, a.pods.SetTransform(trim), a.spaces.SetTransform(trim),
+	return errors.Join(err1, err2, a.pods.SetTransform(trim), a.spaces.SetTransform(trim), a.owner.SetTransform(trim),
 		a.pods.SetWatchErrorHandlerWithContext(a.trouble("pods")), a.spaces.SetWatchErrorHandlerWithContext(a.trouble("namespaces")),
+		a.owner.SetWatchErrorHandlerWithContext(a.trouble("daemonsets")),
 		a.hosts.informer.SetWatchErrorHandlerWithContext(a.trouble("nodes")))
 }
 

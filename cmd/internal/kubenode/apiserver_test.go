@@ -33,8 +33,9 @@ type apiServer struct {
 	events  []object
 	refuse  map[string]int // by "METHOD resource", or "*": the status code
 	refused int
+	once    bool // what is refused is refused once
 	patches int
-	daemon  string // "", "there", "deleting", "namespace" for one in a namespace that is being deleted
+	daemon  string // see daemonLocked
 	ended   bool
 }
 
@@ -48,9 +49,10 @@ type change struct {
 
 func newAPIServer(t *testing.T) *apiServer {
 	s := &apiServer{
-		t: t, version: 10, objects: map[string]map[string]object{"pods": {}, "namespaces": {}, "nodes": {}},
-		changed: make(chan struct{}), refuse: map[string]int{}, daemon: "there",
+		t: t, version: 10, objects: map[string]map[string]object{"pods": {}, "namespaces": {}, "nodes": {}, "daemonsets": {}},
+		changed: make(chan struct{}), refuse: map[string]int{},
 	}
+	s.set(func() { s.daemonLocked("there") })
 	s.srv = httptest.NewServer(http.HandlerFunc(s.serve))
 	t.Cleanup(func() {
 		s.mu.Lock()
@@ -123,9 +125,33 @@ func (s *apiServer) edit(resource, name string, f func(object)) {
 	s.putLocked(resource, o)
 }
 
+// daemonLocked brings the DaemonSet into a state: "there", "deleting", "namespace" when its namespace is being deleted, or ""
+// without one.
+func (s *apiServer) daemonLocked(state string) {
+	const space, name = "culvert-system", "culvert-node"
+	s.daemon = state
+	set := object{"kind": "DaemonSet", "apiVersion": "apps/v1", "metadata": object{"namespace": space, "name": name, "uid": "uid-ds"}}
+	switch state {
+	case "":
+		s.removeLocked("daemonsets", space+"/"+name)
+		return
+	case "deleting":
+		set["metadata"].(object)["deletionTimestamp"] = "2026-01-01T00:00:00Z"
+	case "namespace":
+		s.putLocked("namespaces", object{"kind": "Namespace", "apiVersion": "v1", "metadata": object{
+			"name": space, "uid": "uid-" + space, "deletionTimestamp": "2026-01-01T00:00:00Z",
+		}})
+	}
+	s.putLocked("daemonsets", set)
+}
+
 func (s *apiServer) remove(resource, name string) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
+	s.removeLocked(resource, name)
+}
+
+func (s *apiServer) removeLocked(resource, name string) {
 	if o := s.objects[resource][name]; o != nil {
 		delete(s.objects[resource], name)
 		s.tellLocked("DELETED", resource, o)
@@ -171,7 +197,7 @@ func (s *apiServer) serve(w http.ResponseWriter, r *http.Request) {
 	if resource == "status" {
 		resource = "status"
 	} else if len(parts) > 2 && parts[len(parts)-2] == "daemonsets" {
-		resource = "daemonsets"
+		resource = "daemonset"
 	} else if len(parts) == 4 && parts[2] == "namespaces" {
 		resource = "namespace"
 	}
@@ -179,12 +205,15 @@ func (s *apiServer) serve(w http.ResponseWriter, r *http.Request) {
 	code := max(s.refuse["*"], s.refuse[r.Method+" "+resource])
 	if code != 0 {
 		s.refused++
+		if s.once {
+			delete(s.refuse, r.Method+" "+resource)
+		}
 	}
 	s.mu.Unlock()
 	switch {
 	case code != 0:
 		fail(w, code)
-	case resource == "daemonsets":
+	case resource == "daemonset":
 		s.daemonSet(w, "deleting")
 	case resource == "namespace":
 		s.daemonSet(w, "namespace")
@@ -285,8 +314,15 @@ func wanted(r *http.Request, node string) bool {
 	return !ok || sel == node
 }
 
+func versionOf(resource string) string {
+	if resource == "daemonsets" {
+		return "apps/v1"
+	}
+	return "v1"
+}
+
 func kindOf(resource string) string {
-	return map[string]string{"pods": "Pod", "namespaces": "Namespace", "nodes": "Node"}[resource]
+	return map[string]string{"pods": "Pod", "namespaces": "Namespace", "nodes": "Node", "daemonsets": "DaemonSet"}[resource]
 }
 
 func (s *apiServer) list(w http.ResponseWriter, r *http.Request, resource string) {
@@ -300,7 +336,7 @@ func (s *apiServer) list(w http.ResponseWriter, r *http.Request, resource string
 	}
 	w.Header().Set("Content-Type", "application/json")
 	_ = json.NewEncoder(w).Encode(object{
-		"kind": kindOf(resource) + "List", "apiVersion": "v1", "items": items,
+		"kind": kindOf(resource) + "List", "apiVersion": versionOf(resource), "items": items,
 		"metadata": object{"resourceVersion": strconv.Itoa(s.version)},
 	})
 }
@@ -318,7 +354,7 @@ func (s *apiServer) watch(w http.ResponseWriter, r *http.Request, resource strin
 				_ = enc.Encode(object{"type": "ADDED", "object": o})
 			}
 		}
-		_ = enc.Encode(object{"type": "BOOKMARK", "object": object{"kind": kindOf(resource), "apiVersion": "v1", "metadata": object{
+		_ = enc.Encode(object{"type": "BOOKMARK", "object": object{"kind": kindOf(resource), "apiVersion": versionOf(resource), "metadata": object{
 			"resourceVersion": strconv.Itoa(s.version), "annotations": object{"k8s.io/initial-events-end": "true"},
 		}}})
 		from = s.version

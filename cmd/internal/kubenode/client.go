@@ -12,6 +12,7 @@ import (
 	"k8s.io/apimachinery/pkg/runtime"
 	"k8s.io/apimachinery/pkg/runtime/serializer"
 	"k8s.io/apimachinery/pkg/types"
+	"k8s.io/apimachinery/pkg/watch"
 	"k8s.io/client-go/rest"
 	"k8s.io/client-go/tools/cache"
 )
@@ -23,6 +24,9 @@ const (
 	pending    = "pending"
 	absent     = ""
 )
+
+// daemonSetsPath is where namespaces are that DaemonSets are in.
+const daemonSetsPath = "/apis/apps/v1/namespaces"
 
 // requestTimeout bounds one request other than lists and watches.
 const requestTimeout = 10 * time.Second
@@ -60,6 +64,23 @@ func (c *client) namespaces() cache.ListerWatcher {
 	return cache.NewListWatchFromClient(c.rest, "namespaces", metav1.NamespaceAll, fields.Everything())
 }
 
+// daemonSets lists and watches one.
+func (c *client) daemonSets(namespace, name string) cache.ListerWatcher {
+	request := func(o metav1.ListOptions) *rest.Request {
+		o.FieldSelector = fields.OneTermEqualSelector("metadata.name", name).String()
+		return c.rest.Get().AbsPath(daemonSetsPath, namespace, "daemonsets").VersionedParams(&o, metav1.ParameterCodec)
+	}
+	return &cache.ListWatch{
+		ListWithContextFunc: func(ctx context.Context, o metav1.ListOptions) (runtime.Object, error) {
+			return request(o).Do(ctx).Get()
+		},
+		WatchFuncWithContext: func(ctx context.Context, o metav1.ListOptions) (watch.Interface, error) {
+			o.Watch = true
+			return request(o).Watch(ctx)
+		},
+	}
+}
+
 // annotate writes the annotation of one pod, or removes it when state is absent. A pod of the same name and another UID
 // is not touched: the API server refuses the patch with a conflict.
 func (c *client) annotate(ctx context.Context, p *pod, state string) error {
@@ -93,7 +114,7 @@ func (c *client) createEvent(ctx context.Context, namespace string, body []byte)
 func (c *client) daemonSet(ctx context.Context, namespace, name string) (deleting bool, err error) {
 	ctx, cancel := context.WithTimeout(ctx, 3*time.Second)
 	defer cancel()
-	deleting, err = c.deleting(ctx, "/apis/apps/v1/namespaces", namespace, "daemonsets", name)
+	deleting, err = c.deleting(ctx, daemonSetsPath, namespace, "daemonsets", name)
 	if err != nil || deleting {
 		return deleting, err
 	}

@@ -10,72 +10,8 @@ import (
 	"github.com/culvert-mesh/culvert/redirect/podset"
 )
 
-// The attempts to find out why the agent ends.
-const (
-	ownerAttempts = 3
-	ownerPause    = time.Second
-)
-
 // gone reports whether a pod that was to be patched is not there any more, or another has its name.
 func gone(err error) bool { return apierrors.IsNotFound(err) || apierrors.IsConflict(err) }
-
-// lookForOwner notes that the agent's own DaemonSet can be seen: only then does its absence mean anything.
-func (a *Agent) lookForOwner(ctx context.Context) {
-	if a.cfg.Namespace == "" || a.cfg.DaemonSet == "" {
-		return
-	}
-	pause := time.NewTicker(10 * time.Second)
-	defer pause.Stop()
-	for {
-		_, err := a.client.daemonSet(ctx, a.cfg.Namespace, a.cfg.DaemonSet)
-		if err == nil {
-			a.mu.Lock()
-			a.owned = true
-			a.mu.Unlock()
-			return
-		}
-		if ctx.Err() == nil {
-			a.cfg.Logger.Warn("looking at the agent's own DaemonSet failed: until it works, the end of the agent counts as an upgrade", "error", err)
-		}
-		select {
-		case <-pause.C:
-		case <-ctx.Done():
-			return
-		}
-	}
-}
-
-// Uninstalled reports whether the agent ends because the mesh does: its DaemonSet, or their namespace, is being deleted or has
-// gone, or the agent may not ask any more because its permissions went first. In doubt it is an upgrade, and pods stay captured.
-func (a *Agent) Uninstalled(ctx context.Context) bool {
-	a.mu.Lock()
-	owned := a.owned
-	a.mu.Unlock()
-	if a.cfg.Namespace == "" || a.cfg.DaemonSet == "" {
-		return false
-	}
-	for attempt := 1; ; attempt++ {
-		deleting, err := a.client.daemonSet(ctx, a.cfg.Namespace, a.cfg.DaemonSet)
-		switch {
-		case err == nil:
-			return deleting
-		case apierrors.IsNotFound(err), apierrors.IsUnauthorized(err), apierrors.IsForbidden(err):
-			a.cfg.Logger.Info("the agent's own DaemonSet is not to be seen", "seen_before", owned, "error", err)
-			return owned
-		}
-		a.cfg.Logger.Warn("looking at the agent's own DaemonSet failed", "attempt", attempt, "error", err)
-		if attempt == ownerAttempts {
-			return false
-		}
-		timer := time.NewTimer(ownerPause)
-		select {
-		case <-timer.C:
-		case <-ctx.Done():
-			timer.Stop()
-			return false
-		}
-	}
-}
 
 // LeaveAll takes all pods out of the mesh for good: they are opened, others are told as far as the agent still may, then the
 // pods stop to be captured and drain. Where it may tell nobody, pods are served for a moment after they have left: the agents of other

@@ -37,55 +37,6 @@ func TestLeavingIsOpen(t *testing.T) {
 	}
 }
 
-// TestUninstalled: only what says for certain that the mesh is gone takes pods out.
-func TestUninstalled(t *testing.T) {
-	for _, tt := range []struct {
-		name   string
-		daemon string // at the end
-		refuse int
-		hidden int  // the answer about the namespace
-		never  bool // the DaemonSet could not be seen before either
-		config func(*kubenode.Config)
-		want   bool
-	}{
-		{name: "upgrade", daemon: "there"},
-		{name: "being_deleted", daemon: "deleting", want: true},
-		{name: "namespace_being_deleted", daemon: "namespace", want: true},
-		{name: "namespace_not_to_be_seen", daemon: "there", hidden: 403},
-		{name: "deleted", want: true},
-		{name: "permission_gone", daemon: "there", refuse: 403, want: true},
-		{name: "account_gone", daemon: "there", refuse: 401, want: true},
-		{name: "api_server_ill", refuse: 500},
-		{name: "never_permitted", refuse: 403, never: true},
-		{name: "never_there", never: true},
-		{name: "unnamed", config: func(c *kubenode.Config) { c.DaemonSet = "" }},
-	} {
-		t.Run(tt.name, func(t *testing.T) {
-			t.Parallel()
-			r := newRig(t)
-			if tt.never {
-				r.api.daemon, r.api.refuse["GET daemonsets"] = tt.daemon, tt.refuse
-			}
-			r.run(tt.config)
-			<-r.agent.Ready()
-			if !tt.never && tt.config == nil {
-				r.eventually(func() string {
-					if !r.agent.Owned() {
-						return "the DaemonSet was not looked at"
-					}
-					return ""
-				})
-			}
-			r.api.set(func() {
-				r.api.daemon, r.api.refuse["GET daemonsets"], r.api.refuse["GET namespace"] = tt.daemon, tt.refuse, tt.hidden
-			})
-			if got := r.agent.Uninstalled(t.Context()); got != tt.want {
-				t.Errorf("got %v, want %v", got, tt.want)
-			}
-		})
-	}
-}
-
 // TestLeaveAll: at the end of the mesh all pods leave it, also when the agent is not allowed anything any more.
 func TestLeaveAll(t *testing.T) {
 	for _, tt := range []struct {

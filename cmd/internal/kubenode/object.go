@@ -16,7 +16,10 @@ import (
 // The few fields of Kubernetes' objects that are needed here. Decoding into these instead of k8s.io/api keeps a node's
 // whole list of pods small, and 4 MiB of generated code out of the binary.
 
-var groupVersion = schema.GroupVersion{Version: "v1"}
+var (
+	groupVersion = schema.GroupVersion{Version: "v1"}
+	appsVersion  = schema.GroupVersion{Group: "apps", Version: "v1"}
+)
 
 type pod struct {
 	metav1.TypeMeta   `json:",inline"`
@@ -61,6 +64,18 @@ func (n *namespace) DeepCopyObject() runtime.Object {
 	return &out
 }
 
+type daemonSet struct {
+	metav1.TypeMeta   `json:",inline"`
+	metav1.ObjectMeta `json:"metadata"`
+}
+
+// DeepCopyObject implements runtime.Object.
+func (d *daemonSet) DeepCopyObject() runtime.Object {
+	out := *d
+	d.ObjectMeta.DeepCopyInto(&out.ObjectMeta)
+	return &out
+}
+
 // list is a list of objects, as a server sends it.
 type list[T any, P interface {
 	*T
@@ -93,7 +108,10 @@ func newScheme() *runtime.Scheme {
 	s.AddKnownTypeWithName(groupVersion.WithKind("NamespaceList"), &list[namespace, *namespace]{})
 	s.AddKnownTypeWithName(groupVersion.WithKind("Node"), &node{})
 	s.AddKnownTypeWithName(groupVersion.WithKind("NodeList"), &list[node, *node]{})
+	s.AddKnownTypeWithName(appsVersion.WithKind("DaemonSet"), &daemonSet{})
+	s.AddKnownTypeWithName(appsVersion.WithKind("DaemonSetList"), &list[daemonSet, *daemonSet]{})
 	metav1.AddToGroupVersion(s, groupVersion)
+	metav1.AddToGroupVersion(s, appsVersion)
 	return s
 }
 
