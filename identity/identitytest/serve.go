@@ -1,13 +1,16 @@
 package identitytest
 
 import (
+	"context"
 	"crypto/tls"
 	"net"
+	"net/netip"
 	"sync"
 	"testing"
 
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/credentials"
+	"google.golang.org/grpc/peer"
 )
 
 // GetCertificate chooses the certificate of a TLS server; see tls.Config.
@@ -32,4 +35,10 @@ func ServeGRPC(t testing.TB, certificate GetCertificate, register ...func(grpc.S
 		serving.Wait()
 	})
 	return listener.Addr().String()
+}
+
+// CalledFrom is the context of a gRPC method that somebody at the address has
+// called.
+func CalledFrom(ctx context.Context, from netip.Addr) context.Context {
+	return peer.NewContext(ctx, &peer.Peer{Addr: net.TCPAddrFromAddrPort(netip.AddrPortFrom(from, 4711))})
 }

@@ -27,8 +27,14 @@ const (
 	refusedFor      = 5 * time.Second
 	maxAccepted     = 10000
 	maxRefused      = 1000
-	maxReviews      = 16 // at a time
 	maxTokenLength  = 16 << 10
+
+	// Reviews at a time, in all and of tokens that come from one address. Their rate is bounded by the client, in which each
+	// waits for those before it: so whoever comes to the client waits for few.
+	maxReviews      = 16
+	maxReviewsOfOne = 4
+	// maxWaiting is more than an agent ever has: all its calls have one token, which is asked for once.
+	maxWaiting = 256
 
 	// What the API server says of a token that is bound to a pod.
 	extraPodName  = "authentication.kubernetes.io/pod-name"
@@ -51,10 +57,11 @@ type AuthenticatorConfig struct {
 }
 
 // Authenticator finds out by TokenReview whose token it is. Only tokens of
-// service accounts that are bound to a pod count.
+// service accounts that are bound to a pod count. Those who ask for reviews take
+// turns by their addresses, so that nobody can use them up with bad tokens.
 type Authenticator struct {
 	cfg     AuthenticatorConfig
-	reviews chan struct{}
+	reviews *turns
 
 	mu       sync.Mutex
 	accepted memory[server.Caller]
@@ -77,14 +84,16 @@ func NewAuthenticator(cfg AuthenticatorConfig) (*Authenticator, error) {
 	}
 	return &Authenticator{
 		cfg:      cfg,
-		reviews:  make(chan struct{}, maxReviews),
+		reviews:  newTurns(maxReviews, maxReviewsOfOne, maxWaiting),
 		accepted: newMemory[server.Caller](maxAccepted),
 		refused:  newMemory[error](maxRefused),
 	}, nil
 }
 
 // Authenticate returns whose token it is. Errors never contain it. An error that
-// wraps server.ErrUnavailable means that the API server did not decide.
+// wraps server.ErrUnavailable means that the API server did not decide. The
+// context is that of a gRPC method, which tells the caller's address; all who
+// come without one count as one.
 func (a *Authenticator) Authenticate(ctx context.Context, token string) (server.Caller, error) {
 	claims, err := a.readClaims(token)
 	if err != nil {
@@ -95,13 +104,28 @@ func (a *Authenticator) Authenticate(ctx context.Context, token string) (server.
 	if known || err != nil {
 		return caller, err
 	}
+	ctx, cancel := context.WithTimeout(ctx, requestTimeout)
+	defer cancel()
+	address := server.Address(ctx)
+	if err := a.reviews.take(ctx, address); err != nil {
+		return server.Caller{}, undecided(err)
+	}
+	defer a.reviews.leave(address)
+	// Others before may have had the same token, as when an agent starts with all its pods.
+	if caller, known, err = a.remembered(key); known || err != nil {
+		return caller, err
+	}
 	status, err := a.review(ctx, token)
 	if err != nil {
-		return server.Caller{}, fmt.Errorf("review token: %w: %w", server.ErrUnavailable, err)
+		return server.Caller{}, undecided(err)
 	}
 	caller, err = a.judge(status)
 	a.remember(key, caller, err, claims)
 	return caller, err
+}
+
+func undecided(err error) error {
+	return fmt.Errorf("review token: %w: %w", server.ErrUnavailable, err)
 }
 
 // claims is what a token says about itself. It is believed only so far as it is
@@ -153,16 +177,8 @@ func (a *Authenticator) readClaims(token string) (claims, error) {
 
 func (a *Authenticator) isAudience(s string) bool { return slices.Contains(a.cfg.Audiences, s) }
 
-// review asks the API server, a bounded number of times at once.
+// review asks the API server.
 func (a *Authenticator) review(ctx context.Context, token string) (*authenticationv1.TokenReviewStatus, error) {
-	ctx, cancel := context.WithTimeout(ctx, requestTimeout)
-	defer cancel()
-	select {
-	case a.reviews <- struct{}{}:
-		defer func() { <-a.reviews }()
-	case <-ctx.Done():
-		return nil, context.Cause(ctx)
-	}
 	review, err := a.cfg.Client.AuthenticationV1().TokenReviews().Create(ctx, &authenticationv1.TokenReview{
 		Spec: authenticationv1.TokenReviewSpec{Token: token, Audiences: a.cfg.Audiences},
 	}, metav1.CreateOptions{})

@@ -56,7 +56,7 @@ func invalid(cause error) *refusal {
 // CreateCertificate implements the service.
 func (s *Server) CreateCertificate(ctx context.Context, in *v1alpha1.IstioCertificateRequest) (*v1alpha1.IstioCertificateResponse, error) {
 	begun := s.cfg.Clock()
-	h := &handling{server: s, address: remote(ctx)}
+	h := &handling{server: s, address: Address(ctx)}
 	chain, refused := h.handle(ctx, in)
 	outcome := Issued
 	if refused != nil {
@@ -200,8 +200,9 @@ func bearer(ctx context.Context) (string, error) {
 	return token, nil
 }
 
-// remote returns the network address of the caller, without the port.
-func remote(ctx context.Context) string {
+// Address returns the network address, without the port, of whoever called a
+// gRPC method with this context; "" if it is not known.
+func Address(ctx context.Context) string {
 	p, ok := peer.FromContext(ctx)
 	if !ok || p.Addr == nil {
 		return ""
