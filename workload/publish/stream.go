@@ -3,6 +3,7 @@ package publish
 import (
 	"context"
 	"errors"
+	"fmt"
 	"log/slog"
 	"math/rand/v2"
 	"strings"
@@ -91,18 +92,18 @@ func (s *Server) authenticate(ctx context.Context, token string) (Peer, error) {
 		return peer, nil
 	}
 	if ctx.Err() != nil || status.Code(err) == codes.Unavailable {
-		s.logStranger("client cannot be authenticated now", err)
+		s.logStranger(fmt.Errorf("cannot be authenticated now: %w", err))
 		return Peer{}, status.Error(codes.Unavailable, "authentication is not available")
 	}
-	s.logStranger("client refused", err)
+	s.logStranger(err)
 	return Peer{}, status.Error(codes.Unauthenticated, "authentication failed")
 }
 
 // logStranger logs that a client was not let in. Anybody who reaches the port can be one, so that the log gets some of them.
-func (s *Server) logStranger(message string, err error) {
+func (s *Server) logStranger(err error) {
 	s.unsaid.Add(1)
 	s.strangers.Do(func() {
-		s.cfg.Logger.Warn(message, "error", err, "not_logged", s.unsaid.Swap(0)-1)
+		s.cfg.Logger.Warn("client refused", "error", err, "not_logged", s.unsaid.Swap(0)-1)
 	})
 }
 
