@@ -15,6 +15,7 @@ import (
 	"testing"
 	"time"
 
+	authv1 "k8s.io/api/authentication/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 )
 
@@ -82,20 +83,57 @@ func lacks(text string, parts ...string) error {
 
 // Whoever deletes manifests in any order takes the agents' permissions away first. They leave the pods all the same.
 func TestUninstallWithoutPermissions(t *testing.T) {
+	uninstallWithout(t, func() {
+		for _, kind := range []string{"clusterrolebinding", "clusterrole"} {
+			if _, err := kubectl(t.Context(), nil, "delete", kind, "culvert-node", "culvert-controller"); err != nil {
+				t.Fatal(err)
+			}
+		}
+		if _, err := kubectl(t.Context(), nil, "delete", "rolebinding,role", "-n", system, "--all"); err != nil {
+			t.Fatal(err)
+		}
+	})
+}
+
+// Or their account, and the API server does not know them any more when they end.
+func TestUninstallWithoutAccount(t *testing.T) {
+	uninstallWithout(t, func() {
+		accounts := shared.client.CoreV1().ServiceAccounts(system)
+		token, err := accounts.CreateToken(t.Context(), "culvert-node", &authv1.TokenRequest{}, metav1.CreateOptions{})
+		if err != nil {
+			t.Fatal(err)
+		}
+		known := func() (bool, error) { // the server remembers for some seconds whom it has known
+			review := &authv1.TokenReview{Spec: authv1.TokenReviewSpec{Token: token.Status.Token}}
+			review, err := shared.client.AuthenticationV1().TokenReviews().Create(t.Context(), review, metav1.CreateOptions{})
+			return err == nil && review.Status.Authenticated, err
+		}
+		if ok, err := known(); !ok {
+			t.Fatalf("the account is not known: %v", err)
+		}
+		if err := accounts.Delete(t.Context(), "culvert-node", metav1.DeleteOptions{}); err != nil {
+			t.Fatal(err)
+		}
+		wait(t, "the account is not known any more", func() error {
+			ok, err := known()
+			if ok {
+				err = errors.New("it is known")
+			}
+			return err
+		})
+	})
+}
+
+// uninstallWithout uninstalls when something of the agents was deleted, and wants no pod to notice.
+func uninstallWithout(t *testing.T, deletePart func()) {
+	t.Helper()
 	m := mesh(t)
 	n1, n2 := twoNodes(t)
 	ns := namespace(t, modeLabel+"=ambient")
 	client, server := ns.run("client", onNode(n1)).enrolled(), ns.run("server", onNode(n2)).enrolled()
 	wantTLS(t, client, server)
 	load := client.start("load", "--pause=5ms", "http://"+server.ip+":8080/")
-	for _, kind := range []string{"clusterrolebinding", "clusterrole"} {
-		if _, err := kubectl(t.Context(), nil, "delete", kind, "culvert-node", "culvert-controller"); err != nil {
-			t.Fatal(err)
-		}
-	}
-	if _, err := kubectl(t.Context(), nil, "delete", "rolebinding,role", "-n", system, "--all"); err != nil {
-		t.Fatal(err)
-	}
+	deletePart()
 	if err := m.uninstall(t.Context()); err != nil {
 		t.Fatal(err)
 	}
