@@ -5,12 +5,10 @@ import (
 	"errors"
 	"net"
 	"net/netip"
-	"strings"
 	"sync"
 
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/codes"
-	"google.golang.org/grpc/metadata"
 	"google.golang.org/grpc/status"
 
 	"github.com/culvert-mesh/culvert/identity/ca/server"
@@ -26,7 +24,7 @@ const (
 
 // guard registers unary services with a server that reads large messages for the sake of another service: it reads a
 // message only for who has shown a token that counts, and of one caller only few at a time. gRPC itself would read it
-// before anybody is asked.
+// before anybody is asked. The services authenticate by found.
 type guard struct {
 	to           grpc.ServiceRegistrar
 	authenticate func(ctx context.Context, token string) (server.Caller, error)
@@ -49,16 +47,16 @@ func (g *guard) RegisterService(desc *grpc.ServiceDesc, impl any) {
 			Handler: func(srv any, stream grpc.ServerStream) error {
 				read := stream.RecvMsg
 				caller, err := g.caller(stream.Context())
+				ctx := context.WithValue(stream.Context(), finding{}, finding{caller, err})
 				if err != nil {
-					// The service gets an empty message, and refuses the caller in its own words: it authenticates too, which
-					// the memory of tokens makes cheap.
+					// The service gets an empty message, and refuses the caller in its own words.
 					read = func(any) error { return nil }
 				} else if !g.enter(caller) {
 					return status.Error(codes.ResourceExhausted, "too many requests at a time")
 				} else {
 					defer g.leave(caller)
 				}
-				out, err := m.Handler(srv, stream.Context(), read, nil)
+				out, err := m.Handler(srv, ctx, read, nil)
 				if err != nil {
 					return err
 				}
@@ -70,12 +68,27 @@ func (g *guard) RegisterService(desc *grpc.ServiceDesc, impl any) {
 }
 
 func (g *guard) caller(ctx context.Context) (server.Caller, error) {
-	md, _ := metadata.FromIncomingContext(ctx)
-	values := md.Get("authorization")
-	if len(values) != 1 {
-		return server.Caller{}, errors.New("exactly one authorization is required")
+	token, err := server.Bearer(ctx)
+	if err != nil {
+		return server.Caller{}, err
 	}
-	return g.authenticate(ctx, strings.TrimPrefix(values[0], "Bearer "))
+	return g.authenticate(ctx, token)
+}
+
+// finding is what a guard found out about a caller. Its zero value is the key of the one in a context.
+type finding struct {
+	caller server.Caller
+	err    error
+}
+
+// found returns who the guard found to be calling. To authenticate once more could cost a second review of the token, with
+// another outcome: then what was not read would be taken for what was sent.
+func found(ctx context.Context, _ string) (server.Caller, error) {
+	f, ok := ctx.Value(finding{}).(finding)
+	if !ok {
+		return server.Caller{}, errors.New("no guard has let the caller in")
+	}
+	return f.caller, f.err
 }
 
 func (g *guard) enter(caller server.Caller) bool {

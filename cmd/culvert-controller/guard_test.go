@@ -35,17 +35,22 @@ func (e *echo) CreateCertificate(ctx context.Context, in *v1alpha1.IstioCertific
 
 func guarded(t *testing.T, e *echo) v1alpha1.IstioCertificateServiceClient {
 	t.Helper()
+	return guardedBy(t, e, func(_ context.Context, token string) (server.Caller, error) {
+		if token == "bad" {
+			return server.Caller{}, errors.New("no such token")
+		}
+		return server.Caller{PodName: token}, nil
+	})
+}
+
+func guardedBy(t *testing.T, service v1alpha1.IstioCertificateServiceServer, authenticate func(context.Context, string) (server.Caller, error)) v1alpha1.IstioCertificateServiceClient {
+	t.Helper()
 	l, err := net.Listen("tcp", "127.0.0.1:0")
 	if err != nil {
 		t.Fatal(err)
 	}
 	g := grpc.NewServer(grpc.MaxRecvMsgSize(32 << 20))
-	v1alpha1.RegisterIstioCertificateServiceServer(newGuard(g, func(_ context.Context, token string) (server.Caller, error) {
-		if token == "bad" {
-			return server.Caller{}, errors.New("no such token")
-		}
-		return server.Caller{PodName: token}, nil
-	}), e)
+	v1alpha1.RegisterIstioCertificateServiceServer(newGuard(g, authenticate), service)
 	var wg sync.WaitGroup
 	wg.Go(func() { _ = g.Serve(l) })
 	conn, err := grpc.NewClient("passthrough:///"+l.Addr().String(), grpc.WithTransportCredentials(insecure.NewCredentials()), grpc.WithNoProxy())
@@ -85,6 +90,43 @@ func TestGuardReadsNothingOfStrangers(t *testing.T) {
 	}
 	if n := <-e.entered; n != len(in.Csr) || len(out.GetCertChain()) != 1 || out.GetCertChain()[0] != in.Csr {
 		t.Errorf("the service saw %d octets and answered %v", n, out)
+	}
+}
+
+// asking is a service that tells what it finds out about the caller.
+type asking struct {
+	v1alpha1.UnimplementedIstioCertificateServiceServer
+	told chan error
+}
+
+func (a *asking) CreateCertificate(ctx context.Context, _ *v1alpha1.IstioCertificateRequest) (*v1alpha1.IstioCertificateResponse, error) {
+	_, err := found(ctx, "")
+	a.told <- err
+	return nil, status.Error(codes.Unavailable, "later")
+}
+
+// TestGuardAsksOnce: what the guard has found out holds for the service, also if another answer could be had by now.
+func TestGuardAsksOnce(t *testing.T) {
+	a := &asking{told: make(chan error, 1)}
+	asked := 0
+	client := guardedBy(t, a, func(ctx context.Context, _ string) (server.Caller, error) {
+		if got := server.Address(ctx); got != "127.0.0.1" {
+			t.Errorf("asked for a caller at %q", got)
+		}
+		if asked++; asked == 1 {
+			return server.Caller{}, server.ErrUnavailable
+		}
+		return server.Caller{PodName: "agent"}, nil
+	})
+	in := &v1alpha1.IstioCertificateRequest{Csr: "request"}
+	for n, want := range []error{server.ErrUnavailable, nil} {
+		_, _ = client.CreateCertificate(as("token"), in)
+		if err := <-a.told; !errors.Is(err, want) || asked != n+1 {
+			t.Errorf("the service finds %v after %d questions, want %v", err, asked, want)
+		}
+	}
+	if _, err := found(t.Context(), "token"); err == nil {
+		t.Error("somebody is let in without a guard")
 	}
 }
 

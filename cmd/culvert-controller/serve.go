@@ -41,7 +41,7 @@ func (c *controller) buildServers() ([]run.Component, error) {
 		return nil, err
 	}
 	certificates, err := server.New(server.Config{
-		Authority: c.authority, TrustDomain: s.trustDomain, Authenticate: c.door.caller, Authorize: c.nodes.Authorize,
+		Authority: c.authority, TrustDomain: s.trustDomain, Authenticate: found, Authorize: c.nodes.Authorize,
 		Observer: c.figures, Logger: c.scope("ca"),
 	})
 	if err != nil {

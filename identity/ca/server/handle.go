@@ -95,7 +95,7 @@ func (h *handling) handle(ctx context.Context, in *v1alpha1.IstioCertificateRequ
 		return nil, &refusal{Limited, codes.ResourceExhausted, "too many requests at a time", errors.New("too many requests of this address at a time")}
 	}
 	defer h.server.gate.leave(h.address)
-	token, err := bearer(ctx)
+	token, err := Bearer(ctx)
 	if err != nil {
 		return nil, unauthenticated(Unauthenticated, err)
 	}
@@ -180,8 +180,8 @@ func (h *handling) issue(in *v1alpha1.IstioCertificateRequest) ([]string, *refus
 	return chain, nil
 }
 
-// bearer returns the token of the call.
-func bearer(ctx context.Context) (string, error) {
+// Bearer returns the token that a gRPC method was called with.
+func Bearer(ctx context.Context) (string, error) {
 	md, _ := metadata.FromIncomingContext(ctx)
 	values := md.Get("authorization")
 	switch {
