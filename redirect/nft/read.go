@@ -23,8 +23,9 @@ func ReadTable(ns *netns.NS, family Family, name string) (*Table, error) {
 	var t *Table
 	err := ns.Do(func() error {
 		var err error
-		for range 5 { // a dump is interrupted when somebody changes rules meanwhile
-			if t, err = read(family, name); !errors.Is(err, netlink.ErrDumpInterrupted) {
+		for range 5 { // somebody may change rules meanwhile: then a dump is interrupted, or what it is about has gone
+			t, err = read(family, name)
+			if !errors.Is(err, netlink.ErrDumpInterrupted) && !errors.Is(err, unix.ENOENT) {
 				return err
 			}
 		}
