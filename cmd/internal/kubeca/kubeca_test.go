@@ -239,7 +239,7 @@ func TestSecretDamaged(t *testing.T) {
 		err := ca.Status().Trouble
 		return err != nil && strings.Contains(err.Error(), "secret culvert-system/culvert-ca: read authority: ca-cert.pem: no PEM certificate found")
 	})
-	if ca.Bundle() != good || string(c.secret(kubeca.SecretName).Data[authority.KeyCert]) != "hello" {
+	if !ca.Bundle().Equal(good) || string(c.secret(kubeca.SecretName).Data[authority.KeyCert]) != "hello" {
 		t.Error("it was used or overwritten")
 	}
 	late := newCA(t, c, nil)
