@@ -361,6 +361,7 @@ func (s *Session) goAway(p []byte, ev Events) error {
 	}
 	last, code := binary.BigEndian.Uint32(p)&maxStreamID, ErrCode(binary.BigEndian.Uint32(p[4:]))
 	s.goneAway = true
+	ev.OnGoAway(last, code, printable(p[8:]))
 	if !s.cfg.Server {
 		for _, st := range s.streams {
 			if st.ID > last {
@@ -369,7 +370,6 @@ func (s *Session) goAway(p []byte, ev Events) error {
 			}
 		}
 	}
-	ev.OnGoAway(last, code, printable(p[8:]))
 	return nil
 }
 

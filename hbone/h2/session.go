@@ -52,7 +52,8 @@ type Events interface {
 	OnWindow(st *Stream)
 	// OnReset says that a stream was ended by the peer, or by this side for a fault of the peer (fault set).
 	OnReset(st *Stream, code ErrCode, fault string)
-	// OnGoAway gives the peer's GOAWAY; streams above last have been given to OnReset with REFUSED_STREAM before.
+	// OnGoAway gives the peer's GOAWAY; streams above last are given to OnReset with REFUSED_STREAM after it, so that who tries
+	// again does not find this connection.
 	OnGoAway(last uint32, code ErrCode, debug string)
 	// OnPong answers Ping.
 	OnPong(data [8]byte)

@@ -183,17 +183,17 @@ func TestGoAway(t *testing.T) {
 			if _, err := r.s.Open(&h2.Header{Method: "CONNECT"}); !errors.Is(err, h2.ErrGoingAway) {
 				r.t.Errorf("Open gives %v", err)
 			}
-		}, events: `headers 1 200; reset 3 REFUSED_STREAM; reset 5 REFUSED_STREAM; goaway 1 NO_ERROR "bye"; data 1 to the end; end 1`},
+		}, events: `headers 1 200; goaway 1 NO_ERROR "bye"; reset 3 REFUSED_STREAM; reset 5 REFUSED_STREAM; data 1 to the end; end 1`},
 		{name: "two_steps", client: true, dials: 2, do: func(r *rig) {
 			r.w.goAway(1<<31-1, h2.NoError, "")
 			r.w.goAway(1, h2.NoError, "")
-		}, events: `goaway 2147483647 NO_ERROR ""; reset 3 REFUSED_STREAM; goaway 1 NO_ERROR ""`},
+		}, events: `goaway 2147483647 NO_ERROR ""; goaway 1 NO_ERROR ""; reset 3 REFUSED_STREAM`},
 		{name: "with_an_error", client: true, dials: 1, do: func(r *rig) { r.w.goAway(0, h2.EnhanceYourCalm, "too\nmuch\x00\xff") },
-			events: `reset 1 REFUSED_STREAM; goaway 0 ENHANCE_YOUR_CALM "too?much??"`},
+			events: `goaway 0 ENHANCE_YOUR_CALM "too?much??"; reset 1 REFUSED_STREAM`},
 		{name: "debug_text_is_bounded", do: func(r *rig) { r.w.goAway(0, 99, strings.Repeat("x", 1000)) },
 			events: `goaway 0 error code 99 "` + strings.Repeat("x", 200) + `"`},
 		{name: "reserved_bit", client: true, dials: 2, do: func(r *rig) { r.w.raw(tGoAway, 0, 0, "\x80\x00\x00\x01\x00\x00\x00\x00") },
-			events: `reset 3 REFUSED_STREAM; goaway 1 NO_ERROR ""`},
+			events: `goaway 1 NO_ERROR ""; reset 3 REFUSED_STREAM`},
 		{name: "server_keeps_its_streams", do: func(r *rig) { r.w.connect(1); r.w.goAway(0, h2.NoError, ""); r.w.data(1, true, "x") },
 			events: req1 + `; goaway 0 NO_ERROR ""; data 1 x; end 1`},
 		{name: "ours_first_step", do: func(r *rig) {
