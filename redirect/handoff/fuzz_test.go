@@ -59,7 +59,8 @@ func FuzzParseResponse(f *testing.F) {
 
 func FuzzReceiveRights(f *testing.F) {
 	f.Add([]byte{})
-	f.Add([]byte{16, 0, 0, 0, 0, 0, 0, 0, 1, 0, 0, 0, 2, 0, 0, 0})
+	f.Add([]byte{16, 0, 0, 0, 0, 0, 0, 0, 1, 0, 0, 0, 1, 0, 0, 0})
+	f.Add([]byte{18, 0, 0, 0, 0, 0, 0, 0, 1, 0, 0, 0, 1, 0, 0, 0, 3, 0, 0, 0, 0, 0, 0, 0}) // half a descriptor
 	f.Fuzz(func(t *testing.T, b []byte) {
 		_, _ = rights(b) // the numbers in it are no open descriptors, so nothing is closed
 	})

@@ -51,6 +51,10 @@ func rights(oob []byte) ([]int, error) {
 		if messages[i].Header.Level != unix.SOL_SOCKET || messages[i].Header.Type != unix.SCM_RIGHTS {
 			continue
 		}
+		if n := len(messages[i].Data); n%4 != 0 { // ParseUnixRights reads behind the end then
+			errs = append(errs, fmt.Errorf("parse control data: descriptors of %d bytes", n))
+			continue
+		}
 		more, err := unix.ParseUnixRights(&messages[i])
 		fds, errs = append(fds, more...), append(errs, err)
 	}
