@@ -38,39 +38,32 @@ func (p *Pod) serveInbound(fd int, client netip.AddrPort) {
 		p.shake(hs, err, fd, client, local)
 	case p.proxy.penalties.queue(client.Addr()):
 		p.spawn(func() {
-			err := p.sitOut(wait, fd, client.Addr())
-			p.proxy.penalties.leave(client.Addr())
-			p.serveLate(err, fd, client, local)
+			hs, err := p.sitOut(wait, fd, client.Addr())
+			p.shake(hs, err, fd, client, local)
 		})
 	default:
 		p.turnAway(fd, client, local, errPenalty)
 	}
 }
 
-// sitOut waits until it is the turn of a peer that has failed too often. An error means that it never will be.
-func (p *Pod) sitOut(wait time.Duration, fd int, peer netip.Addr) error {
+// sitOut waits until it is the turn of a peer that has failed too often, and gives back its place in the queue. The peer has to
+// be there still then, and a place for its handshake.
+func (p *Pod) sitOut(wait time.Duration, fd int, peer netip.Addr) (*handshake, error) {
+	defer p.proxy.penalties.leave(peer)
 	for wait > 0 {
 		switch {
 		case !p.rest(wait):
-			return ErrDrain
+			return nil, ErrDrain
 		case loop.HungUp(fd):
-			return errImpatient
+			return nil, errImpatient
 		}
 		wait = p.proxy.penalties.turn(peer)
 	}
-	return nil
-}
-
-// serveLate begins the handshake with a peer that had to wait, unless err says that it has come to nothing, or there is no
-// place for it.
-func (p *Pod) serveLate(err error, fd int, client, local netip.AddrPort) {
-	var hs *handshake
-	if err == nil {
-		if hs, _, err = p.handshakes.try(p.ctx, client.Addr()); hs == nil && err == nil {
-			err = ErrCrowded
-		}
+	hs, _, err := p.handshakes.try(p.ctx, peer)
+	if hs == nil && err == nil {
+		err = ErrCrowded
 	}
-	p.shake(hs, err, fd, client, local)
+	return hs, err
 }
 
 // shake does the handshake, or turns the peer away with err.
