@@ -47,7 +47,7 @@ func (g *guard) RegisterService(desc *grpc.ServiceDesc, impl any) {
 			Handler: func(srv any, stream grpc.ServerStream) error {
 				read := stream.RecvMsg
 				caller, err := g.caller(stream.Context())
-				ctx := context.WithValue(stream.Context(), finding{}, finding{caller, err})
+				ctx := context.WithValue(stream.Context(), findingKey{}, finding{caller, err})
 				if err != nil {
 					// The service gets an empty message, and refuses the caller in its own words.
 					read = func(any) error { return nil }
@@ -75,16 +75,19 @@ func (g *guard) caller(ctx context.Context) (server.Caller, error) {
 	return g.authenticate(ctx, token)
 }
 
-// finding is what a guard found out about a caller. Its zero value is the key of the one in a context.
-type finding struct {
-	caller server.Caller
-	err    error
-}
+// finding is what a guard found out about a caller; a context has it under findingKey.
+type (
+	finding struct {
+		caller server.Caller
+		err    error
+	}
+	findingKey struct{}
+)
 
 // found returns who the guard found to be calling. To authenticate once more could cost a second review of the token, with
 // another outcome: then what was not read would be taken for what was sent.
 func found(ctx context.Context, _ string) (server.Caller, error) {
-	f, ok := ctx.Value(finding{}).(finding)
+	f, ok := ctx.Value(findingKey{}).(finding)
 	if !ok {
 		return server.Caller{}, errors.New("no guard has let the caller in")
 	}
