@@ -22,7 +22,7 @@ type Finder interface {
 	Find(ctx context.Context, wanted map[string]procns.Wanted) (map[string]*netns.NS, []procns.Problem)
 }
 
-// HostRules lets the kubelet's probes through to enrolled pods; it is a hostrules.Rules.
+// HostRules lets the kubelet's probes through to enrolled pods.
 type HostRules interface {
 	// Add lets them through to addr, which belongs to the pod now.
 	Add(addr netip.Addr, uid string) error
@@ -47,7 +47,7 @@ type Config struct {
 	Set *podset.Set
 	// Finder finds pods that run already.
 	Finder Finder
-	// HostRules may be nil.
+	// HostRules keeps what it is told where the host cannot have rules yet.
 	HostRules HostRules
 	// Certified returns nil when the pod's certificate is there; it may wait until ctx ends.
 	Certified func(ctx context.Context, pod podset.Pod) error
@@ -104,7 +104,7 @@ func (c Config) complete() (Config, error) {
 		missing bool
 	}{
 		{"REST", c.REST == nil}, {"Node", c.Node == ""}, {"Options", c.Options == nil}, {"Set", c.Set == nil},
-		{"Finder", c.Finder == nil}, {"Certified", c.Certified == nil},
+		{"Finder", c.Finder == nil}, {"HostRules", c.HostRules == nil}, {"Certified", c.Certified == nil},
 	} {
 		if f.missing {
 			errs = append(errs, errors.New("make node agent: "+f.name+" is required"))

@@ -321,7 +321,7 @@ func TestRepairIsTold(t *testing.T) {
 	pod := r.process("u1", "10.0.0.2")
 	r.namespace("team", ambient, nil)
 	r.pod("team/a", "u1", "10.0.0.2", nil)
-	r.run(func(c *kubenode.Config) { c.HostRules = nil })
+	r.run(nil)
 	r.says("team/a", "enabled")
 	c, err := redirect.New(pod, redirect.Options{})
 	if err != nil {

@@ -52,29 +52,11 @@ func (p *pod) DeepCopyObject() runtime.Object {
 	return &out
 }
 
-type namespace struct {
-	metav1.TypeMeta   `json:",inline"`
-	metav1.ObjectMeta `json:"metadata"`
-}
-
-// DeepCopyObject implements runtime.Object.
-func (n *namespace) DeepCopyObject() runtime.Object {
-	out := *n
-	n.ObjectMeta.DeepCopyInto(&out.ObjectMeta)
-	return &out
-}
-
-type daemonSet struct {
-	metav1.TypeMeta   `json:",inline"`
-	metav1.ObjectMeta `json:"metadata"`
-}
-
-// DeepCopyObject implements runtime.Object.
-func (d *daemonSet) DeepCopyObject() runtime.Object {
-	out := *d
-	d.ObjectMeta.DeepCopyInto(&out.ObjectMeta)
-	return &out
-}
+// Of these only the metadata is looked at.
+type (
+	namespace = metav1.PartialObjectMetadata
+	daemonSet = metav1.PartialObjectMetadata
+)
 
 // list is a list of objects, as a server sends it.
 type list[T any, P interface {
@@ -105,11 +87,11 @@ func newScheme() *runtime.Scheme {
 	s.AddKnownTypeWithName(groupVersion.WithKind("Pod"), &pod{})
 	s.AddKnownTypeWithName(groupVersion.WithKind("PodList"), &list[pod, *pod]{})
 	s.AddKnownTypeWithName(groupVersion.WithKind("Namespace"), &namespace{})
-	s.AddKnownTypeWithName(groupVersion.WithKind("NamespaceList"), &list[namespace, *namespace]{})
+	s.AddKnownTypeWithName(groupVersion.WithKind("NamespaceList"), &metav1.PartialObjectMetadataList{})
 	s.AddKnownTypeWithName(groupVersion.WithKind("Node"), &node{})
 	s.AddKnownTypeWithName(groupVersion.WithKind("NodeList"), &list[node, *node]{})
 	s.AddKnownTypeWithName(appsVersion.WithKind("DaemonSet"), &daemonSet{})
-	s.AddKnownTypeWithName(appsVersion.WithKind("DaemonSetList"), &list[daemonSet, *daemonSet]{})
+	s.AddKnownTypeWithName(appsVersion.WithKind("DaemonSetList"), &metav1.PartialObjectMetadataList{})
 	metav1.AddToGroupVersion(s, groupVersion)
 	metav1.AddToGroupVersion(s, appsVersion)
 	return s

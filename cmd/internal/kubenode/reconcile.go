@@ -335,9 +335,6 @@ func (a *Agent) host(t *track, addrs []netip.Addr) {
 	defer a.hostTurn.RUnlock()
 	old, failed := t.addrs, t.hostErr != nil
 	t.addrs, t.hostErr = slices.Clone(addrs), nil
-	if a.cfg.HostRules == nil {
-		return
-	}
 	for _, addr := range old {
 		if slices.Contains(addrs, addr) {
 			continue
