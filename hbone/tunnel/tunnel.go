@@ -85,6 +85,7 @@ type Tunnel struct {
 	r, w    int
 	blocked bool // the socket took less than it was given
 	dirty   bool
+	broken  error // the socket takes nothing any more, see lost
 	pieces  []loop.Iovec
 
 	waiting  []*Stream // streams that want to send: no room in out, or no credit of the connection
@@ -218,6 +219,9 @@ func (t *Tunnel) read(drain bool) {
 	have := copy(buf, t.partial)
 	n, err := t.fd.Read(buf[have:])
 	switch {
+	case t.broken != nil && (err != nil || n == 0):
+		t.fail(t.broken)
+		return
 	case err != nil && loop.Again(err):
 		return
 	case err != nil:
@@ -243,11 +247,17 @@ func (t *Tunnel) read(drain bool) {
 		t.fail(err)
 		return
 	}
-	if (drain || full) && !t.queued { // else each event of a busy socket would add a turn to those that it has
+	if drain || full || t.broken != nil {
+		t.readLater()
+	}
+	t.settle()
+}
+
+func (t *Tunnel) readLater() {
+	if !t.queued { // else each event of a busy socket would add a turn to those that it has
 		t.queued = true
 		t.loop.RunLater(t)
 	}
-	t.settle()
 }
 
 func (t *Tunnel) consume(b []byte) error {
@@ -420,7 +430,7 @@ func (t *Tunnel) fail(err error) {
 
 // farewell sends what is due before the socket closes: GOAWAY, then an alert.
 func (t *Tunnel) farewell(err error) {
-	if !t.fd.Attached() || errors.Is(err, ErrTruncated) || errors.Is(err, ErrDead) {
+	if !t.fd.Attached() || t.broken != nil || errors.Is(err, ErrTruncated) || errors.Is(err, ErrDead) {
 		return
 	}
 	alert := record.AlertCloseNotify

@@ -398,19 +398,53 @@ func TestDrainOfAServer(t *testing.T) {
 }
 
 func TestRefusedClientCertificateArrivesAsAnAlert(t *testing.T) {
-	f := newFixture(t)
-	fd, other := peer(t)
-	stranger := identitytest.NewCA(t, "cluster.local").SVID(t, "spiffe://cluster.local/ns/b/sa/bob")
-	go func() { // trusts another authority than the client's, but presents a certificate of the client's
-		c := mtls.Server(&svid.SVID{ID: f.bob.ID, Certificates: f.bob.Certificates, PrivateKey: f.bob.PrivateKey, Bundle: stranger.Bundle}, nil)
-		_ = tls.Server(other, c).Handshake()
-	}()
-	if _, err := tunnel.Client(t.Context(), fd, mtls.Client(f.alice, []identity.ID{f.bob.ID}, nil), f.config()); err != nil {
-		t.Fatalf("the refusal came within the handshake: %v", err)
+	for _, reset := range []bool{false, true} {
+		f := newFixture(t)
+		fd, other := peer(t)
+		stranger := identitytest.NewCA(t, "cluster.local").SVID(t, "spiffe://cluster.local/ns/b/sa/bob")
+		refused := make(chan struct{})
+		go func() { // trusts another authority than the client's, but presents a certificate of the client's
+			defer close(refused)
+			c := mtls.Server(&svid.SVID{ID: f.bob.ID, Certificates: f.bob.Certificates, PrivateKey: f.bob.PrivateKey, Bundle: stranger.Bundle}, nil)
+			_ = tls.Server(other, c).Handshake()
+			if reset { // so that our first write fails, before anything is read
+				_ = other.(*net.TCPConn).SetLinger(0)
+				_ = other.Close()
+			}
+		}()
+		f.loop.Post(func() { <-refused })
+		if _, err := tunnel.Client(t.Context(), fd, mtls.Client(f.alice, []identity.ID{f.bob.ID}, nil), f.config()); err != nil {
+			t.Fatalf("the refusal came within the handshake: %v", err)
+		}
+		var re *record.Error
+		if err := f.end(); !errors.As(err, &re) || !re.Remote {
+			t.Errorf("tunnel ended with %v (reset: %t)", err, reset)
+		}
 	}
-	var re *record.Error
-	if err := f.end(); !errors.As(err, &re) || !re.Remote {
+}
+
+// TestAnswerBeforeAResetArrives: a write that finds the connection gone does not hide what came before.
+func TestAnswerBeforeAResetArrives(t *testing.T) {
+	f := newFixture(t)
+	tun, server, fr := f.client(f.config())
+	h := newHandler()
+	var st *tunnel.Stream
+	f.on(func() { st, _ = tun.Open(&h2.Header{Method: "CONNECT", Authority: "10.0.0.1:80"}, h) })
+	next(t, fr, http2.FrameHeaders)
+	f.on(func() { // nothing is read meanwhile
+		_ = fr.WriteHeaders(http2.HeadersFrameParam{StreamID: 1, BlockFragment: []byte{0x88}, EndHeaders: true})
+		_ = fr.WriteData(1, true, []byte("answer"))
+		_ = server.NetConn().(*net.TCPConn).SetLinger(0)
+		_ = server.NetConn().Close()
+		if n := st.Write([]byte("x")); n != 1 {
+			t.Errorf("%d bytes were taken", n)
+		}
+	})
+	if err := f.end(); !errors.Is(err, tunnel.ErrLost) || !errors.Is(err, unix.ECONNRESET) {
 		t.Errorf("tunnel ended with %v", err)
+	}
+	if len(h.status) != 1 || len(h.data) != 1 || <-h.data != "answer" {
+		t.Errorf("%d answers and %d pieces of data came", len(h.status), len(h.data))
 	}
 }
 

@@ -30,7 +30,7 @@ func (t *Tunnel) mark() {
 // Flush implements loop.Flusher: everything that this batch produced goes out in one write.
 func (t *Tunnel) Flush() {
 	t.dirty = false
-	if t.err != nil || !t.fd.Attached() {
+	if t.err != nil || t.broken != nil || !t.fd.Attached() {
 		return
 	}
 	if len(t.h2.Out()) > 0 || t.rec.KeyUpdateDue() {
@@ -103,7 +103,7 @@ func (t *Tunnel) write() {
 	case err != nil && loop.Again(err):
 		n = 0
 	case err != nil:
-		t.fail(fmt.Errorf("%w: %w", ErrLost, err))
+		t.lost(err)
 		return
 	}
 	if t.taken(n); t.blocked {
@@ -111,6 +111,13 @@ func (t *Tunnel) write() {
 	}
 	t.release()
 	t.resumeLater()
+}
+
+// lost is told by a write that the connection is gone. What the peer sent before still counts: it may say why, as one
+// that refuses our certificate does, or be the rest of an answer. The reads that follow end the tunnel.
+func (t *Tunnel) lost(err error) {
+	t.broken = fmt.Errorf("%w: %w", ErrLost, err)
+	t.readLater()
 }
 
 // taken notes that the socket took n bytes of what is sealed, and whether there are more.
@@ -176,7 +183,7 @@ func (t *Tunnel) wait(st *Stream) {
 
 // room reports whether a DATA frame can be sealed now, after everything that has to go before it.
 func (t *Tunnel) room() bool {
-	if t.err != nil || !t.fd.Attached() {
+	if t.err != nil || t.broken != nil || !t.fd.Attached() {
 		return false
 	}
 	if t.out == nil {
@@ -191,7 +198,7 @@ func (t *Tunnel) room() bool {
 	}
 	n, err := t.fd.Write(t.out[t.r:t.w])
 	if err != nil && !loop.Again(err) {
-		t.fail(fmt.Errorf("%w: %w", ErrLost, err))
+		t.lost(err)
 		return false
 	}
 	if t.taken(max(n, 0)); t.blocked {
