@@ -426,6 +426,7 @@ type observer struct {
 	opened []*proxy.Flow
 	noted  []*proxy.Flow
 	closed []*proxy.Flow
+	onOpen func(*proxy.Flow) // may be nil
 }
 
 func (o *observer) Write(b []byte) (int, error) {
@@ -437,8 +438,12 @@ func (o *observer) Write(b []byte) (int, error) {
 
 func (o *observer) Opened(f *proxy.Flow) {
 	o.mu.Lock()
-	defer o.mu.Unlock()
 	o.opened = append(o.opened, f)
+	onOpen := o.onOpen
+	o.mu.Unlock()
+	if onOpen != nil {
+		onOpen(f)
+	}
 }
 
 func (o *observer) Noted(f *proxy.Flow) {

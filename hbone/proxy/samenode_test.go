@@ -247,6 +247,32 @@ func TestSameNodeRefusals(t *testing.T) {
 	withoutTunnel(t, client, server)
 }
 
+// TestSameNodeDenialWhilePoliciesChange: a connection that a new policy denies is rejected, also when the watch of live
+// connections has come upon it first.
+func TestSameNodeDenialWhilePoliciesChange(t *testing.T) {
+	r, n, client, server := neighbours(t, nil)
+	dst := r.echo(server.ip)
+	exchange(t, client.dial(dst), "hello")
+	n.seen.mu.Lock()
+	n.seen.onOpen = func(f *proxy.Flow) {
+		if f.Direction == proxy.Inbound {
+			r.policies.Apply([]*policy.Policy{about("no-client", policy.Deny, "client")}, nil)
+			n.seen.ended(t, proxy.Inbound, 1) // the watch has been here
+		}
+	}
+	n.seen.mu.Unlock()
+	wantReset(t, client.dial(dst))
+	if f := n.seen.ended(t, proxy.Inbound, 1); !errors.Is(f.Err, proxy.ErrPolicyChange) {
+		t.Errorf("the live flow ended with %v", f.Err)
+	}
+	if f := n.seen.ended(t, proxy.Inbound, 2); f.Flag != proxy.FlagDeny || errors.Is(f.Err, proxy.ErrPolicyChange) || f.Policy != "default/no-client" {
+		t.Errorf("the new flow ended with %v, flag %s, policy %s", f.Err, f.Flag, f.Policy)
+	}
+	if f := n.seen.ended(t, proxy.Outbound, 2); f.Err.Error() != "http status: 401" {
+		t.Errorf("its client's flow ended with %v", f.Err)
+	}
+}
+
 func TestSameNodeMissingPolicyIsWaitedFor(t *testing.T) {
 	r, n, client, server := neighbours(t, func(c *proxy.Config) { c.WorkloadTimeout = 200 * time.Millisecond })
 	next := *server.w

@@ -76,11 +76,16 @@ func (c *short) prepare(ctx context.Context, local *localState, t *route.Target)
 	c.open(nil, nil)
 	d := p.awaitPolicies(ctx, local, c.facts)
 	c.noted(d)
+	denied := &DeniedError{Policy: d.Policy, Reason: d.Reason}
 	switch {
+	case !d.Allowed && settled(d): // whether or not a watch has found the open flow before and cut it
+		c.end()
+		c.finish(denied)
+		return -1, &StatusError{401}
 	case ctx.Err() != nil:
 		return -1, c.leave(context.Cause(ctx))
 	case !d.Allowed:
-		return -1, c.refuse(401, &DeniedError{Policy: d.Policy, Reason: d.Reason})
+		return -1, c.refuse(401, denied)
 	}
 	if err := p.admitted(ctx, local, &c.Flow); err != nil {
 		if ctx.Err() != nil {
