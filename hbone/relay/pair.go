@@ -34,6 +34,7 @@ type end struct {
 	passed  bool    // and passed on to other
 	drain   bool
 	queued  bool
+	broken  error // the socket is gone, see lost
 }
 
 // NewPair returns a pair on l that takes over the sockets: a is connected, the connect of b has been started and may
@@ -110,7 +111,7 @@ func (e *end) Event(ev loop.Events) {
 	}
 	if ev.Failed() {
 		if err := e.fd.SocketError(); err != nil {
-			p.Abort(fmt.Errorf("%s: %w", e.name, err))
+			e.lost(err)
 			return
 		}
 	}
@@ -133,15 +134,37 @@ func (e *end) Run() {
 	}
 }
 
+// lost is told that the socket is gone. What came from it before still counts, see Relay.lost.
+func (e *end) lost(err error) {
+	err = fmt.Errorf("%s: %w", e.name, err)
+	if e.ended || e.other.broken != nil {
+		e.pair.Abort(err)
+		return
+	}
+	e.broken, e.drain = err, true
+	e.other.pending.free(e.pair.loop)
+	e.readLater()
+}
+
+func (e *end) readLater() {
+	if !e.queued {
+		e.queued = true
+		e.pair.loop.RunLater(e)
+	}
+}
+
 // read moves at most one turn from here to the other side. What the other side does not take is kept, and nothing more
 // is read until it has.
 func (e *end) read() {
-	if e.ended || !e.pending.empty() || !e.other.fd.Attached() {
+	if e.ended || !e.pending.empty() || !e.other.fd.Attached() || e.other.broken != nil {
 		return
 	}
 	buf := e.pair.loop.Buffer
 	n, err := e.fd.Read(buf)
 	switch {
+	case e.broken != nil && (err != nil || n == 0):
+		e.pair.Abort(e.broken)
+		return
 	case err != nil && loop.Again(err):
 		return
 	case err != nil:
@@ -161,17 +184,16 @@ func (e *end) read() {
 		e.other.fd.ArmWrite()
 		return
 	}
-	if (n == len(buf) || e.drain) && !e.queued {
-		e.queued = true
-		e.pair.loop.RunLater(e)
+	if n == len(buf) || e.drain {
+		e.readLater()
 	}
 }
 
-// write gives p to the other side; a failure ends the pair.
+// write gives p to the other side. When that is gone, nothing more goes this way.
 func (e *end) write(p []byte) (took int, ok bool) {
 	n, err := e.other.fd.Write(p)
 	if err != nil && !loop.Again(err) {
-		e.pair.Abort(fmt.Errorf("%s: %w", e.other.name, err))
+		e.other.lost(err)
 		return 0, false
 	}
 	n = max(n, 0)

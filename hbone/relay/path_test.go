@@ -31,6 +31,7 @@ type path struct {
 	dst     netip.AddrPort
 	inDone  chan error
 	outDone chan error
+	egress  *relay.Relay // the newest; on the loop out
 	fromApp atomic.Int64
 }
 
@@ -76,7 +77,12 @@ func dial(t testing.TB, to netip.AddrPort) int {
 
 func newPath(t testing.TB, dst netip.AddrPort) *path {
 	t.Helper()
-	p := &path{t: t, in: newLoop(t), out: newLoop(t), dst: dst, inDone: make(chan error, 4096), outDone: make(chan error, 4096)}
+	return newPathOn(t, newLoop(t), newLoop(t), dst)
+}
+
+func newPathOn(t testing.TB, in, out *loop.Loop, dst netip.AddrPort) *path {
+	t.Helper()
+	p := &path{t: t, in: in, out: out, dst: dst, inDone: make(chan error, 4096), outDone: make(chan error, 4096)}
 	ca := identitytest.NewCA(t, "cluster.local")
 	alice, bob := ca.SVID(t, "spiffe://cluster.local/ns/a/sa/alice"), ca.SVID(t, "spiffe://cluster.local/ns/b/sa/bob")
 	wire := listen(t)
@@ -149,6 +155,7 @@ func (p *path) accept() {
 func (p *path) request(st *tunnel.Stream, h *h2.Header) {
 	r := relay.New(p.out, func(err error) { p.outDone <- err })
 	r.Serve(st)
+	p.egress = r
 	go func() {
 		fd, err := loop.TCPSocket(unix.AF_INET)
 		if err == nil {

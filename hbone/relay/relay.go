@@ -65,6 +65,8 @@ type Relay struct {
 	finSent   bool // and the application was told
 	orphan    bool // the stream is gone as if both directions had ended
 	over      bool
+
+	broken error // the application's socket is gone, see lost
 }
 
 // New returns a relay on l. done is called once, on the loop, when it is over: nil for an orderly end of both
@@ -157,7 +159,7 @@ func (r *Relay) Event(ev loop.Events) {
 	}
 	if ev.Failed() {
 		if err := r.app.SocketError(); err != nil {
-			r.abort(fmt.Errorf("application: %w", err))
+			r.lost(err)
 			return
 		}
 	}
@@ -200,6 +202,9 @@ func (r *Relay) read(ended bool) {
 		}
 		n, err := r.app.Readv(pieces)
 		switch {
+		case r.broken != nil && (err != nil || n == 0):
+			r.abort(r.broken)
+			return
 		case err != nil && loop.Again(err):
 			return
 		case err != nil:
@@ -228,6 +233,21 @@ func (r *Relay) read(ended bool) {
 			return
 		}
 	}
+}
+
+// lost is told that the application's socket is gone. What the application sent before still counts, as it does without a
+// mesh: a server that answers and ends before it has read the whole request resets the connection behind its answer. The
+// reads that follow end the relay.
+func (r *Relay) lost(err error) {
+	err = fmt.Errorf("application: %w", err)
+	if !r.started || r.appEnd || r.orphan {
+		r.abort(err)
+		return
+	}
+	r.broken, r.drain = err, true
+	r.pieces = r.pieces[:0]
+	r.pending.free(r.loop)
+	r.later()
 }
 
 func (r *Relay) later() {
@@ -265,7 +285,7 @@ func (r *Relay) Response(h *h2.Header, end bool) {
 
 // Data implements tunnel.Handler.
 func (r *Relay) Data(p []byte, end bool) {
-	if r.over {
+	if r.over || r.broken != nil {
 		return
 	}
 	r.remoteEnd = r.remoteEnd || end
@@ -290,8 +310,7 @@ func (r *Relay) DataDone() {
 	if len(r.pieces) > 0 {
 		n, err := r.app.Writev(r.pieces)
 		if err != nil && !loop.Again(err) {
-			r.pieces = r.pieces[:0]
-			r.abort(fmt.Errorf("application: %w", err))
+			r.lost(err)
 			return
 		}
 		n = max(n, 0)
@@ -344,7 +363,7 @@ func (r *Relay) flush() {
 	if !r.pending.empty() {
 		n, err := r.app.Write(r.pending.left)
 		if err != nil && !loop.Again(err) {
-			r.abort(fmt.Errorf("application: %w", err))
+			r.lost(err)
 			return
 		}
 		n = max(n, 0)
@@ -388,7 +407,7 @@ func (r *Relay) Closed(err error) {
 		return
 	}
 	var reset *tunnel.ResetError
-	if r.started && errors.As(err, &reset) && reset.Fault == "" && (reset.Code == h2.Cancel || reset.Code == h2.NoError) {
+	if r.started && r.broken == nil && errors.As(err, &reset) && reset.Fault == "" && (reset.Code == h2.Cancel || reset.Code == h2.NoError) {
 		r.orphan, r.remoteEnd = true, true
 		r.linger()
 		r.endIfFlushed()
