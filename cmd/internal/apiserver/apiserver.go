@@ -6,6 +6,7 @@ package apiserver
 import (
 	"errors"
 	"fmt"
+	"net/http"
 
 	"k8s.io/client-go/rest"
 	"k8s.io/client-go/tools/clientcmd"
@@ -27,5 +28,6 @@ func Config(kubeconfig string) (*rest.Config, error) {
 	case err != nil:
 		return nil, fmt.Errorf("find the API server: %w", err)
 	}
+	cfg.Wrap(func(next http.RoundTripper) http.RoundTripper { return outspoken{next} })
 	return cfg, nil
 }
