@@ -143,6 +143,7 @@ func (e *end) lost(err error) {
 	}
 	e.broken, e.drain = err, true
 	e.other.pending.free(e.pair.loop)
+	e.pair.loop.After(&e.pair.timer, defaultLinger, func() { e.pair.Abort(err) })
 	e.readLater()
 }
 

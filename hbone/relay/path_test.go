@@ -31,7 +31,8 @@ type path struct {
 	dst     netip.AddrPort
 	inDone  chan error
 	outDone chan error
-	egress  *relay.Relay // the newest; on the loop out
+	egress  *relay.Relay  // the newest; on the loop out
+	linger  time.Duration // of egress relays; on the loop out
 	fromApp atomic.Int64
 }
 
@@ -154,6 +155,7 @@ func (p *path) accept() {
 
 func (p *path) request(st *tunnel.Stream, h *h2.Header) {
 	r := relay.New(p.out, func(err error) { p.outDone <- err })
+	r.Linger = p.linger
 	r.Serve(st)
 	p.egress = r
 	go func() {

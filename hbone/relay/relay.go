@@ -1,6 +1,7 @@
 package relay
 
 import (
+	"cmp"
 	"errors"
 	"fmt"
 	"sync/atomic"
@@ -40,7 +41,8 @@ type Relay struct {
 	// FromApp and ToApp count payload bytes read from and written to the application. They may be read from anywhere.
 	FromApp, ToApp atomic.Int64
 	// Linger is how long the application may do nothing at all when the peer has cancelled the stream; 0 means 5 minutes.
-	// Such a relay counts against no limit of the peer any more, so that it must not last. It is set before Serve.
+	// Such a relay counts against no limit of the peer any more, so that it must not last. It is also how long the peer has
+	// for what an application sent that is gone. It is set before Serve.
 	Linger time.Duration
 
 	loop   *loop.Loop
@@ -237,7 +239,7 @@ func (r *Relay) read(ended bool) {
 
 // lost is told that the application's socket is gone. What the application sent before still counts, as it does without a
 // mesh: a server that answers and ends before it has read the whole request resets the connection behind its answer. The
-// reads that follow end the relay.
+// reads that follow end the relay, at the latest when the peer has had its time to take all of it.
 func (r *Relay) lost(err error) {
 	err = fmt.Errorf("application: %w", err)
 	if !r.started || r.appEnd || r.orphan {
@@ -247,6 +249,7 @@ func (r *Relay) lost(err error) {
 	r.broken, r.drain = err, true
 	r.pieces = r.pieces[:0]
 	r.pending.free(r.loop)
+	r.loop.After(&r.timer, r.patience(), func() { r.abort(err) })
 	r.later()
 }
 
@@ -351,12 +354,10 @@ func (r *Relay) took(n int) {
 
 // linger begins to wait for an application whose peer is gone to take what it has been sent, and to end.
 func (r *Relay) linger() {
-	d := r.Linger
-	if d == 0 {
-		d = defaultLinger
-	}
-	r.loop.After(&r.timer, d, func() { r.abort(ErrLingered) })
+	r.loop.After(&r.timer, r.patience(), func() { r.abort(ErrLingered) })
 }
+
+func (r *Relay) patience() time.Duration { return cmp.Or(r.Linger, defaultLinger) }
 
 // flush writes what is pending.
 func (r *Relay) flush() {

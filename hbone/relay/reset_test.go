@@ -63,6 +63,19 @@ func TestAnswerBeforeAReset(t *testing.T) {
 	}
 }
 
+// TestLeftoverThatNobodyTakes: a peer that reads nothing does not keep what an application has left behind for ever.
+func TestLeftoverThatNobodyTakes(t *testing.T) {
+	p := newPath(t, serve(t, func(c *net.TCPConn) {
+		writeUntilBlocked(t, c, make([]byte, 1<<20))
+		_ = c.SetLinger(0)
+	}))
+	p.out.Post(func() { p.linger = 100 * time.Millisecond })
+	p.tcp() // never reads
+	if err := wait(t, "egress relay", p.outDone); !errors.Is(err, syscall.ECONNRESET) {
+		t.Errorf("egress relay ended with %v", err)
+	}
+}
+
 func TestPairPassesTheAnswerBeforeAReset(t *testing.T) {
 	l := newLoop(t)
 	to := serve(t, refuser(t, l, nil))
