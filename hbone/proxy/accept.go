@@ -18,11 +18,6 @@ const (
 	keepAliveProbes   = 9
 )
 
-// appBuffer bounds what an application has sent and its agent not read. There is no network between the two to be filled:
-// a buffer that grows to the usual 6 MiB only leaves the processor's cache (one bulk stream: 10 % slower) and keeps kernel
-// memory for a peer that does not read. It is what net.core.rmem_max allows by default.
-const appBuffer = 208 << 10
-
 // How long an accept loop rests when the process has run out of descriptors or memory.
 const (
 	acceptRest    = 10 * time.Millisecond
@@ -36,7 +31,6 @@ func (p *Pod) prepareListeners() error {
 			p.congestion = p.proxy.chooseCongestion(fd)
 			loop.NoDelay(fd)
 			loop.ResetOnClose(fd)
-			loop.ReceiveBuffer(fd, appBuffer)
 			loop.KeepAlive(fd, keepAliveIdle, keepAliveInterval, keepAliveProbes)
 		})
 		if err != nil {

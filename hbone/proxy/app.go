@@ -34,7 +34,6 @@ func (p *Pod) appSocket(family int) (int, error) {
 func (p *Pod) prepare(fd int) {
 	loop.NoDelay(fd)
 	loop.ResetOnClose(fd)
-	loop.ReceiveBuffer(fd, appBuffer)
 	if p.congestion != "" {
 		_ = loop.SetCongestion(fd, p.congestion)
 	}
