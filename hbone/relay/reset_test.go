@@ -66,11 +66,14 @@ func TestAnswerBeforeAReset(t *testing.T) {
 // TestLeftoverThatNobodyTakes: a peer that reads nothing does not keep what an application has left behind for ever.
 func TestLeftoverThatNobodyTakes(t *testing.T) {
 	p := newPath(t, serve(t, func(c *net.TCPConn) {
+		_, _ = io.ReadFull(c, make([]byte, 1)) // bytes flow
 		writeUntilBlocked(t, c, make([]byte, 1<<20))
 		_ = c.SetLinger(0)
 	}))
-	p.out.Post(func() { p.linger = 100 * time.Millisecond })
-	p.tcp() // never reads
+	set := make(chan struct{})
+	p.out.Post(func() { p.linger = 100 * time.Millisecond; close(set) })
+	<-set
+	_, _ = p.tcp().Write([]byte("x")) // and never reads
 	if err := wait(t, "egress relay", p.outDone); !errors.Is(err, syscall.ECONNRESET) {
 		t.Errorf("egress relay ended with %v", err)
 	}
