@@ -13,7 +13,7 @@ import (
 )
 
 // refuser is a server that answers before it has read the whole request and closes: the kernel sends a reset behind the
-// answer. The loop does not look at the connection until both are there and last, which may be nil, has been called on it.
+// answer. The loop does not look at the connection until both are there and last has been called on it.
 func refuser(t *testing.T, l *loop.Loop, last func()) func(*net.TCPConn) {
 	return func(c *net.TCPConn) {
 		_, _ = io.ReadFull(c, make([]byte, 1))
@@ -21,9 +21,7 @@ func refuser(t *testing.T, l *loop.Loop, last func()) func(*net.TCPConn) {
 		held := func() {
 			close(busy)
 			<-free
-			if last != nil {
-				last()
-			}
+			last()
 		}
 		if !l.Post(held) {
 			t.Error("the loop is closed")
@@ -81,7 +79,7 @@ func TestLeftoverThatNobodyTakes(t *testing.T) {
 
 func TestPairPassesTheAnswerBeforeAReset(t *testing.T) {
 	l := newLoop(t)
-	to := serve(t, refuser(t, l, nil))
+	to := serve(t, refuser(t, l, func() {}))
 	in := listen(t)
 	done := make(chan error, 1)
 	go func() {
