@@ -30,7 +30,7 @@ func (t *Tunnel) mark() {
 // Flush implements loop.Flusher: everything that this batch produced goes out in one write.
 func (t *Tunnel) Flush() {
 	t.dirty = false
-	if t.err != nil || t.broken != nil || !t.fd.Attached() {
+	if !t.sends() {
 		return
 	}
 	if len(t.h2.Out()) > 0 || t.rec.KeyUpdateDue() {
@@ -43,6 +43,9 @@ func (t *Tunnel) Flush() {
 		t.fail(ErrClosed)
 	}
 }
+
+// sends reports whether there is a socket that may take something.
+func (t *Tunnel) sends() bool { return t.err == nil && t.broken == nil && t.fd.Attached() }
 
 // buffer makes sure that there is a buffer to seal into.
 func (t *Tunnel) buffer() {
@@ -183,7 +186,7 @@ func (t *Tunnel) wait(st *Stream) {
 
 // room reports whether a DATA frame can be sealed now, after everything that has to go before it.
 func (t *Tunnel) room() bool {
-	if t.err != nil || t.broken != nil || !t.fd.Attached() {
+	if !t.sends() {
 		return false
 	}
 	if t.out == nil {
