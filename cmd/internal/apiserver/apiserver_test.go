@@ -1,6 +1,7 @@
 package apiserver_test
 
 import (
+	"fmt"
 	"os"
 	"path/filepath"
 	"strings"
@@ -9,14 +10,21 @@ import (
 	"github.com/culvert-mesh/culvert/cmd/internal/apiserver"
 )
 
-func TestConfig(t *testing.T) {
-	t.Setenv("KUBERNETES_SERVICE_HOST", "")
+// kubeconfig returns a file that names a server.
+func kubeconfig(t *testing.T, server string) string {
+	t.Helper()
 	file := filepath.Join(t.TempDir(), "kubeconfig")
-	const text = `{"apiVersion":"v1","kind":"Config","current-context":"a",
-"clusters":[{"name":"c","cluster":{"server":"https://192.0.2.1:6443"}}],"contexts":[{"name":"a","context":{"cluster":"c"}}]}`
+	text := fmt.Sprintf(`{"apiVersion":"v1","kind":"Config","current-context":"a",
+"clusters":[{"name":"c","cluster":{"server":%q}}],"contexts":[{"name":"a","context":{"cluster":"c"}}]}`, server)
 	if err := os.WriteFile(file, []byte(text), 0o600); err != nil {
 		t.Fatal(err)
 	}
+	return file
+}
+
+func TestConfig(t *testing.T) {
+	t.Setenv("KUBERNETES_SERVICE_HOST", "")
+	file := kubeconfig(t, "https://192.0.2.1:6443")
 	for _, tt := range []struct{ name, kubeconfig, host, err string }{
 		{"kubeconfig", file, "https://192.0.2.1:6443", ""},
 		{"no_such_file", file + "x", "", "find the API server: stat " + file + "x"},

@@ -3,8 +3,6 @@ package apiserver_test
 import (
 	"context"
 	"net"
-	"os"
-	"path/filepath"
 	"strings"
 	"testing"
 	"time"
@@ -25,13 +23,7 @@ func TestServerThatRefuses(t *testing.T) {
 		t.Fatal(err)
 	}
 	_ = l.Close()
-	file := filepath.Join(t.TempDir(), "kubeconfig")
-	text := strings.ReplaceAll(`{"apiVersion":"v1","kind":"Config","current-context":"a",
-"clusters":[{"name":"c","cluster":{"server":"http://HOST"}}],"contexts":[{"name":"a","context":{"cluster":"c"}}]}`, "HOST", l.Addr().String())
-	if err := os.WriteFile(file, []byte(text), 0o600); err != nil {
-		t.Fatal(err)
-	}
-	cfg, err := apiserver.Config(file)
+	cfg, err := apiserver.Config(kubeconfig(t, "http://"+l.Addr().String()))
 	if err != nil {
 		t.Fatal(err)
 	}
