@@ -133,10 +133,6 @@ func HungUp(fd int) bool {
 // NoDelay switches Nagle's algorithm off.
 func NoDelay(fd int) { _ = unix.SetsockoptInt(fd, unix.IPPROTO_TCP, unix.TCP_NODELAY, 1) }
 
-// ReceiveBuffer bounds what the kernel keeps of a socket's input to n bytes, and as many again for its own purposes
-// (SO_RCVBUF, socket(7)), instead of letting it grow with use. More than net.core.rmem_max is not had.
-func ReceiveBuffer(fd, n int) { _ = unix.SetsockoptInt(fd, unix.SOL_SOCKET, unix.SO_RCVBUF, n) }
-
 // KeepAlive has the kernel probe an idle peer.
 func KeepAlive(fd int, idle, interval time.Duration, probes int) {
 	_ = unix.SetsockoptInt(fd, unix.SOL_SOCKET, unix.SO_KEEPALIVE, 1)

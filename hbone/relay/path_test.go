@@ -33,7 +33,6 @@ type path struct {
 	outDone chan error
 	egress  *relay.Relay  // the newest; on the loop out
 	linger  time.Duration // of egress relays; on the loop out
-	app     int           // the newest socket of an ingress relay; on the loop in
 	fromApp atomic.Int64
 }
 
@@ -136,7 +135,6 @@ func (p *path) accept() {
 		}
 		loop.NoDelay(fd)
 		p.in.Post(func() {
-			p.app = fd
 			var r *relay.Relay
 			r = relay.New(p.in, func(err error) { p.fromApp.Add(r.FromApp.Load()); p.inDone <- err })
 			err := r.Request(p.client, &h2.Header{Method: "CONNECT", Authority: p.dst.String()}, func(h *h2.Header, err error) {

@@ -26,11 +26,6 @@ const (
 	firstRead = 16 << 10
 	// turn is how much one connection may move before others get their turn.
 	turn = 256 << 10
-	// appBuffer bounds what a bulk connection's application has sent and its agent not read. There is no network between the
-	// two to be filled: a buffer that grows to the usual 6 MiB only leaves the processor's cache, and keeps kernel memory for a
-	// peer that does not read. It is what net.core.rmem_max allows by default. A Pair, which does nothing but copy, is faster
-	// without.
-	appBuffer = 208 << 10
 	// maxPieces bounds one gathered write; the kernel takes 1,024.
 	maxPieces = 512
 )
@@ -65,7 +60,6 @@ type Relay struct {
 
 	started   bool // bytes flow
 	blocked   bool // the stream has no room; Writable goes on
-	bulk      bool // a read has left something behind
 	drain     bool // the application has ended its direction: read until its end is seen
 	queued    bool // in Loop.RunLater
 	appEnd    bool // the application's end was passed on
@@ -234,10 +228,6 @@ func (r *Relay) read(ended bool) {
 				return
 			}
 			continue
-		}
-		if !r.bulk {
-			r.bulk = true
-			loop.ReceiveBuffer(r.app.Int(), appBuffer)
 		}
 		r.want = min(2*r.want, turn)
 		if moved += n; moved >= turn {

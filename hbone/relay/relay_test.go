@@ -13,8 +13,6 @@ import (
 	"syscall"
 	"testing"
 	"time"
-
-	"golang.org/x/sys/unix"
 )
 
 func echo(c *net.TCPConn) { _, _ = io.Copy(c, c); _ = c.CloseWrite() }
@@ -205,37 +203,6 @@ func TestStalledReaderHoldsNobodyBack(t *testing.T) {
 			t.Fatalf("stalled connection did not go on: %v", err)
 		}
 		sent += n
-	}
-}
-
-// TestBulkKeepsKernelBuffersSmall: a socket between an application and its agent does not grow like one with a network
-// between. One that moves little is left alone, and spared the system call.
-func TestBulkKeepsKernelBuffersSmall(t *testing.T) {
-	p := newPath(t, serve(t, echo))
-	buffer := func(send int) (size int) {
-		c := p.tcp()
-		go func() { _, _ = c.Write(make([]byte, send)) }()
-		_ = c.SetReadDeadline(time.Now().Add(20 * time.Second))
-		if _, err := io.CopyN(io.Discard, c, int64(send)); err != nil {
-			t.Fatal(err)
-		}
-		done := make(chan error, 1)
-		p.in.Post(func() {
-			var err error
-			size, err = unix.GetsockoptInt(p.app, unix.SOL_SOCKET, unix.SO_RCVBUF)
-			done <- err
-		})
-		if err := wait(t, "loop", done); err != nil {
-			t.Fatal(err)
-		}
-		return size
-	}
-	small, bulk := buffer(100), buffer(50<<20)
-	if bulk > 2*208<<10 {
-		t.Errorf("the kernel keeps up to %d bytes of a bulk connection", bulk)
-	}
-	if small == bulk {
-		t.Errorf("%d bytes for a small one too", small)
 	}
 }
 
