@@ -79,7 +79,7 @@ func (c *short) prepare(ctx context.Context, local *localState, t *route.Target)
 	denied := &DeniedError{Policy: d.Policy, Reason: d.Reason}
 	switch {
 	case !d.Allowed && settled(d): // whether or not a watch has found the open flow before and cut it
-		c.end()
+		_ = c.end() // the denial is why it ends, not the cut
 		c.finish(denied)
 		return -1, &StatusError{401}
 	case ctx.Err() != nil:
