@@ -22,6 +22,7 @@ type Package struct {
 	Dir          string
 	Standard     bool
 	GoFiles      []string
+	SFiles       []string // assembly
 	TestGoFiles  []string
 	XTestGoFiles []string
 	Imports      []string // imports of the production files

@@ -125,6 +125,7 @@ func TestRulesFindHabits(t *testing.T) {
 		got = append(got, f.String())
 	}
 	want := []string{
+		".:1: assembly needs a twin in Go and a test that compares them",
 		".:1: the package has no doc comment",
 		"habits.go:9: no init functions: what they do belongs in a constructor",
 		"habits.go:10: a logger comes in Config",

@@ -31,7 +31,7 @@ func Root(ctx context.Context) (string, error) {
 func Load(ctx context.Context, dir string, patterns ...string) ([]Package, error) {
 	args := append([]string{
 		"list", "-e", "-tags=grpcnotrace", // as make build does
-		"-json=ImportPath,Name,Dir,Standard,GoFiles,TestGoFiles,XTestGoFiles,Imports,TestImports,XTestImports,Deps",
+		"-json=ImportPath,Name,Dir,Standard,GoFiles,SFiles,TestGoFiles,XTestGoFiles,Imports,TestImports,XTestImports,Deps",
 	}, patterns...)
 	out, err := goCommand(ctx, dir, args...)
 	if err != nil {

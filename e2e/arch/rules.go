@@ -77,6 +77,9 @@ func Rules(root string, pkgs []Package) ([]Finding, error) {
 				found = append(found, f)
 			}
 		}
+		if len(p.SFiles) > 0 && !matchAny(Assembly(), p.Rel()) {
+			found = append(found, Finding{File: relFile(root, p.Dir), Line: 1, Rule: "assembly needs a twin in Go and a test that compares them"})
+		}
 		if !documented && len(p.GoFiles) > 0 {
 			found = append(found, Finding{File: relFile(root, p.Dir), Line: 1, Rule: "the package has no doc comment"})
 		}

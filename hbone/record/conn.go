@@ -96,7 +96,7 @@ func Split(b []byte) (int, error) {
 // empty for records that carry none. io.EOF is the peer's close_notify; every other error is an *Error and final.
 func (c *Conn) Open(rec []byte) ([]byte, error) {
 	body := rec[HeaderLen:]
-	plain, err := c.in.aead.Open(body[:0], c.in.bump(), body, rec[:HeaderLen])
+	plain, err := c.in.aead.Open(body, c.in.bump(), rec[:HeaderLen])
 	if err != nil {
 		return nil, fault(AlertBadRecordMAC, "record does not authenticate")
 	}
@@ -212,7 +212,7 @@ func (c *Conn) seal(slot []byte, n int, typ byte) int {
 	slot[HeaderLen+n] = typ
 	sealed := n + TrailerLen
 	slot[0], slot[1], slot[2], slot[3], slot[4] = typeApplication, 3, 3, byte(sealed>>8), byte(sealed)
-	c.out.aead.Seal(slot[HeaderLen:HeaderLen], c.out.bump(), slot[HeaderLen:HeaderLen+n+1], slot[:HeaderLen])
+	c.out.aead.Seal(slot[HeaderLen:HeaderLen+sealed], c.out.bump(), slot[:HeaderLen])
 	return HeaderLen + sealed
 }
 

@@ -1,8 +1,6 @@
 package record
 
 import (
-	"crypto/aes"
-	"crypto/cipher"
 	"crypto/hkdf"
 	"crypto/sha256"
 	"crypto/sha512"
@@ -10,19 +8,21 @@ import (
 	"encoding/binary"
 	"fmt"
 	"hash"
+
+	"github.com/culvert-mesh/culvert/hbone/aesgcm"
 )
 
 // half is one direction: cipher, key, static IV and the sequence number of the next record.
 type half struct {
 	suite  uint16
 	secret []byte
-	aead   cipher.AEAD
+	aead   aesgcm.AEAD
 	iv     [nonceLen]byte
-	nonce  [nonceLen]byte // scratch: a stack array would escape through the cipher.AEAD interface
+	nonce  [nonceLen]byte // scratch: one on the stack would escape
 	seq    uint64
 }
 
-const nonceLen = 12
+const nonceLen = aesgcm.NonceLen
 
 func suiteHash(suite uint16) (newHash func() hash.Hash, keyLen, secretLen int, err error) {
 	switch suite {
@@ -51,11 +51,7 @@ func (h *half) init(suite uint16, secret []byte, seq uint64) error {
 	if err != nil {
 		return err
 	}
-	block, err := aes.NewCipher(key)
-	if err != nil {
-		return fmt.Errorf("make cipher: %w", err)
-	}
-	aead, err := cipher.NewGCM(block)
+	aead, err := aesgcm.New(key)
 	if err != nil {
 		return fmt.Errorf("make cipher: %w", err)
 	}
@@ -79,12 +75,12 @@ func (h *half) next() error {
 }
 
 // bump returns the nonce of the next record (RFC 8446 section 5.3) and counts it.
-func (h *half) bump() []byte {
+func (h *half) bump() *[nonceLen]byte {
 	h.nonce = h.iv
 	low := h.nonce[nonceLen-8:]
 	binary.BigEndian.PutUint64(low, binary.BigEndian.Uint64(low)^h.seq)
 	h.seq++
-	return h.nonce[:]
+	return &h.nonce
 }
 
 // expandLabel is HKDF-Expand-Label of RFC 8446 section 7.1 with an empty context.

@@ -1,0 +1,1 @@
+// Assembly where it may not be.
