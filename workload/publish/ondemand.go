@@ -56,6 +56,9 @@ func (s *subscription) named(st *state, node string) *response {
 		list := st.find(s.typeURL, name)
 		if len(list) == 0 {
 			r.removed = append(r.removed, name)
+			if s.at.At(name) != nil {
+				s.leap(st, name)
+			}
 		}
 		for _, res := range list {
 			found[res.name] = res
@@ -68,6 +71,7 @@ func (s *subscription) named(st *state, node string) *response {
 	}
 	for name, res := range found {
 		s.note(name)
+		s.leap(st, name)
 		if v, ok := s.known[name]; !ok || v != res.version {
 			r.resources = append(r.resources, res)
 		}
@@ -93,6 +97,17 @@ func (s *subscription) local(st *state, node string, found map[string]*resource)
 	}
 }
 
+// leap notes that the client is told of a name what it is in st, which may be after the state that it has of the others.
+func (s *subscription) leap(st *state, name string) {
+	if s.version == st.version {
+		return
+	}
+	if s.ahead == nil {
+		s.ahead = make(map[string]bool)
+	}
+	s.ahead[name] = true
+}
+
 // note adds the name of something that the client was sent to what it is told
 // changes of.
 func (s *subscription) note(name string) {
@@ -110,6 +125,16 @@ func (s *subscription) note(name string) {
 func (s *subscription) changesOnDemand(st *state, node string) *response {
 	found := make(map[string]*resource)
 	r := &response{aliases: s.typeURL == AddressType}
+	for name := range s.ahead {
+		_, known := s.names[name]
+		switch res := st.of(s.typeURL).At(name); {
+		case !known: // unsubscribed since
+		case res != nil:
+			found[name] = res
+		default:
+			s.forget(r, name)
+		}
+	}
 	for c := range hamt.Diff(s.at, st.of(s.typeURL)) {
 		_, known := s.names[c.Key]
 		for _, a := range append(c.Before.aliases(), c.After.aliases()...) {
@@ -120,11 +145,8 @@ func (s *subscription) changesOnDemand(st *state, node string) *response {
 			}
 		}
 		switch {
-		case c.After == nil && known:
-			r.removed = append(r.removed, c.Key)
-			if !s.names[c.Key] {
-				delete(s.names, c.Key)
-			}
+		case c.After == nil && known && !s.ahead[c.Key]:
+			s.forget(r, c.Key)
 		case c.After != nil && c.Before == nil && known:
 			for _, res := range st.withMembers(nil, c.After) {
 				found[res.name] = res
@@ -139,6 +161,14 @@ func (s *subscription) changesOnDemand(st *state, node string) *response {
 	}
 	s.current(st)
 	return r.orNil()
+}
+
+// forget tells the client that there is no such resource any more. What it did not ask for itself is not watched further.
+func (s *subscription) forget(r *response, name string) {
+	r.removed = append(r.removed, name)
+	if !s.names[name] {
+		delete(s.names, name)
+	}
 }
 
 // concerns reports whether a workload that the client has not heard of belongs to

@@ -2,7 +2,9 @@ package publish
 
 import (
 	"log/slog"
+	"maps"
 	"math/rand/v2"
+	"slices"
 	"testing"
 	"time"
 
@@ -39,6 +41,15 @@ func history(t testing.TB) []*state {
 	store.Apply([]workload.Event{workload.Removal("ns/svc.ns"), workload.Upsert(workloadtest.Pod("ns/b", []string{"10.0.0.9"}))})
 	policies.Apply(nil, []string{"ns/p"})
 	add()
+	// What was gone is again what it was, and what was new is gone.
+	store.Apply(workloadtest.Events(
+		workloadtest.Pod("ns/a", []string{"10.0.0.1"}, workloadtest.In("ns/svc.ns")),
+		workloadtest.Pod("ns/b", []string{"10.0.0.2"}, workloadtest.In("ns/svc.ns")),
+		workloadtest.Service("ns/svc.ns", []string{"10.1.0.1", "/10.2.0.0/16"}),
+	))
+	store.Apply([]workload.Event{workload.Removal("cluster1//Pod/ns/c")})
+	policies.Apply([]*policy.Policy{{Namespace: "ns", Name: "p"}}, nil)
+	add()
 	return states
 }
 
@@ -55,10 +66,19 @@ func (m replica) receive(t *testing.T, r *response) string {
 	if wire.GetTypeUrl() != r.typeURL || wire.GetNonce() != r.nonce || len(wire.GetResources()) != len(r.resources) {
 		t.Fatalf("response is %v, want that of %+v", &wire, r)
 	}
+	told := make(map[string]bool)
+	once := func(name string) {
+		if told[name] {
+			t.Fatalf("%s is told of twice in %v", name, &wire)
+		}
+		told[name] = true
+	}
 	for _, name := range wire.GetRemovedResources() {
+		once(name)
 		delete(m, name)
 	}
 	for _, res := range wire.GetResources() {
+		once(res.GetName())
 		if res.GetResource().GetTypeUrl() != r.typeURL {
 			t.Fatalf("resource of type %s in a response of type %s", res.GetResource().GetTypeUrl(), r.typeURL)
 		}
@@ -67,9 +87,10 @@ func (m replica) receive(t *testing.T, r *response) string {
 	return wire.GetNonce()
 }
 
-// FuzzSession gives a session any requests, while the state goes on, and checks
-// that whatever is answered decodes, that nothing is sent while an answer is
-// missing, and that a client of everything has everything in the end.
+// FuzzSession gives a session any requests, while the state goes on, also between
+// question and answer, and checks that whatever is answered decodes, that nothing is
+// sent while an answer is missing, and that in the end a client of everything has
+// everything, and one of names nothing that is no more or was different.
 func FuzzSession(f *testing.F) {
 	seed := func(requests ...*discovery.DeltaDiscoveryRequest) {
 		var b []byte
@@ -105,45 +126,172 @@ func FuzzSession(f *testing.F) {
 			}
 			r.ResponseNonce = "" // answers come from the client below
 			sub := s.subscription(r.GetTypeUrl())
-			first := sub != nil && !sub.begun
+			if sub != nil {
+				held[sub.typeURL].ask(&r, !sub.begun, sub.all)
+			}
 			if _, err := s.take(&r); err != nil {
 				return
 			}
-			if first {
-				for name, version := range r.GetInitialResourceVersions() {
-					held[r.GetTypeUrl()][name] = version
+			for range i % 3 {
+				answer(t, s, states[min(i, len(states)-1)], held)
+			}
+		}
+		settle(t, s, states[len(states)-1], held)
+	})
+}
+
+// settle lets the client have the last state, and checks what it holds then.
+func settle(t *testing.T, s *session, last *state, held map[string]replica) {
+	t.Helper()
+	drain(t, s, last, held)
+	for _, sub := range s.types {
+		switch {
+		case sub.begun && sub.all:
+			compare(t, held[sub.typeURL], last.of(sub.typeURL))
+		case sub.begun:
+			for name, version := range held[sub.typeURL] {
+				if r := last.of(sub.typeURL).At(name); r == nil || r.version != version {
+					t.Fatalf("client of names holds %s in version %s, and it is %+v", name, version, r)
 				}
 			}
-			drain(t, s, states[min(i, len(states)-1)], held)
-		}
-		last := states[len(states)-1]
-		drain(t, s, last, held)
-		for _, sub := range s.types {
-			if sub.begun && sub.all {
-				compare(t, held[sub.typeURL], last.of(sub.typeURL))
+			for name := range sub.names {
+				if r := last.of(sub.typeURL).At(name); r != nil && held[sub.typeURL][name] == "" {
+					t.Fatalf("client of names has no %s", name)
+				}
 			}
 		}
+	}
+}
+
+// TestSessionOfAnyRequests: whatever a client asks for and no longer wants, and
+// whatever changes between its questions and their answers, it ends with the last.
+func TestSessionOfAnyRequests(t *testing.T) {
+	states := history(t)
+	names := []string{wildcard, wildcard, "ns/svc.ns", "cluster1//Pod/ns/a", "cluster1//Pod/ns/b", "cluster1//Pod/ns/c", "/10.1.0.1", "/10.0.0.1", "/10.2.3.4", "ns/p", "none"}
+	var seed uint64
+	t.Cleanup(func() {
+		if t.Failed() {
+			t.Logf("with seed %d", seed)
+		}
 	})
+	for seed = range 20_000 {
+		rng := rand.New(rand.NewPCG(seed, 1))
+		some := func() (list []string) {
+			for rng.IntN(2) == 0 {
+				list = append(list, names[rng.IntN(len(names))])
+			}
+			return list
+		}
+		s := newSession(Peer{}, AuthorizationType, AddressType)
+		held := map[string]replica{AddressType: {}, AuthorizationType: {}}
+		at := 0
+		for range 1 + rng.IntN(8) {
+			r := &discovery.DeltaDiscoveryRequest{TypeUrl: AddressType, ResourceNamesSubscribe: some(), ResourceNamesUnsubscribe: some()}
+			if rng.IntN(3) == 0 {
+				r.TypeUrl = AuthorizationType
+			}
+			sub := s.subscription(r.GetTypeUrl())
+			if !sub.begun && rng.IntN(2) == 0 {
+				r.InitialResourceVersions = map[string]string{"gone": "1"}
+				for name, res := range states[rng.IntN(len(states))].of(r.GetTypeUrl()).All() {
+					r.InitialResourceVersions[name] = res.version
+				}
+			}
+			held[sub.typeURL].ask(r, !sub.begun, sub.all)
+			if _, err := s.take(r); err != nil {
+				t.Fatal(err)
+			}
+			for range rng.IntN(3) {
+				answer(t, s, states[at], held)
+			}
+			at = min(at+rng.IntN(2), len(states)-1)
+		}
+		settle(t, s, states[len(states)-1], held)
+	}
+}
+
+// ask notes what a request says of what the client has: it brings that with its first one, and what it no longer wants it
+// throws away.
+func (m replica) ask(r *discovery.DeltaDiscoveryRequest, first, all bool) {
+	if first {
+		maps.Copy(m, r.GetInitialResourceVersions())
+	}
+	both := slices.Contains(r.GetResourceNamesSubscribe(), wildcard)
+	for _, name := range r.GetResourceNamesUnsubscribe() {
+		switch {
+		case !all:
+			delete(m, name)
+		case name == wildcard && !both:
+			clear(m)
+		}
+	}
+}
+
+// answer answers the next response and reports whether there was one.
+func answer(t *testing.T, s *session, st *state, held map[string]replica) bool {
+	t.Helper()
+	r := s.next(st)
+	if r == nil {
+		return false
+	}
+	if s.next(st) != nil {
+		t.Fatal("a response before the last one was answered")
+	}
+	nonce := held[r.typeURL].receive(t, r)
+	o, err := s.take(&discovery.DeltaDiscoveryRequest{TypeUrl: r.typeURL, ResponseNonce: nonce})
+	if err != nil || !o.answered {
+		t.Fatalf("an answer is %+v, %v", o, err)
+	}
+	return true
 }
 
 // drain answers until there is nothing to say.
 func drain(t *testing.T, s *session, st *state, held map[string]replica) {
 	t.Helper()
 	for range 100 {
-		r := s.next(st)
-		if r == nil {
+		if !answer(t, s, st, held) {
 			return
-		}
-		if s.next(st) != nil {
-			t.Fatal("a response before the last one was answered")
-		}
-		nonce := held[r.typeURL].receive(t, r)
-		o, err := s.take(&discovery.DeltaDiscoveryRequest{TypeUrl: r.typeURL, ResponseNonce: nonce})
-		if err != nil || !o.answered {
-			t.Fatalf("an answer is %+v, %v", o, err)
 		}
 	}
 	t.Fatal("there is always something to say")
+}
+
+// TestWildcardClientAsks: a client of everything that asks for an address is told
+// that there is nothing only if there is nothing.
+func TestWildcardClientAsks(t *testing.T) {
+	st := history(t)[1]
+	s := newSession(Peer{}, AddressType)
+	_, err := s.take(&discovery.DeltaDiscoveryRequest{TypeUrl: AddressType, ResourceNamesSubscribe: []string{wildcard, "/10.1.0.1", "/10.9.9.9"}})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if r := s.next(st); r == nil || !slices.Equal(r.removed, []string{"/10.9.9.9"}) {
+		t.Errorf("answered with %+v", r)
+	}
+}
+
+// TestUnsubscribedWhileAhead: what a client was told between two states, and wants no more, does not come back with the next.
+func TestUnsubscribedWhileAhead(t *testing.T) {
+	const a, b = "cluster1//Pod/ns/a", "cluster1//Pod/ns/b"
+	states := history(t)
+	s := newSession(Peer{}, AddressType)
+	held := map[string]replica{AddressType: {}}
+	for i, r := range []*discovery.DeltaDiscoveryRequest{
+		{ResourceNamesSubscribe: []string{a}}, {ResourceNamesSubscribe: []string{b}}, {ResourceNamesUnsubscribe: []string{b}},
+	} {
+		r.TypeUrl = AddressType
+		if _, err := s.take(r); err != nil {
+			t.Fatal(err)
+		}
+		if i < 2 && !answer(t, s, states[1+i], held) {
+			t.Fatalf("no answer to %v", r)
+		}
+	}
+	delete(held[AddressType], b)
+	drain(t, s, states[3], held)
+	if version, ok := held[AddressType][b]; ok {
+		t.Errorf("was sent %s in version %s", b, version)
+	}
 }
 
 func compare(t *testing.T, got replica, want catalogue) {

@@ -29,6 +29,10 @@ type subscription struct {
 	at      catalogue
 	version uint64 // of that state; 0 before the first response
 
+	// ahead are names of which the client was told, in answer to a question, what they were after that state. Comparing
+	// with it would not show that they have become again what they were in it.
+	ahead map[string]bool
+
 	// tail are policies of which the client is told last: those that are gone, when
 	// no workload that it has names them any more, and those that may have governed
 	// more before, when the workloads that they are for name them.
@@ -37,7 +41,7 @@ type subscription struct {
 	// What is owed to the client: everything, with the versions that it has, or an
 	// answer about names.
 	everything bool
-	known      map[string]string
+	known      map[string]string // "" in whatever version
 	owed       []string
 	answer     bool
 }
@@ -57,6 +61,7 @@ func (s *subscription) begin(r *discovery.DeltaDiscoveryRequest) error {
 	}
 	for _, name := range r.GetResourceNamesUnsubscribe() {
 		delete(names, name)
+		s.doubt(name)
 	}
 	s.all = names[wildcard] || len(r.GetResourceNamesSubscribe()) == 0
 	delete(names, wildcard)
@@ -82,8 +87,7 @@ func (s *subscription) change(r *discovery.DeltaDiscoveryRequest) error {
 		switch {
 		case name == wildcard:
 			if !s.all && !slices.Contains(unsubscribe, wildcard) {
-				s.all, s.everything, s.answer = true, true, true
-				s.names, s.asked, s.owed = nil, 0, nil
+				s.widen()
 			}
 			continue
 		case !s.all && !s.names[name]:
@@ -103,12 +107,34 @@ func (s *subscription) change(r *discovery.DeltaDiscoveryRequest) error {
 	return s.checkNames()
 }
 
+// widen makes a client of names one of everything. What it has by name, and has been told for certain, is known of it then:
+// so it is told what of that is no more.
+func (s *subscription) widen() {
+	if s.version > 0 {
+		s.known = make(map[string]string)
+		for name := range s.names {
+			if r := s.at.At(name); r != nil {
+				s.known[name] = r.version
+			}
+		}
+		for _, name := range s.owed {
+			delete(s.known, name)
+		}
+		for name := range s.ahead {
+			s.known[name] = ""
+		}
+	}
+	s.all, s.everything, s.answer = true, true, true
+	s.names, s.asked = nil, 0
+}
+
 func (s *subscription) unsubscribe(names []string, both bool) {
 	for _, name := range names {
 		if name == wildcard {
 			if s.all && !both {
 				s.all, s.everything = false, false
 				s.names, s.asked = make(map[string]bool), 0
+				s.known, s.ahead = nil, nil // it has thrown all away
 			}
 			continue
 		}
@@ -116,6 +142,7 @@ func (s *subscription) unsubscribe(names []string, both bool) {
 			s.asked--
 		}
 		delete(s.names, name)
+		s.doubt(name)
 	}
 	// What is no longer wanted is not looked up either.
 	gone := make(map[string]bool, len(names))
@@ -123,6 +150,13 @@ func (s *subscription) unsubscribe(names []string, both bool) {
 		gone[name] = true
 	}
 	s.owed = slices.DeleteFunc(s.owed, func(name string) bool { return gone[name] })
+}
+
+// doubt notes that a client may have thrown away what it said to have: it is sent that again, or told that it is no more.
+func (s *subscription) doubt(name string) {
+	if _, ok := s.known[name]; ok {
+		s.known[name] = ""
+	}
 }
 
 func (s *subscription) checkNames() error {
@@ -157,7 +191,7 @@ func (s *subscription) respond(st *state, node string) *response {
 
 // current notes that the client has what the state holds.
 func (s *subscription) current(st *state) {
-	s.at, s.version = st.of(s.typeURL), st.version
+	s.at, s.version, s.ahead = st.of(s.typeURL), st.version, nil
 }
 
 // whole answers with everything but what the client has in the same version, and
@@ -178,11 +212,17 @@ func (s *subscription) whole(st *state) *response {
 		}
 	}
 	for _, name := range s.owed {
+		if len(st.find(s.typeURL, name)) == 0 {
+			r.removed = append(r.removed, name)
+		}
+	}
+	for name := range s.known {
 		if c.At(name) == nil {
 			r.removed = append(r.removed, name)
 		}
 	}
 	slices.Sort(r.removed)
+	r.removed = slices.Compact(r.removed)
 	s.everything, s.answer, s.known, s.owed = false, false, nil, nil
 	s.current(st)
 	return s.postpone(r)
@@ -217,8 +257,10 @@ func (s *subscription) late(st *state) *response {
 // changes tells a wildcard client what differs.
 func (s *subscription) changes(st *state) *response {
 	r := &response{}
+	s.catchUp(st, r)
 	for c := range hamt.Diff(s.at, st.of(s.typeURL)) {
 		switch {
+		case s.ahead[c.Key]:
 		case c.After == nil:
 			r.removed = append(r.removed, c.Key)
 		case c.After.byName && (c.Before != nil && !c.Before.byName || slices.Contains(s.tail, c.Key)):
@@ -229,6 +271,20 @@ func (s *subscription) changes(st *state) *response {
 	}
 	s.current(st)
 	return s.postpone(r).orNil()
+}
+
+// catchUp tells a wildcard client again of the names that it is ahead with.
+func (s *subscription) catchUp(st *state, r *response) {
+	for name := range s.ahead {
+		switch res := st.of(s.typeURL).At(name); {
+		case res == nil:
+			r.removed = append(r.removed, name)
+		case res.byName:
+			s.tail = append(s.tail, name)
+		default:
+			r.resources = append(r.resources, res)
+		}
+	}
 }
 
 // orNil returns nil for a response that says nothing.
