@@ -156,20 +156,22 @@ func (r *results) rounds(ctx context.Context, o *options, ms []measurement, benc
 			if !wants(o, m.rows) {
 				continue
 			}
-			line := fmt.Sprintf("round %d/%d  %-16s", round+1, o.rounds, m.name)
-			for i := range benches {
-				// Another system begins each round, so that what warms up or wears off hits all alike.
-				b := benches[(i+round)%len(benches)]
-				got, err := m.take(ctx, b)
-				if err := errors.Join(ctx.Err(), err); err != nil {
-					return fmt.Errorf("%s over %s: %w", m.name, b.name, err)
+			for turn := range max(1, m.turns) {
+				line := fmt.Sprintf("round %d/%d  %-16s", round+1, o.rounds, m.name)
+				for i := range benches {
+					// Another system begins each time, so that what warms up or wears off hits all alike.
+					b := benches[(i+round+turn)%len(benches)]
+					got, err := m.take(ctx, b)
+					if err := errors.Join(ctx.Err(), err); err != nil {
+						return fmt.Errorf("%s over %s: %w", m.name, b.name, err)
+					}
+					r.add(b.name, got)
+					if len(got) > 0 {
+						line += fmt.Sprintf("  %s %s", b.name, brief(got))
+					}
 				}
-				r.add(b.name, got)
-				if len(got) > 0 {
-					line += fmt.Sprintf("  %s %s", b.name, brief(got))
-				}
+				fmt.Fprintln(out, line)
 			}
-			fmt.Fprintln(out, line)
 		}
 	}
 	for _, b := range benches {

@@ -40,7 +40,7 @@ func sameNodeMeasurements() []measurement {
 		all := measurements()
 		m := all[slices.IndexFunc(all, func(m measurement) bool { return slices.Contains(m.rows, row) })]
 		renamed := "same_node_" + row
-		same = append(same, measurement{"one node: " + m.name, []string{renamed}, func(ctx context.Context, b *bench) (figures, error) {
+		same = append(same, measurement{"one node: " + m.name, []string{renamed}, m.turns, func(ctx context.Context, b *bench) (figures, error) {
 			got, err := m.take(ctx, b)
 			return figures{renamed: got[row]}, err
 		}})

@@ -238,7 +238,7 @@ func (s *scale) start(ctx context.Context, name string, program ...string) (*ben
 func (s *scale) busy(ctx context.Context, b *bench) (float64, error) {
 	var p99 []float64
 	for range s.rounds {
-		r, err := wrk(ctx, b, 1, 1)
+		r, err := wrk(ctx, b, b.duration, 1, 1)
 		if err != nil {
 			return 0, err
 		}

@@ -121,7 +121,7 @@ func mix(ctx context.Context, b *bench) (mixture, error) {
 		done <- bulk{out, err}
 	}()
 	time.Sleep(pourSettled(bulkStreams))
-	r, err := wrk(ctx, b, 2, requestConns)
+	r, err := wrk(ctx, b, b.duration, 2, requestConns)
 	got := <-done
 	if err := errors.Join(err, got.err); err != nil {
 		return mixture{}, err
