@@ -70,10 +70,11 @@ func (s *stream) segment(seq uint32, payload []byte, needles [][]byte) {
 	}
 	switch ahead := int32(seq - s.next); {
 	case ahead < 0: // seen before, at least its beginning
-		if int(-ahead) >= len(payload) {
+		behind := s.next - seq // not -ahead: half the sequence space has no negative
+		if uint64(behind) >= uint64(len(payload)) {
 			return
 		}
-		payload = payload[-ahead:]
+		payload = payload[behind:]
 	case ahead > 0:
 		s.gaps++
 		s.kind, s.tail = Unclear, nil
