@@ -17,11 +17,8 @@ const (
 	TagLen   = 16
 )
 
-// What the assembly takes at most. A record has 5 bytes of additional data, its header, and 16 KiB.
-const (
-	maxAdditional = aes.BlockSize
-	maxLen        = 1 << 20
-)
+// maxAdditional is how much additional data the assembly takes. A record has 5 bytes of it, its header.
+const maxAdditional = aes.BlockSize
 
 // ErrOpen says that a message is not one that was sealed with the same key, nonce and additional data.
 var ErrOpen = errors.New("message does not authenticate")
@@ -29,10 +26,16 @@ var ErrOpen = errors.New("message does not authenticate")
 // AEAD is AES-GCM under one key. Several goroutines may use it at once.
 type AEAD struct {
 	standard cipher.AEAD
-	vector   *vector // nil where the assembly does not apply
+	vector   inPlace // nil where the assembly does not apply
 }
 
-// New returns the AEAD of a key of 16 or 32 bytes, which is copied.
+// inPlace is the assembly, for at most maxAdditional bytes of additional data.
+type inPlace interface {
+	seal(text, tag []byte, nonce *[NonceLen]byte, additional []byte)
+	open(text, tag []byte, nonce *[NonceLen]byte, additional []byte) ([]byte, error)
+}
+
+// New returns the AEAD of a key as crypto/aes takes it. The key is copied.
 func New(key []byte) (AEAD, error) {
 	block, err := aes.NewCipher(key)
 	if err != nil {
@@ -49,7 +52,7 @@ func New(key []byte) (AEAD, error) {
 // once. The nonce escapes: one on the caller's stack would cost an allocation.
 func (a *AEAD) Seal(buf []byte, nonce *[NonceLen]byte, additional []byte) {
 	n := len(buf) - TagLen
-	if a.vector != nil && len(additional) <= maxAdditional && n <= maxLen {
+	if a.vector != nil && len(additional) <= maxAdditional {
 		a.vector.seal(buf[:n], buf[n:], nonce, additional)
 		return
 	}
@@ -60,7 +63,7 @@ func (a *AEAD) Seal(buf []byte, nonce *[NonceLen]byte, additional []byte) {
 // ErrOpen, and zeros are in place of the message. The nonce escapes as with Seal.
 func (a *AEAD) Open(buf []byte, nonce *[NonceLen]byte, additional []byte) ([]byte, error) {
 	n := len(buf) - TagLen
-	if a.vector != nil && len(additional) <= maxAdditional && n >= 0 && n <= maxLen {
+	if a.vector != nil && len(additional) <= maxAdditional && n >= 0 {
 		return a.vector.open(buf[:n], buf[n:], nonce, additional)
 	}
 	plain, err := a.standard.Open(buf[:0], nonce[:], buf, additional)

@@ -40,7 +40,7 @@ type message struct {
 
 // newVector returns nil where the assembly cannot run, or must not: in FIPS 140-3 mode only the standard library may
 // encrypt.
-func newVector(key []byte, cipher cipher.Block) *vector {
+func newVector(key []byte, cipher cipher.Block) inPlace {
 	if !supported || fips140.Enabled() || (len(key) != 16 && len(key) != 32) {
 		return nil
 	}
@@ -99,13 +99,13 @@ func (v *vector) raise(cipher cipher.Block) {
 
 func (v *vector) seal(text, tag []byte, nonce *[NonceLen]byte, additional []byte) {
 	m := newMessage(nonce, additional, len(text))
-	sealBlocks(v, &m, text)
+	crypt(v, &m, text, true)
 	copy(tag, m.tag[:])
 }
 
 func (v *vector) open(text, tag []byte, nonce *[NonceLen]byte, additional []byte) ([]byte, error) {
 	m := newMessage(nonce, additional, len(text))
-	openBlocks(v, &m, text)
+	crypt(v, &m, text, false)
 	if subtle.ConstantTimeCompare(m.tag[:], tag) != 1 {
 		clear(text)
 		return nil, ErrOpen
@@ -123,15 +123,10 @@ func newMessage(nonce *[NonceLen]byte, additional []byte, n int) message {
 	return m
 }
 
-// sealBlocks encrypts text in place, which may be empty, and writes m's tag.
+// crypt encrypts (seals) or decrypts text in place, which may be empty, and writes the tag that belongs to it to m.
 //
 //go:noescape
-func sealBlocks(v *vector, m *message, text []byte)
-
-// openBlocks decrypts text in place, which may be empty, and writes the tag that belongs to it to m.
-//
-//go:noescape
-func openBlocks(v *vector, m *message, text []byte)
+func crypt(v *vector, m *message, text []byte, seals bool)
 
 // multiply multiplies two elements of GHASH's field, byte-reversed and b one bit higher.
 //

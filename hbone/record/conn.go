@@ -3,6 +3,8 @@ package record
 import (
 	"encoding/binary"
 	"io"
+
+	"github.com/culvert-mesh/culvert/hbone/aesgcm"
 )
 
 // Sizes of the wire format (RFC 8446 section 5.1 and 5.2).
@@ -10,7 +12,7 @@ const (
 	// HeaderLen is the record header: type, version, length.
 	HeaderLen = 5
 	// TrailerLen is what sealing adds behind the payload: the inner content type and the AEAD's tag.
-	TrailerLen = 1 + 16
+	TrailerLen = 1 + aesgcm.TagLen
 	// MaxPayload is the largest plaintext of one record.
 	MaxPayload = 1 << 14
 	// MaxRecord is the largest record that Open accepts, header included.
