@@ -47,65 +47,38 @@ func (st *state) withMembers(out []*resource, r *resource) []*resource {
 	return out
 }
 
-// named answers about the names that are owed. An unknown one is said to be
+// named adds the answers about the names that are owed, and notes what the client has then. An unknown name is said to be
 // removed, which is how the protocol says that there is none.
-func (s *subscription) named(st *state, node string) *response {
-	found := make(map[string]*resource)
-	r := &response{aliases: s.typeURL == AddressType, asked: true}
+func (s *subscription) named(st *state, r *response) {
 	for _, name := range s.owed {
-		list := st.find(s.typeURL, name)
-		if len(list) == 0 {
+		found := st.find(s.typeURL, name)
+		if len(found) == 0 {
 			r.removed = append(r.removed, name)
-			if s.at.At(name) != nil {
-				s.leap(st, name)
-			}
 		}
-		for _, res := range list {
-			found[res.name] = res
-		}
+		r.resources = append(r.resources, found...)
 	}
-	first := s.version == 0
-	if first {
-		s.local(st, node, found)
-		s.current(st)
+	for _, res := range r.resources {
+		s.note(res.name)
 	}
-	for name, res := range found {
-		s.note(name)
-		s.leap(st, name)
-		if v, ok := s.known[name]; !ok || v != res.version {
-			r.resources = append(r.resources, res)
-		}
-	}
-	slices.SortFunc(r.resources, compareResources)
-	slices.Sort(r.removed)
-	r.removed = slices.Compact(r.removed)
+	r.resources = slices.DeleteFunc(r.resources, func(res *resource) bool {
+		v, ok := s.known[res.name]
+		return ok && v == res.version
+	})
 	s.answer, s.known, s.owed = false, nil, nil
-	return r
 }
 
 // local adds the workloads of the client's own node, which it will need.
-func (s *subscription) local(st *state, node string, found map[string]*resource) {
+func (s *subscription) local(st *state, node string, r *response) {
 	if node == "" || s.all || s.typeURL != AddressType {
 		return
 	}
 	for w := range st.workloads.Workloads() {
 		if w.Node == node {
-			if r := st.addresses.At(w.UID); r != nil {
-				found[r.name] = r
+			if res := st.addresses.At(w.UID); res != nil {
+				r.resources = append(r.resources, res)
 			}
 		}
 	}
-}
-
-// leap notes that the client is told of a name what it is in st, which may be after the state that it has of the others.
-func (s *subscription) leap(st *state, name string) {
-	if s.version == st.version {
-		return
-	}
-	if s.ahead == nil {
-		s.ahead = make(map[string]bool)
-	}
-	s.ahead[name] = true
 }
 
 // note adds the name of something that the client was sent to what it is told
@@ -122,52 +95,25 @@ func (s *subscription) note(name string) {
 // changesOnDemand tells a client of names what differs of what it knows, and what
 // belongs to it now: workloads of its services and its node, and whatever has
 // taken an address that it asked for.
-func (s *subscription) changesOnDemand(st *state, node string) *response {
-	found := make(map[string]*resource)
-	r := &response{aliases: s.typeURL == AddressType}
-	for name := range s.ahead {
-		_, known := s.names[name]
-		switch res := st.of(s.typeURL).At(name); {
-		case !known: // unsubscribed since
-		case res != nil:
-			found[name] = res
-		default:
-			s.forget(r, name)
-		}
-	}
+func (s *subscription) changesOnDemand(st *state, node string, r *response) {
 	for c := range hamt.Diff(s.at, st.of(s.typeURL)) {
 		_, known := s.names[c.Key]
 		for _, a := range append(c.Before.aliases(), c.After.aliases()...) {
 			if s.names[a] {
-				for _, res := range st.find(s.typeURL, a) {
-					found[res.name] = res
-				}
+				r.resources = append(r.resources, st.find(s.typeURL, a)...)
 			}
 		}
 		switch {
-		case c.After == nil && known && !s.ahead[c.Key]:
-			s.forget(r, c.Key)
-		case c.After != nil && c.Before == nil && known:
-			for _, res := range st.withMembers(nil, c.After) {
-				found[res.name] = res
+		case c.After == nil && known:
+			r.removed = append(r.removed, c.Key)
+			if !s.names[c.Key] {
+				delete(s.names, c.Key)
 			}
+		case c.After != nil && c.Before == nil && known:
+			r.resources = st.withMembers(r.resources, c.After)
 		case c.After != nil && (known || s.concerns(c.After, node)):
-			found[c.Key] = c.After
+			r.resources = append(r.resources, c.After)
 		}
-	}
-	for name, res := range found {
-		s.note(name)
-		r.resources = append(r.resources, res)
-	}
-	s.current(st)
-	return r.orNil()
-}
-
-// forget tells the client that there is no such resource any more. What it did not ask for itself is not watched further.
-func (s *subscription) forget(r *response, name string) {
-	r.removed = append(r.removed, name)
-	if !s.names[name] {
-		delete(s.names, name)
 	}
 }
 

@@ -270,8 +270,8 @@ func TestWildcardClientAsks(t *testing.T) {
 	}
 }
 
-// TestUnsubscribedWhileAhead: what a client was told between two states, and wants no more, does not come back with the next.
-func TestUnsubscribedWhileAhead(t *testing.T) {
+// TestUnsubscribedStaysAway: what a client was sent and wants no more does not come back when it changes.
+func TestUnsubscribedStaysAway(t *testing.T) {
 	const a, b = "cluster1//Pod/ns/a", "cluster1//Pod/ns/b"
 	states := history(t)
 	s := newSession(Peer{}, AddressType)

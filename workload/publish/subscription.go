@@ -29,10 +29,6 @@ type subscription struct {
 	at      catalogue
 	version uint64 // of that state; 0 before the first response
 
-	// ahead are names of which the client was told, in answer to a question, what they were after that state. Comparing
-	// with it would not show that they have become again what they were in it.
-	ahead map[string]bool
-
 	// tail are policies of which the client is told last: those that are gone, when
 	// no workload that it has names them any more, and those that may have governed
 	// more before, when the workloads that they are for name them.
@@ -99,8 +95,7 @@ func (s *subscription) change(r *discovery.DeltaDiscoveryRequest) error {
 		s.answer = true
 	}
 	if len(s.owed) > maxOwed {
-		slices.Sort(s.owed)
-		if s.owed = slices.Compact(s.owed); len(s.owed) > maxNames {
+		if s.owed = sortedNames(s.owed); len(s.owed) > maxNames {
 			return fmt.Errorf("questions about %d names, limit is %d", len(s.owed), maxNames)
 		}
 	}
@@ -120,9 +115,6 @@ func (s *subscription) widen() {
 		for _, name := range s.owed {
 			delete(s.known, name)
 		}
-		for name := range s.ahead {
-			s.known[name] = ""
-		}
 	}
 	s.all, s.everything, s.answer = true, true, true
 	s.names, s.asked = nil, 0
@@ -134,7 +126,7 @@ func (s *subscription) unsubscribe(names []string, both bool) {
 			if s.all && !both {
 				s.all, s.everything = false, false
 				s.names, s.asked = make(map[string]bool), 0
-				s.known, s.ahead = nil, nil // it has thrown all away
+				s.known = nil // it has thrown all away
 			}
 			continue
 		}
@@ -169,29 +161,39 @@ func (s *subscription) checkNames() error {
 	return nil
 }
 
-// respond returns what the client is to be sent next, or nil.
+// respond returns what the client is to be sent next, or nil. With an answer goes what has changed in the meantime: a client
+// that had some names as of one state and some as of another could not be told what changes after that.
 func (s *subscription) respond(st *state, node string) *response {
-	var r *response
 	switch {
 	case !s.begun:
 		return nil
 	case s.everything:
-		r = s.whole(st)
-	case s.answer:
-		r = s.named(st, node)
-	case s.version == st.version:
+		return s.whole(st)
+	case !s.answer && s.version == st.version:
 		return nil
+	}
+	r := &response{aliases: s.typeURL == AddressType && (s.answer || !s.all), asked: s.answer}
+	switch {
+	case s.version == st.version:
+	case s.version == 0:
+		s.local(st, node, r)
 	case s.all:
-		r = s.changes(st)
+		s.changes(st, r)
 	default:
-		r = s.changesOnDemand(st, node)
+		s.changesOnDemand(st, node, r)
+	}
+	s.current(st)
+	s.named(st, r)
+	r.tidy()
+	if r.empty() && !r.asked {
+		return nil
 	}
 	return r
 }
 
 // current notes that the client has what the state holds.
 func (s *subscription) current(st *state) {
-	s.at, s.version, s.ahead = st.of(s.typeURL), st.version, nil
+	s.at, s.version = st.of(s.typeURL), st.version
 }
 
 // whole answers with everything but what the client has in the same version, and
@@ -221,29 +223,27 @@ func (s *subscription) whole(st *state) *response {
 			r.removed = append(r.removed, name)
 		}
 	}
-	slices.Sort(r.removed)
-	r.removed = slices.Compact(r.removed)
 	s.everything, s.answer, s.known, s.owed = false, false, nil, nil
 	s.current(st)
-	return s.postpone(r)
+	s.postpone(r)
+	r.removed = sortedNames(r.removed)
+	return r
 }
 
 // postpone takes removals of policies out of a response, for late. A client to
 // which they came first would miss policies that its workloads still name, and
 // refuse connections for that.
-func (s *subscription) postpone(r *response) *response {
+func (s *subscription) postpone(r *response) {
 	if s.typeURL == AuthorizationType {
 		s.tail = append(s.tail, r.removed...)
 		r.removed = nil
 	}
-	return r
 }
 
 // late returns what was put off, as it is by now, when there is nothing else to say.
 func (s *subscription) late(st *state) *response {
-	slices.Sort(s.tail)
 	r := &response{}
-	for _, name := range slices.Compact(s.tail) {
+	for _, name := range sortedNames(s.tail) {
 		if res := st.of(s.typeURL).At(name); res != nil {
 			r.resources = append(r.resources, res)
 		} else {
@@ -251,16 +251,16 @@ func (s *subscription) late(st *state) *response {
 		}
 	}
 	s.tail = nil
-	return r.orNil()
+	if r.empty() {
+		return nil
+	}
+	return r
 }
 
 // changes tells a wildcard client what differs.
-func (s *subscription) changes(st *state) *response {
-	r := &response{}
-	s.catchUp(st, r)
+func (s *subscription) changes(st *state, r *response) {
 	for c := range hamt.Diff(s.at, st.of(s.typeURL)) {
 		switch {
-		case s.ahead[c.Key]:
 		case c.After == nil:
 			r.removed = append(r.removed, c.Key)
 		case c.After.byName && (c.Before != nil && !c.Before.byName || slices.Contains(s.tail, c.Key)):
@@ -269,30 +269,20 @@ func (s *subscription) changes(st *state) *response {
 			r.resources = append(r.resources, c.After)
 		}
 	}
-	s.current(st)
-	return s.postpone(r).orNil()
+	s.postpone(r)
 }
 
-// catchUp tells a wildcard client again of the names that it is ahead with.
-func (s *subscription) catchUp(st *state, r *response) {
-	for name := range s.ahead {
-		switch res := st.of(s.typeURL).At(name); {
-		case res == nil:
-			r.removed = append(r.removed, name)
-		case res.byName:
-			s.tail = append(s.tail, name)
-		default:
-			r.resources = append(r.resources, res)
-		}
-	}
-}
-
-// orNil returns nil for a response that says nothing.
-func (r *response) orNil() *response {
-	if len(r.resources) == 0 && len(r.removed) == 0 {
-		return nil
-	}
+// tidy puts a response in order, services before workloads, and says nothing twice.
+func (r *response) tidy() {
 	slices.SortFunc(r.resources, compareResources)
-	slices.Sort(r.removed)
-	return r
+	r.resources = slices.Compact(r.resources)
+	r.removed = sortedNames(r.removed)
 }
+
+// sortedNames sorts names in place and returns each once.
+func sortedNames(names []string) []string {
+	slices.Sort(names)
+	return slices.Compact(names)
+}
+
+func (r *response) empty() bool { return len(r.resources) == 0 && len(r.removed) == 0 }
