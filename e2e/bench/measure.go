@@ -33,20 +33,20 @@ type figures map[string]float64
 type measurement struct {
 	name string
 	rows []string
-	// turns are how often the systems take turns at it in one round, each for a part of the duration; 0 is once.
+	// turns are how often the systems take turns at it in one round, each for a part of the duration.
 	turns int
 	take  func(ctx context.Context, b *bench) (figures, error)
 }
 
 func measurements() []measurement {
 	return []measurement{
-		{"idle", []string{"idle_rss", "idle_anonymous"}, 0, idle},
-		{"1 stream", []string{"throughput_1"}, 0, func(ctx context.Context, b *bench) (figures, error) { return throughput(ctx, b, 1) }},
-		{"8 streams", []string{"throughput_8"}, 0, func(ctx context.Context, b *bench) (figures, error) { return throughput(ctx, b, 8) }},
+		{"idle", []string{"idle_rss", "idle_anonymous"}, 1, idle},
+		{"1 stream", []string{"throughput_1"}, 1, func(ctx context.Context, b *bench) (figures, error) { return throughput(ctx, b, 1) }},
+		{"8 streams", []string{"throughput_8"}, 1, func(ctx context.Context, b *bench) (figures, error) { return throughput(ctx, b, 8) }},
 		{"latency", []string{"latency_1_p50", "latency_1_p99"}, latencyTurns, latency},
-		{"requests", []string{"requests_32", "cpu_per_100k_requests"}, 0, requests},
-		{"new connections", []string{"connections"}, 0, connections},
-		{"held connections", []string{"held_bytes"}, 0, held},
+		{"requests", []string{"requests_32", "cpu_per_100k_requests"}, 1, requests},
+		{"new connections", []string{"connections"}, 1, connections},
+		{"held connections", []string{"held_bytes"}, 1, held},
 	}
 }
 

@@ -156,7 +156,7 @@ func (r *results) rounds(ctx context.Context, o *options, ms []measurement, benc
 			if !wants(o, m.rows) {
 				continue
 			}
-			for turn := range max(1, m.turns) {
+			for turn := range m.turns {
 				line := fmt.Sprintf("round %d/%d  %-16s", round+1, o.rounds, m.name)
 				for i := range benches {
 					// Another system begins each time, so that what warms up or wears off hits all alike.
