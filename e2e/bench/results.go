@@ -157,20 +157,12 @@ func (r *results) rounds(ctx context.Context, o *options, ms []measurement, benc
 				continue
 			}
 			for turn := range m.turns {
-				line := fmt.Sprintf("round %d/%d  %-16s", round+1, o.rounds, m.name)
-				for i := range benches {
-					// Another system begins each time, so that what warms up or wears off hits all alike.
-					b := benches[(i+round+turn)%len(benches)]
-					got, err := m.take(ctx, b)
-					if err := errors.Join(ctx.Err(), err); err != nil {
-						return fmt.Errorf("%s over %s: %w", m.name, b.name, err)
-					}
-					r.add(b.name, got)
-					if len(got) > 0 {
-						line += fmt.Sprintf("  %s %s", b.name, brief(got))
-					}
+				// Another system begins each time, so that what warms up or wears off hits all alike.
+				line, err := r.turn(ctx, m, benches, round+turn)
+				if err != nil {
+					return err
 				}
-				fmt.Fprintln(out, line)
+				fmt.Fprintf(out, "round %d/%d  %-16s%s\n", round+1, o.rounds, m.name, line)
 			}
 		}
 	}
@@ -180,6 +172,23 @@ func (r *results) rounds(ctx context.Context, o *options, ms []measurement, benc
 		}
 	}
 	return nil
+}
+
+// turn takes a measurement over one system after the other, and returns a line about it.
+func (r *results) turn(ctx context.Context, m measurement, benches []*bench, first int) (string, error) {
+	line := ""
+	for i := range benches {
+		b := benches[(i+first)%len(benches)]
+		got, err := m.take(ctx, b)
+		if err := errors.Join(ctx.Err(), err); err != nil {
+			return "", fmt.Errorf("%s over %s: %w", m.name, b.name, err)
+		}
+		r.add(b.name, got)
+		if len(got) > 0 {
+			line += fmt.Sprintf("  %s %s", b.name, brief(got))
+		}
+	}
+	return line, nil
 }
 
 func wants(o *options, rows []string) bool {
