@@ -183,10 +183,10 @@ func (m *manyPods) close() error {
 // second to second.
 func besideInTurn(ctx context.Context, s *scale, alone, beside *manyPods) (aloneP99, besideP99 float64, err error) {
 	var p99 [2][]float64
-	for range s.rounds * latencyTurns {
+	for range s.rounds * shortTurns {
 		for i, m := range []*manyPods{alone, beside} {
 			target := netip.AddrPortFrom(m.servers[0].Addr(), appHTTP.port)
-			r, err := wrkFrom(ctx, m.clients[0].Pod, m.dir(), target, max(time.Second, s.duration/latencyTurns), 1, 1)
+			r, err := wrkFrom(ctx, m.clients[0].Pod, m.dir(), target, shortTurn(s.duration), 1, 1)
 			if err != nil {
 				return 0, 0, err
 			}
