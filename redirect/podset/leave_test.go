@@ -99,16 +99,51 @@ func TestComesBackAndFails(t *testing.T) {
 				cancel()
 				_ = w.set.RemoveWithin(gone, "uid-a", time.Minute)
 				synctest.Wait()
-				w.want("leaving again", "stopnew a", "delete a")
+				w.want("leaving again", "stopnew a")
 				time.Sleep(2 * time.Minute)
 				synctest.Wait()
-				w.want("connections of before end", "drained a")
+				w.want("connections of before end", "drained a", "delete a")
 				if got := w.states(); got != "" {
 					t.Errorf("states %q", got)
 				}
 			})
 		})
 	}
+}
+
+// TestLeavesTwiceWhileDraining: out, in and out again. The rules go only when the connections of before the first time
+// have ended, too.
+func TestLeavesTwiceWhileDraining(t *testing.T) {
+	ns := namespaces(t, 1)
+	bubble(t, func(t *testing.T) {
+		w := newWorld(t)
+		w.drain = 10 * time.Minute // connections of the first time
+		end := w.start(podset.Config{AuditInterval: time.Hour})
+		defer end()
+		gone, cancel := context.WithCancel(t.Context())
+		cancel()
+		if err := w.set.Add(t.Context(), w.pod("a", ns[0])); err != nil {
+			t.Fatal(err)
+		}
+		synctest.Wait()
+		_ = w.set.RemoveWithin(gone, "uid-a", time.Hour)
+		synctest.Wait()
+		w.took()
+		time.Sleep(time.Second)
+		if err := w.set.Add(t.Context(), w.pod("a", ns[0])); err != nil {
+			t.Fatal(err)
+		}
+		synctest.Wait()
+		w.want("in again", "reserve a", "start a", "apply a")
+		w.mu.Lock()
+		w.drain = 0 // the second service has no connections
+		w.mu.Unlock()
+		_ = w.set.RemoveWithin(gone, "uid-a", time.Hour)
+		synctest.Wait()
+		time.Sleep(time.Hour)
+		synctest.Wait()
+		w.want("out again", "stopnew a", "drained a", "drained a", "delete a")
+	})
 }
 
 func TestRemoveWhileStarting(t *testing.T) {

@@ -16,7 +16,7 @@ type worker struct {
 	e       *entry
 	capture Capture               // nil before the namespace is the entry's
 	options *redirect.Options     // of capture
-	took    bool                  // the namespace was taken over, rules and all, from an entry that drains
+	took    <-chan struct{}       // closed when the entry has left that the namespace was taken over from, rules and all; else nil
 	stop    func(context.Context) // of the running service, nil without one
 	left    string                // findings that the last repair could not put right
 	trouble string                // why the last repair failed, said already
@@ -146,7 +146,7 @@ func (w *worker) own(ctx context.Context) error {
 		same := other != nil && other.pod.UID == w.e.pod.UID
 		if other == nil || other == w.e || same && other.draining {
 			if same && other != w.e {
-				other.heir, other.draining, w.took = true, false, true
+				other.heir, other.draining, w.took = true, false, other.gone
 			}
 			w.s.owners[id] = w.e
 			w.s.mu.Unlock()
@@ -286,7 +286,7 @@ func (w *worker) end(ctx context.Context) {
 func (w *worker) leave(ctx context.Context) {
 	w.set(Leaving, nil)
 	var errs []error
-	undo := (w.capture != nil || w.took) && (w.e.removed.Err() != nil || w.s.cfg.Cleanup)
+	undo := (w.capture != nil || w.took != nil) && (w.e.removed.Err() != nil || w.s.cfg.Cleanup)
 	if undo && w.capture == nil {
 		errs = append(errs, w.inherit())
 		undo = w.capture != nil
@@ -298,6 +298,9 @@ func (w *worker) leave(ctx context.Context) {
 	w.settle()
 	w.linger()
 	w.end(w.e.drain)
+	if w.took != nil {
+		<-w.took // its connections need the rules too, and have a bound of their own
+	}
 	mine := w.reclaim()
 	if undo && mine {
 		errs = append(errs, w.capture.Delete())
