@@ -6,22 +6,28 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-const epollET = 1 << 31
+const (
+	epollET = 1 << 31
+	// reading is what all connections listen for. Urgent data is never read as such, but a read ends short at its mark.
+	reading = unix.EPOLLIN | unix.EPOLLPRI | unix.EPOLLRDHUP | epollET
+)
 
 // Events is what epoll said about a descriptor.
 type Events uint32
 
 // Readable reports that reading may yield data, an end or an error.
 func (e Events) Readable() bool {
-	return e&(unix.EPOLLIN|unix.EPOLLRDHUP|unix.EPOLLHUP|unix.EPOLLERR) != 0
+	return e&(unix.EPOLLIN|unix.EPOLLPRI|unix.EPOLLRDHUP|unix.EPOLLHUP|unix.EPOLLERR) != 0
 }
 
 // Writable reports that writing may go on, or fail.
 func (e Events) Writable() bool { return e&(unix.EPOLLOUT|unix.EPOLLHUP|unix.EPOLLERR) != 0 }
 
-// Ended reports that the peer has closed its direction or the socket is broken: a short read does not mean that all has
-// been read then.
-func (e Events) Ended() bool { return e&(unix.EPOLLRDHUP|unix.EPOLLHUP|unix.EPOLLERR) != 0 }
+// Ended reports that the peer has closed its direction, the socket is broken or there is urgent data: a short read does not
+// mean that all has been read then.
+func (e Events) Ended() bool {
+	return e&(unix.EPOLLPRI|unix.EPOLLRDHUP|unix.EPOLLHUP|unix.EPOLLERR) != 0
+}
 
 // Failed reports a socket error; see FD.SocketError.
 func (e Events) Failed() bool { return e&unix.EPOLLERR != 0 }
@@ -41,13 +47,13 @@ type FD struct {
 
 // Attach gives a non-blocking socket to the loop, which closes it from now on. Events begin with the current state.
 func (f *FD) Attach(l *Loop, fd int, h Handler) error {
-	return f.attach(l, fd, h, unix.EPOLLIN|unix.EPOLLRDHUP|epollET)
+	return f.attach(l, fd, h, reading)
 }
 
 // AttachConnecting is Attach for a socket whose connect is under way: the first Writable event says that it is over,
 // and SocketError how.
 func (f *FD) AttachConnecting(l *Loop, fd int, h Handler) error {
-	return f.attach(l, fd, h, unix.EPOLLIN|unix.EPOLLRDHUP|unix.EPOLLOUT|epollET)
+	return f.attach(l, fd, h, reading|unix.EPOLLOUT)
 }
 
 func (f *FD) attach(l *Loop, fd int, h Handler, events uint32) error {
@@ -85,8 +91,17 @@ func (f *FD) ArmWrite() {
 	}
 	f.armed = true
 	s := &f.loop.slots[f.fd]
-	ev := unix.EpollEvent{Events: unix.EPOLLIN | unix.EPOLLRDHUP | unix.EPOLLOUT | epollET, Fd: f.fd, Pad: int32(s.gen)}
+	ev := unix.EpollEvent{Events: reading | unix.EPOLLOUT, Fd: f.fd, Pad: int32(s.gen)}
 	_ = unix.EpollCtl(f.loop.epoll, unix.EPOLL_CTL_MOD, int(f.fd), &ev)
+}
+
+// Unacknowledged returns how many bytes of what was written have not arrived at the peer's host.
+func (f *FD) Unacknowledged() int {
+	n, err := unix.IoctlGetInt(f.Int(), unix.SIOCOUTQ)
+	if err != nil {
+		return 0
+	}
+	return n
 }
 
 // Close closes the socket. It may be called more than once.

@@ -4,10 +4,12 @@ import (
 	"context"
 	"errors"
 	"net/netip"
+	"reflect"
 	"sync"
 	"sync/atomic"
 	"testing"
 	"time"
+	"unsafe"
 
 	"go.uber.org/goleak"
 	"golang.org/x/net/http2"
@@ -477,3 +479,39 @@ func BenchmarkTake(b *testing.B) {
 		p.Take(pool.NewKey(me, []identity.ID{you}, "uid", addr)).Release()
 	}
 }
+
+// exhaust brings a tunnel to the end of its stream identifiers. On the loop.
+func exhaust(t *tunnel.Tunnel) {
+	session := reflect.ValueOf(t).Elem().FieldByName("h2").Elem()
+	*(*uint32)(unsafe.Pointer(session.FieldByName("nextID").UnsafeAddr())) = 1<<31 + 1
+}
+
+// A tunnel whose stream identifiers are used up makes room for another one.
+func TestStreamIdentifiersRunOut(t *testing.T) {
+	r := newRig(t, nil)
+	old, _ := r.get()
+	onLoop(old, func() { exhaust(old.Tunnel()) })
+	old.Release()
+	for range 4 { // as proxy.outbound does: first attempt and maxAgain
+		var err error
+		c, _ := r.get()
+		onLoop(c, func() {
+			_, err = c.Tunnel().Open(&h2.Header{Method: "CONNECT", Authority: "10.0.0.1:80"}, ender{})
+			c.Observe()
+		})
+		c.Release()
+		if err == nil {
+			return
+		}
+		t.Logf("the same tunnel: %t, %v", c == old, err)
+	}
+	t.Error("no new connection gets a stream any more")
+}
+
+type ender struct{}
+
+func (ender) Response(*h2.Header, bool) {}
+func (ender) Data([]byte, bool)         {}
+func (ender) DataDone()                 {}
+func (ender) Writable()                 {}
+func (ender) Closed(error)              {}

@@ -9,10 +9,17 @@ import (
 	"math/rand/v2"
 	"net"
 	"os"
+	"runtime"
+	"strings"
 	"sync"
 	"syscall"
 	"testing"
 	"time"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/culvert-mesh/culvert/hbone/h2"
+	"github.com/culvert-mesh/culvert/hbone/relay"
 )
 
 func echo(c *net.TCPConn) { _, _ = io.Copy(c, c); _ = c.CloseWrite() }
@@ -264,5 +271,115 @@ func BenchmarkRequest(b *testing.B) {
 		if _, err := io.ReadFull(c, buf); err != nil {
 			b.Fatal(err)
 		}
+	}
+}
+
+// deaf is the handler of a request that is only there for its HEADERS.
+type deaf struct{}
+
+func (deaf) Response(*h2.Header, bool) {}
+func (deaf) Data([]byte, bool)         {}
+func (deaf) DataDone()                 {}
+func (deaf) Writable()                 {}
+func (deaf) Closed(error)              {}
+
+// Requests that fill a tunnel's small buffer twice leave no room for payload behind them. That is no end of the application.
+func TestManyRequestsBeforeAnUpload(t *testing.T) {
+	got := make(chan string, 200)
+	p := newPath(t, serve(t, func(c *net.TCPConn) {
+		b, _ := io.ReadAll(c)
+		got <- string(b)
+	}))
+	l, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer func() { _ = l.Close() }()
+	fd := connectTo(t, l.Addr().(*net.TCPAddr).AddrPort())
+	app, err := l.Accept()
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer func() { _ = app.Close() }()
+
+	done, up := make(chan error, 1), make(chan struct{})
+	r := relay.New(p.in, func(err error) { done <- err })
+	p.in.Post(func() {
+		err := r.Request(p.client, &h2.Header{Method: "CONNECT", Authority: p.dst.String()}, func(*h2.Header, error) {
+			r.Start(fd)
+			close(up)
+		})
+		if err != nil {
+			t.Error(err)
+		}
+	})
+	<-up
+	if _, err := app.Write([]byte("first ")); err != nil {
+		t.Fatal(err)
+	}
+	for r.FromApp.Load() == 0 {
+		runtime.Gosched()
+	}
+	// One batch of events, the application's among them, on a loop where many tunnels wait for peers that do not read.
+	over := make(chan struct{})
+	p.in.Post(func() {
+		defer close(over)
+		for range 64 {
+			p.in.GetSending()
+		}
+		if _, err := app.Write([]byte("hello")); err != nil {
+			t.Error(err)
+		}
+		// 345 bytes each.
+		head := &h2.Header{Method: "CONNECT", Authority: p.dst.String(), Fields: []h2.Field{
+			{Name: "baggage", Value: strings.Repeat("x", 313-len(p.dst.String()))},
+		}}
+		for range 99 {
+			if _, err := p.client.Open(head, deaf{}); err != nil {
+				t.Error(err)
+			}
+		}
+		r.Run() // its turn in this round of the loop
+	})
+	<-over
+	_, _ = app.Write([]byte(" world"))
+	_ = app.(*net.TCPConn).CloseWrite()
+	select {
+	case s := <-got:
+		if s != "first hello world" {
+			t.Errorf("server read %q and an end in order", s)
+		}
+	case <-time.After(5 * time.Second):
+		t.Error("server read nothing")
+	}
+}
+
+// A read ends short at urgent data (telnet, FTP's ABOR), which does not mean that there is nothing behind it.
+func TestUrgentDataDoesNotStopAConnection(t *testing.T) {
+	got := make(chan []byte, 1)
+	p := newPath(t, serve(t, func(c *net.TCPConn) {
+		b := make([]byte, len("abc")+len("def"))
+		_ = c.SetReadDeadline(time.Now().Add(5 * time.Second))
+		n, _ := io.ReadFull(c, b)
+		got <- b[:n]
+	}))
+	c := p.tcp()
+	raw, err := c.SyscallConn()
+	if err != nil {
+		t.Fatal(err)
+	}
+	// The loop looks at the connection when all of it is there.
+	busy, free := make(chan struct{}), make(chan struct{})
+	p.in.Post(func() { close(busy); <-free })
+	<-busy
+	_, _ = c.Write([]byte("abc"))
+	_ = raw.Control(func(fd uintptr) { err = unix.Send(int(fd), []byte("!"), unix.MSG_OOB) })
+	if err != nil {
+		t.Fatal(err)
+	}
+	_, _ = c.Write([]byte("def"))
+	close(free)
+	if b := <-got; !bytes.Equal(b, []byte("abcdef")) {
+		t.Errorf("server read %q", b)
 	}
 }

@@ -73,6 +73,9 @@ func (t *Tunnel) Open(head *h2.Header, h Handler) (*Stream, error) {
 	t.h2.Now = t.loop.Now()
 	s, err := t.h2.Open(head)
 	if err != nil {
+		if t.h2.GoingAway() { // out of stream identifiers: the next request needs another tunnel
+			t.Drain()
+		}
 		return nil, err
 	}
 	st := &Stream{Handler: h, t: t, s: s}

@@ -166,7 +166,8 @@ func (t *Tunnel) attach(fd int) {
 		t.fail(err)
 		return
 	}
-	if t.err != nil {
+	if t.err != nil { // ended before
+		t.fd.Close()
 		return
 	}
 	// The first ping measures the round trip, which steers how windows grow.

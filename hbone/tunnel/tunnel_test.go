@@ -558,3 +558,31 @@ func testCrossingRequest(t *testing.T, overtaken bool) {
 		t.Errorf("tunnel ended with %v", err)
 	}
 }
+
+// Whoever knows a tunnel from ready may close it before it has its socket, as hbone.Listener does.
+func TestClosedBeforeItHasItsSocket(t *testing.T) {
+	f := newFixture(t)
+	fd, other := peer(t)
+	client := tls.Client(other, mtls.Client(f.alice, []identity.ID{f.bob.ID}, nil))
+	done := make(chan error, 1)
+	go func() { done <- client.Handshake() }()
+	_, err := tunnel.Server(t.Context(), fd, mtls.Server(f.bob, nil), f.config(), func(tn *tunnel.Tunnel) error {
+		tn.Post(func() { tn.Close(nil) })
+		return nil
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := <-done; err != nil {
+		t.Fatal(err)
+	}
+	_ = f.end()
+	f.on(func() {})
+	if n := f.loop.Stats().Sockets; n != 0 {
+		t.Errorf("the loop holds %d sockets", n)
+	}
+	_ = other.SetReadDeadline(time.Now().Add(time.Second))
+	if _, err := other.Read(make([]byte, 1)); err != io.EOF {
+		t.Errorf("the peer of a closed tunnel reads %v", err)
+	}
+}

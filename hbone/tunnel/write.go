@@ -2,6 +2,7 @@ package tunnel
 
 import (
 	"fmt"
+	"time"
 
 	"github.com/culvert-mesh/culvert/hbone/h2"
 	"github.com/culvert-mesh/culvert/hbone/loop"
@@ -39,9 +40,27 @@ func (t *Tunnel) Flush() {
 	}
 	t.write()
 	t.open.Store(int32(t.h2.Streams()))
-	if t.draining && !t.crossing && t.err == nil && t.h2.Streams() == 0 && t.r == t.w && len(t.h2.Out()) == 0 {
-		t.fail(ErrClosed)
+	switch {
+	case !t.sends() || t.r < t.w:
+	case len(t.h2.Out()) > 0 || t.rec.KeyUpdateDue(): // had no room behind what has just gone
+		t.mark()
+	case t.draining && !t.crossing && t.h2.Streams() == 0:
+		t.finish()
 	}
+}
+
+// finishing is how often a tunnel that has nothing more to say looks whether all of it has arrived.
+const finishing = 10 * time.Millisecond
+
+// finish ends a drained tunnel when the peer's host has all that was sent: should the peer say anything after the socket is
+// closed, if only that it has read, the kernel resets the connection and drops the rest. A peer that is gone is found by the
+// pings.
+func (t *Tunnel) finish() {
+	if t.fd.Unacknowledged() > 0 {
+		t.loop.After(&t.grace, finishing, t.mark)
+		return
+	}
+	t.fail(ErrClosed)
 }
 
 // sends reports whether there is a socket that may take something.
@@ -193,7 +212,7 @@ func (t *Tunnel) room() bool {
 		t.buffer()
 		t.mark() // it is given back also when nothing comes of this
 	}
-	if t.sealControl() && t.w+around+minSlot <= len(t.out) {
+	if t.fits() {
 		return true
 	}
 	if t.err != nil || t.blocked {
@@ -208,5 +227,8 @@ func (t *Tunnel) room() bool {
 		return false
 	}
 	t.r, t.w = 0, 0
-	return t.sealControl()
+	return t.fits()
 }
+
+// fits seals what goes before DATA, and reports whether a frame of it has room behind that.
+func (t *Tunnel) fits() bool { return t.sealControl() && t.w+around+minSlot <= len(t.out) }
