@@ -6,11 +6,9 @@ import (
 	"fmt"
 	"log/slog"
 	"net/netip"
-	"os"
 	"path/filepath"
 	"sync"
 	"sync/atomic"
-	"syscall"
 	"time"
 
 	"k8s.io/client-go/rest"
@@ -101,7 +99,7 @@ type cluster struct {
 	host      *hostSide
 	installer *install.Installer // nil without the plugin
 	socket    string
-	inode     uint64 // of the socket, while this is the newest agent
+	server    *handoff.Server // of the socket
 
 	left       atomic.Bool     // the mesh was uninstalled
 	plugin     context.Context // of installer.Run
@@ -137,14 +135,13 @@ func (n *node) buildKubernetes(parts []run.Component) ([]run.Component, error) {
 		return nil, err
 	}
 	n.cluster = c
-	server, err := handoff.Listen(handoff.Config{Path: s.handoff, Handler: c.agent.Handoff(), Logger: n.scope("handoff")})
+	c.server, err = handoff.Listen(handoff.Config{Path: s.handoff, Handler: c.agent.Handoff(), Logger: n.scope("handoff")})
 	if err != nil {
 		return nil, err
 	}
-	c.inode = inode(s.handoff)
 	parts = append(parts,
 		run.Component{Name: "hand-off", Run: func(ctx context.Context) error {
-			err := server.Run(ctx)
+			err := c.server.Run(ctx)
 			if c.left.Load() && !c.superseded() {
 				c.removeFiles()
 			}
@@ -217,22 +214,7 @@ func (n *node) keepPlugin(ctx context.Context) error {
 }
 
 // superseded reports whether a newer agent has taken the hand-off socket.
-func (c *cluster) superseded() bool {
-	now := inode(c.socket)
-	return now != 0 && now != c.inode
-}
-
-func inode(path string) uint64 {
-	info, err := os.Stat(path)
-	if err != nil {
-		return 0
-	}
-	st, ok := info.Sys().(*syscall.Stat_t)
-	if !ok {
-		return 0
-	}
-	return st.Ino
-}
+func (c *cluster) superseded() bool { return c.server.Superseded() }
 
 // certified waits until the certificate is there that the pod's connections will ask for.
 func (n *node) certified(ctx context.Context, pod podset.Pod) error {

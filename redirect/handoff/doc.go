@@ -27,6 +27,11 @@
 // service account: the agent decides whether the pod is to be enrolled, and says so.
 // They are served where the Handler is a CNIHandler or CNIStateHandler, too.
 //
+// # Several servers
+//
+// During an upgrade two agents may run on a node. The one that started last takes the
+// path, in one step; when it ends while the other still serves, that one takes it back.
+//
 // # Trust
 //
 // Whoever may add a namespace decides which identity its traffic has. The socket has

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"log/slog"
 	"net"
 	"os"
 	"path/filepath"
@@ -81,6 +82,13 @@ func serve(t *testing.T, cfg handoff.Config) string {
 	if cfg.Path == "" {
 		cfg.Path = filepath.Join(t.TempDir(), "run", "agent.sock")
 	}
+	_, _ = run(t, cfg)
+	return cfg.Path
+}
+
+// run runs a server until the end of the test, or until stop is called.
+func run(t *testing.T, cfg handoff.Config) (s *handoff.Server, stop func()) {
+	t.Helper()
 	s, err := handoff.Listen(cfg)
 	if err != nil {
 		t.Fatal(err)
@@ -88,13 +96,14 @@ func serve(t *testing.T, cfg handoff.Config) string {
 	ctx, cancel := context.WithCancel(context.WithoutCancel(t.Context()))
 	done := make(chan error, 1)
 	go func() { done <- s.Run(ctx) }()
-	t.Cleanup(func() {
+	stop = sync.OnceFunc(func() {
 		cancel()
 		if err := <-done; err != nil {
 			t.Errorf("Run: %v", err)
 		}
 	})
-	return cfg.Path
+	t.Cleanup(stop)
+	return s, stop
 }
 
 func dial(t *testing.T, path string) *handoff.Client {
@@ -221,6 +230,120 @@ func TestSuccessor(t *testing.T) {
 	}
 	if _, err := dial(t, path).List(t.Context()); err != nil {
 		t.Errorf("successor does not serve: %v", err)
+	}
+}
+
+// TestSuccessorGivesUp: a successor that ends while the first still serves (an upgrade that is rolled back) leaves the
+// path to the first, as often as it happens.
+func TestSuccessorGivesUp(t *testing.T) {
+	path := filepath.Join(t.TempDir(), "run", "agent.sock")
+	first, stop := run(t, handoff.Config{Path: path, Handler: &pods{}, Interval: 5 * time.Millisecond})
+	early := dial(t, path)
+	for _, tt := range []struct {
+		name string
+		come func(t *testing.T)
+	}{
+		{"orderly", func(t *testing.T) {
+			_, stop := run(t, handoff.Config{Path: path, Handler: &pods{}})
+			if !first.Superseded() {
+				t.Error("the first does not see its successor")
+			}
+			stop()
+		}},
+		{"killed", func(t *testing.T) { _ = usurp(t, path).Close() }},
+		{"with_the_directory", func(t *testing.T) {
+			if err := os.Rename(filepath.Dir(path), filepath.Dir(path)+".old"); err != nil { // at once
+				t.Fatal(err)
+			}
+		}},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			tt.come(t)
+			for deadline := time.Now().Add(5 * time.Second); ; time.Sleep(2 * time.Millisecond) {
+				c, err := handoff.Dial(t.Context(), path)
+				if err == nil {
+					_ = c.Close()
+					break
+				}
+				if time.Now().After(deadline) {
+					t.Fatalf("the first serves still, and nobody reaches it: %v", err)
+				}
+			}
+			for what, c := range map[string]*handoff.Client{"new": dial(t, path), "early": early} {
+				if _, err := c.List(t.Context()); err != nil {
+					t.Errorf("%s client: %v", what, err)
+				}
+			}
+			if first.Superseded() {
+				t.Error("the first says that it has a successor")
+			}
+		})
+	}
+	stop()
+	if entries, err := os.ReadDir(filepath.Dir(path)); err != nil || len(entries) > 0 {
+		t.Errorf("left: %v, %v", entries, err)
+	}
+	if first.Superseded() {
+		t.Error("after its end the first says that it has a successor")
+	}
+}
+
+// TestSuccessorLives: a successor that answers keeps the path, also when the first ends.
+func TestSuccessorLives(t *testing.T) {
+	path := filepath.Join(t.TempDir(), "agent.sock")
+	first, stop := run(t, handoff.Config{Path: path, Handler: &pods{}, Interval: time.Millisecond})
+	l := usurp(t, path)
+	defer func() { _ = l.Close() }()
+	before, err := os.Stat(path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := l.SetDeadline(time.Now().Add(10 * time.Second)); err != nil {
+		t.Fatal(err)
+	}
+	for range 3 { // looks of the first
+		c, err := l.Accept()
+		if err != nil {
+			t.Fatal(err)
+		}
+		_ = c.Close()
+	}
+	stop()
+	if now, err := os.Stat(path); err != nil || !os.SameFile(before, now) || !first.Superseded() {
+		t.Errorf("the successor's socket: %v, superseded: %v", err, first.Superseded())
+	}
+}
+
+// usurp makes the path lead to another socket, as a successor does.
+func usurp(t *testing.T, path string) *net.UnixListener {
+	t.Helper()
+	l, err := net.ListenUnix("unixpacket", &net.UnixAddr{Name: path + ".7", Net: "unixpacket"})
+	if err != nil {
+		t.Fatal(err)
+	}
+	l.SetUnlinkOnClose(false)
+	if err := os.Rename(path+".7", path); err != nil {
+		t.Fatal(err)
+	}
+	return l
+}
+
+// TestLookedAtSilently: a connection that asks nothing, as another server makes to see who is there, is no failure.
+func TestLookedAtSilently(t *testing.T) {
+	var said strings.Builder
+	path := filepath.Join(t.TempDir(), "agent.sock")
+	_, stop := run(t, handoff.Config{Path: path, Handler: &pods{}, MaxClients: 1, Logger: slog.New(slog.NewTextHandler(&said, nil))})
+	for range 3 {
+		if err := dial(t, path).Close(); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if _, err := dial(t, path).List(t.Context()); err != nil { // one at a time: those before are done with
+		t.Fatal(err)
+	}
+	stop()
+	if said.Len() > 0 {
+		t.Errorf("said: %s", said.String())
 	}
 }
 

@@ -9,7 +9,6 @@ import (
 	"log/slog"
 	"net"
 	"os"
-	"path/filepath"
 	"sync"
 	"time"
 
@@ -46,7 +45,10 @@ type Config struct {
 	MaxClients int
 	// IdleTimeout ends a connection that asks nothing. Zero means one minute.
 	IdleTimeout time.Duration
-	// Logger receives refusals. nil discards.
+	// Interval between looking whether the path was left by a successor. Zero means
+	// one second.
+	Interval time.Duration
+	// Logger receives refusals, and what happens to the path. nil discards.
 	Logger *slog.Logger
 }
 
@@ -55,9 +57,12 @@ const acceptPause = 50 * time.Millisecond
 
 // Server serves the hand-off socket.
 type Server struct {
-	cfg      Config
+	cfg Config
+
+	mu       sync.Mutex
 	listener *net.UnixListener
-	inode    uint64 // of the socket's file
+	inode    uint64 // of the listener's file
+	closed   bool
 }
 
 // Listen opens the socket, at once and for whoever comes; Run serves it. A socket of
@@ -76,49 +81,24 @@ func Listen(cfg Config) (*Server, error) {
 	if cfg.IdleTimeout == 0 {
 		cfg.IdleTimeout = time.Minute
 	}
+	if cfg.Interval == 0 {
+		cfg.Interval = time.Second
+	}
 	if cfg.Logger == nil {
 		cfg.Logger = slog.New(slog.DiscardHandler)
 	}
 	s := &Server{cfg: cfg}
-	if err := s.bind(); err != nil {
+	if _, err := s.bind(func() bool { return true }); err != nil {
 		return nil, fmt.Errorf("listen for hand-offs at %s: %w", cfg.Path, err)
 	}
 	return s, nil
 }
 
-func (s *Server) bind() error {
-	dir := filepath.Dir(s.cfg.Path)
-	if err := os.MkdirAll(dir, 0o700); err != nil {
-		return err
-	}
-	if err := os.Chmod(dir, 0o700); err != nil {
-		return err
-	}
-	// Bound beside and renamed, so that the path always leads to a listening socket.
-	beside := fmt.Sprintf("%s.%d", s.cfg.Path, os.Getpid())
-	if err := os.Remove(beside); err != nil && !errors.Is(err, os.ErrNotExist) {
-		return err
-	}
-	l, err := net.ListenUnix("unixpacket", &net.UnixAddr{Name: beside, Net: "unixpacket"})
-	if err != nil {
-		return err
-	}
-	l.SetUnlinkOnClose(false)
-	var st unix.Stat_t
-	err = errors.Join(os.Chmod(beside, 0o600), unix.Stat(beside, &st))
-	if err == nil {
-		err = os.Rename(beside, s.cfg.Path)
-	}
-	if err != nil {
-		return errors.Join(err, l.Close(), os.Remove(beside))
-	}
-	s.listener, s.inode = l, st.Ino
-	return nil
-}
-
 // Run serves until ctx ends and returns when all connections are closed: nil then,
 // net.ErrClosed if Close came first. It removes the socket, unless a successor has
-// replaced it. Running out of descriptors only makes clients wait.
+// replaced it. When a successor ends before (its upgrade was rolled back, or it was
+// killed), the path is taken back at the next Config.Interval. Running out of
+// descriptors only makes clients wait.
 func (s *Server) Run(ctx context.Context) error {
 	var wg sync.WaitGroup
 	defer wg.Wait()
@@ -126,6 +106,7 @@ func (s *Server) Run(ctx context.Context) error {
 	defer cancel()
 	stop := context.AfterFunc(ctx, func() { _ = s.Close() })
 	defer stop()
+	wg.Go(func() { s.keep(ctx) })
 	slots := make(chan struct{}, s.cfg.MaxClients)
 	for {
 		select {
@@ -136,7 +117,7 @@ func (s *Server) Run(ctx context.Context) error {
 		c, err := s.accept(ctx)
 		if err != nil {
 			if ctx.Err() != nil {
-				return nil
+				return s.Close()
 			}
 			return fmt.Errorf("accept hand-off connection: %w", err)
 		}
@@ -149,13 +130,22 @@ func (s *Server) Run(ctx context.Context) error {
 
 // accept returns the next connection, or an error when there will be none.
 func (s *Server) accept(ctx context.Context) (*net.UnixConn, error) {
-	for said := false; ; said = true {
-		c, err := s.listener.AcceptUnix()
-		if err == nil || errors.Is(err, net.ErrClosed) {
-			return c, err
+	said := false
+	for {
+		l := s.current()
+		c, err := l.AcceptUnix()
+		if err == nil {
+			return c, nil
+		}
+		if errors.Is(err, net.ErrClosed) {
+			if s.current() == l {
+				return nil, err
+			}
+			continue // the path was taken back with another one
 		}
 		if !said {
 			s.cfg.Logger.Warn("hand-off connections cannot be accepted, trying on", "error", err)
+			said = true
 		}
 		pause := time.NewTimer(acceptPause)
 		select {
@@ -165,19 +155,6 @@ func (s *Server) accept(ctx context.Context) (*net.UnixConn, error) {
 			return nil, context.Cause(ctx)
 		}
 	}
-}
-
-// Close closes the socket, for a server that is not run. Closing twice is allowed.
-func (s *Server) Close() error {
-	err := s.listener.Close()
-	if errors.Is(err, net.ErrClosed) {
-		return nil
-	}
-	var st unix.Stat_t
-	if unix.Stat(s.cfg.Path, &st) == nil && st.Ino == s.inode {
-		err = errors.Join(err, os.Remove(s.cfg.Path))
-	}
-	return err
 }
 
 // serve answers the requests of one connection, one after the other.

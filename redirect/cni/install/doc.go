@@ -22,7 +22,10 @@
 // # Several installers
 //
 // During an upgrade two agents may run on a node. The one that started last owns the
-// installation; the other sees that and changes nothing more.
+// installation, and holds a lock as long as it runs; the other sees that and changes
+// nothing more. When the owner ends first (the upgrade was rolled back, or it was
+// killed), the other takes the installation back; on a file system without locks it
+// does not.
 //
 // The package runs no plugin and knows nothing of pods. An Installer's methods are
 // safe for concurrent use, but Uninstall has to wait until Run has returned.

@@ -3,6 +3,8 @@ package install
 import (
 	"testing"
 	"time"
+
+	"golang.org/x/sys/unix"
 )
 
 // Step sets what is called between any two changes of the disk.
@@ -14,13 +16,17 @@ func (i *Installer) Ensure() error {
 	return i.Err()
 }
 
-// Claim makes i the owner, as Run does at first.
+// Claim makes i the owner until the end of the test, as Run does at first.
 func (i *Installer) Claim(tb testing.TB) {
 	tb.Helper()
+	tb.Cleanup(i.release)
 	if err := i.claim(); err != nil {
 		tb.Fatal(err)
 	}
 }
+
+// NoLocks makes i one that is on a file system without locks.
+func (i *Installer) NoLocks() { i.flock = func(int, int) error { return unix.ENOLCK } }
 
 // Rivals is the limiter of insertions.
 type Rivals struct{ r rivals }

@@ -71,6 +71,11 @@ func (i *Installer) put(path string, mode fs.FileMode, from io.Reader) error {
 	if err != nil {
 		return err
 	}
+	return i.place(temp, path)
+}
+
+// place gives the new file temp the name path in one step, whatever is there.
+func (i *Installer) place(temp, path string) error {
 	i.step("beside " + filepath.Base(path))
 	if err := os.Rename(temp, path); err != nil {
 		return errors.Join(err, os.Remove(temp))

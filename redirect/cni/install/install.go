@@ -6,12 +6,14 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"os"
 	"path/filepath"
 	"strings"
 	"sync"
 	"time"
 
 	"github.com/fsnotify/fsnotify"
+	"golang.org/x/sys/unix"
 
 	"github.com/culvert-mesh/culvert/redirect/cni"
 )
@@ -84,8 +86,11 @@ func (c Config) Validate() error {
 type Installer struct {
 	cfg  Config
 	log  *slog.Logger
-	id   string            // in the owner file while this installer is the newest
+	id   string            // in the owner file while this installer owns the installation
 	step func(name string) // a seam for tests: called between any two changes of the disk
+
+	flock func(fd, how int) error // a seam for tests: unix.Flock
+	owner *os.File                // the owner file that this installer made, locked; nil before and after
 
 	binary binaryState // used by ensure alone
 	rivals rivals
@@ -111,7 +116,7 @@ func New(cfg Config) (*Installer, error) {
 	if cfg.Logger == nil {
 		cfg.Logger = slog.New(slog.DiscardHandler)
 	}
-	return &Installer{cfg: cfg, log: cfg.Logger, id: newID(), step: func(string) {}}, nil
+	return &Installer{cfg: cfg, log: cfg.Logger, id: newID(), step: func(string) {}, flock: unix.Flock}, nil
 }
 
 // Ready reports whether binary, API file and entry were all in place at the last
@@ -133,11 +138,12 @@ func (i *Installer) Err() error {
 }
 
 // Run installs and keeps installed until ctx ends, then returns nil and leaves
-// everything in place. Whatever goes wrong is reported by Err and tried again. Run is
-// called once.
+// everything in place, for another installer to keep if there is one. Whatever goes
+// wrong is reported by Err and tried again. Run is called once.
 func (i *Installer) Run(ctx context.Context) error {
 	events, stop := i.watch()
 	defer stop()
+	defer i.release()
 	if err := i.claim(); err != nil {
 		i.record(err)
 	}
@@ -229,7 +235,7 @@ func (i *Installer) ensure() error {
 	return errors.Join(err, i.ensureEntry())
 }
 
-// verify looks without changing anything: for an installer that is not the newest.
+// verify looks without changing anything: for an installer that is not the owner.
 func (i *Installer) verify() error {
 	r := scan(i.cfg.NetDir)
 	if err := r.problem(); err != nil {

@@ -4,6 +4,7 @@ import (
 	"encoding/json"
 	"errors"
 	"os"
+	"runtime"
 	"strings"
 	"syscall"
 	"testing"
@@ -278,6 +279,61 @@ func TestNewestOwns(t *testing.T) {
 	if got := n.read(n.net("10-net.conflist")); got != list {
 		t.Errorf("the old one changed it to %s", got)
 	}
+}
+
+// TestNewestGivesUp: when the agent that started last has ended and an older one goes on (an upgrade that is rolled
+// back), the older one keeps the installation again.
+func TestNewestGivesUp(t *testing.T) {
+	for _, tt := range []struct {
+		name  string
+		newer func(n *node)
+	}{
+		{"orderly", func(n *node) {
+			newer, stop := n.run()
+			n.eventually("newer ready", newer.Ready)
+			stop()
+			n.t.Cleanup(func() { runtime.KeepAlive(newer) }) // it is Run that lets go, not the garbage collector
+		}},
+		{"killed", func(n *node) {
+			out, err := child(t, "kill", "CULVERT_ROOT="+n.root, "CULVERT_KILL_AT=3").CombinedOutput()
+			if err == nil || err.Error() != "signal: killed" {
+				t.Fatalf("child: %v\n%s", err, out)
+			}
+		}},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			n := newNode(t)
+			n.write(n.net("10-net.conflist"), list)
+			old, _ := n.run()
+			n.eventually("ready", old.Ready)
+			tt.newer(n)
+			n.write(n.cfg.TokenFile, "renewed-token")
+			n.eventually("token renewed", func() bool { return strings.Contains(n.read(n.cfg.RunDir+"/api.json"), "renewed-token") })
+			n.rewrite("10-net.conflist", list)
+			n.eventually("entry put back", func() bool { return n.plugins() == "bridge culvert-cni" && old.Ready() })
+		})
+	}
+}
+
+// TestNewestOwnsWithoutLocks: where nobody can tell whether it has ended, it is taken to live.
+func TestNewestOwnsWithoutLocks(t *testing.T) {
+	n := newNode(t)
+	n.write(n.net("10-net.conflist"), list)
+	var both [2]*install.Installer
+	for k := range both {
+		i, err := install.New(n.cfg)
+		if err != nil {
+			t.Fatal(err)
+		}
+		i.NoLocks()
+		i.Claim(t)
+		both[k] = i
+		n.ensure(i, "")
+	}
+	n.rewrite("10-net.conflist", list)
+	n.ensure(both[0], "a newer agent is to put it there")
+	n.ensure(both[1], "")
+	n.wantPlugins("bridge culvert-cni")
 }
 
 // TestUninstallKeepsOthersWork: what other programs changed since stays.
