@@ -33,6 +33,9 @@ const (
 	FirstReservedPort = 15000
 	LastReservedPort  = 15090
 
+	// MaxAddresses is how long NodeAddresses and HostAddresses may be.
+	MaxAddresses = nft.MaxAddresses
+
 	// HalfCloseTimeout is how long a captured connection may be silent after one
 	// side has closed.
 	HalfCloseTimeout = 12 * time.Hour

@@ -162,12 +162,19 @@ func (n *node) buildKubernetes(parts []run.Component) ([]run.Component, error) {
 	return append(parts, run.Component{Name: "CNI plugin", Run: n.keepPlugin}), nil
 }
 
+// pluginConfig is what the CNI plugin is told: it leaves alone what the agent does.
+func pluginConfig(s *settings) cni.Config {
+	k := &s.kubernetes
+	return cni.Config{
+		AgentSocket: s.handoff, APIFile: filepath.Join(k.runDir, "cni", install.APIFile), LogFile: filepath.Join(k.runDir, "cni", install.LogFile),
+		ExcludeNamespaces: append([]string{}, k.exclude...), // to the plugin, nil would be those that are left out by default
+		Selectors:         k.selectors, OwnNamespace: s.podNamespace,
+	}
+}
+
 func newInstaller(s *settings, api *rest.Config, log *slog.Logger) (*install.Installer, error) {
 	k := &s.kubernetes
-	entry, err := cni.Config{
-		AgentSocket: s.handoff, APIFile: filepath.Join(k.runDir, "cni", install.APIFile), LogFile: filepath.Join(k.runDir, "cni", install.LogFile),
-		ExcludeNamespaces: k.exclude, Selectors: k.selectors, OwnNamespace: s.podNamespace,
-	}.JSON()
+	entry, err := pluginConfig(s).JSON()
 	if err != nil {
 		return nil, err
 	}

@@ -89,6 +89,19 @@ func TestSettings(t *testing.T) {
 	}
 }
 
+// TestNothingExcluded: the plugin leaves out no namespace where the agent leaves out none.
+func TestNothingExcluded(t *testing.T) {
+	files(t)
+	s, _, err := readSettings(strings.Fields(kubernetesMode + "--exclude-namespaces="))
+	if err != nil || len(s.kubernetes.exclude) > 0 {
+		t.Fatalf("the agent excludes %q, %v", s.kubernetes.exclude, err)
+	}
+	text, err := pluginConfig(s).JSON()
+	if err != nil || !strings.Contains(string(text), `"excludeNamespaces":[]`) {
+		t.Errorf("the plugin is told %s, %v", text, err)
+	}
+}
+
 // The names of ztunnel's environment variables work; flags win over them.
 func TestEnvironment(t *testing.T) {
 	files(t)

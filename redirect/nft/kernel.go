@@ -7,6 +7,7 @@ import (
 
 	"github.com/google/nftables"
 	"github.com/google/nftables/userdata"
+	"github.com/mdlayher/netlink"
 	"golang.org/x/sys/unix"
 
 	"github.com/culvert-mesh/culvert/redirect/netns"
@@ -104,9 +105,20 @@ func DeleteTable(ns *netns.NS, family Family, name string) error {
 	return nil
 }
 
+// maxTransaction is how long a transaction can be, in bytes: enough for all that options
+// may ask for. It is sent at once and then answered part by part, so that a socket has to
+// hold all of it; the kernel's default ends at some thousand addresses or 300 rules.
+const maxTransaction = 8 << 20
+
+// roomy makes a socket hold as much, or as the system allows to who is not privileged
+// outside of user namespaces.
+func roomy(c *netlink.Conn) error {
+	return errors.Join(c.SetWriteBuffer(maxTransaction), c.SetReadBuffer(maxTransaction))
+}
+
 // transact sends what fill queues as one batch, in the current namespace.
 func transact(fill func(*nftables.Conn) error) error {
-	c, err := nftables.New()
+	c, err := nftables.New(nftables.WithSockOptions(roomy))
 	if err != nil {
 		return err
 	}

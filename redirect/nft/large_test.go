@@ -2,6 +2,8 @@ package nft_test
 
 import (
 	"fmt"
+	"net/netip"
+	"os"
 	"runtime"
 	"strings"
 	"testing"
@@ -40,6 +42,44 @@ func TestLargeTable(t *testing.T) {
 	}
 }
 
+// TestLargestOptions: what options may ask for at most can be applied, and read as a whole.
+func TestLargestOptions(t *testing.T) {
+	if os.Geteuid() != 0 || !initialUserNamespace() {
+		t.Skip("only root outside of user namespaces may make netlink sockets hold that much")
+	}
+	var ports []uint16
+	var include, exclude []netip.Prefix
+	for i := range 256 {
+		ports = append(ports, uint16(i+1))
+		include = append(include, netip.MustParsePrefix(fmt.Sprintf("2001:db8:%x::/48", i)))
+		exclude = append(exclude, netip.MustParsePrefix(fmt.Sprintf("2001:db8:%x:1::/64", i)))
+	}
+	addrs := make([]netip.Addr, nft.MaxAddresses)
+	addr := netip.MustParseAddr("fd00::1")
+	for i := range addrs {
+		addrs[i], addr = addr, addr.Next()
+	}
+	o := nft.Options{
+		DNS: true, IPv6: true, Probes: true, ProbeMark: true, ExcludeInbound: ports, ExcludeOutbound: ports, HostPorts: ports,
+		IncludeOutboundRanges: include, ExcludeOutboundRanges: exclude, NodeAddresses: addrs, HostAddresses: addrs,
+	}
+	want, err := nft.Desired(o, nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	ns := netnstest.New(t)
+	if err := want.Apply(ns); err != nil {
+		t.Fatal(err)
+	}
+	if found := nft.Diff(want, read(t, ns)); len(found) > 0 {
+		t.Errorf("read something else than was applied: %q", found)
+	}
+	o.HostAddresses = append(addrs, addr)
+	if err := o.Validate(); err == nil {
+		t.Errorf("%d addresses are too many and were taken", len(o.HostAddresses))
+	}
+}
+
 // TestDiffOfManyRules: neither a long chain nor a long rule makes long work of it.
 func TestDiffOfManyRules(t *testing.T) {
 	long := nft.Chain{Name: "c", Rules: rules(make([]string, 100000)...)}
@@ -62,4 +102,9 @@ func TestDiffOfManyRules(t *testing.T) {
 	if text := strings.Join(found, "\n"); len(found) != 33 || len(text) > 20<<10 || found[32] != "and 968 differences more" {
 		t.Errorf("%d findings: %.300s", len(found), text)
 	}
+}
+
+func initialUserNamespace() bool {
+	ids, err := os.ReadFile("/proc/self/uid_map")
+	return err == nil && strings.Join(strings.Fields(string(ids)), " ") == "0 0 4294967295"
 }

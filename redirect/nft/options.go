@@ -134,11 +134,14 @@ func validName(name string) bool {
 	return true
 }
 
+// MaxAddresses is how long a list of addresses may be: some more than the largest
+// cluster has nodes with all of their addresses.
+const MaxAddresses = 1 << 16
+
 // What an annotation may ask for at most, per list: rules are compared one by one.
 const (
-	maxPorts     = 256
-	maxRanges    = 256
-	maxAddresses = 1 << 14
+	maxPorts  = 256
+	maxRanges = 256
 )
 
 // validatePorts refuses the agent's own ports where a carve-out would lay them bare.
@@ -177,8 +180,8 @@ func validateRanges(what string, ranges []netip.Prefix) error {
 // validateAddresses wants addresses that a packet from another namespace can have as
 // its source.
 func validateAddresses(what string, addrs []netip.Addr) error {
-	if len(addrs) > maxAddresses {
-		return fmt.Errorf("%s addresses: %d of them, at most %d are possible", what, len(addrs), maxAddresses)
+	if len(addrs) > MaxAddresses {
+		return fmt.Errorf("%s addresses: %d of them, at most %d are possible", what, len(addrs), MaxAddresses)
 	}
 	var errs []error
 	for _, a := range addrs {

@@ -38,7 +38,7 @@ func ReadTable(ns *netns.NS, family Family, name string) (*Table, error) {
 }
 
 // maxTable is how much of a table is read, in bytes of the kernel's messages. A table
-// of ours with all that options may ask for has a third of it; a process in the
+// of ours with all that options may ask for has about half of it; a process in the
 // namespace may have added to it what it likes.
 const maxTable = 8 << 20
 

@@ -44,7 +44,7 @@ type Agent struct {
 }
 
 // track is what is known of a pod that was enrolled, or begun to be. Only who has the lock of the pod's key uses it,
-// except for leaving and gone, which the Agent's mutex guards.
+// except for leaving, gone and stuck, which the Agent's mutex guards.
 type track struct {
 	key   string // namespace/name
 	ref   podRef
@@ -59,6 +59,7 @@ type track struct {
 
 	leaving bool      // told not to be enrolled any more
 	gone    bool      // leaving: the Set has let it go
+	stuck   bool      // leaving: the Set could not take everything away
 	leaveAt time.Time // leaving: when others have stopped to send HBONE
 }
 
@@ -301,7 +302,7 @@ func (a *Agent) Observe(e podset.Event) {
 		}
 		a.mu.Lock()
 		if t := a.tracked[e.Pod.UID]; t != nil && t.leaving {
-			t.gone = true
+			t.gone, t.stuck = true, t.stuck || e.Err != nil
 		}
 		a.mu.Unlock()
 	}

@@ -82,7 +82,7 @@ func (a *Agent) add(ctx context.Context, c handoff.CNIPod, ns *netns.NS) (bool, 
 	t.leaving, t.gone = false, false
 	a.mu.Unlock()
 	a.host(t, c.Addresses)
-	options := a.options(d.Capture)
+	options, _ := a.options(d.Capture) // stay tells the warnings
 	id := ns.ID()
 	given = true
 	defer a.queue.Add(key) // says how far it is

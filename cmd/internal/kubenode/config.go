@@ -54,8 +54,8 @@ type Config struct {
 	// Synced is closed when the state of the mesh is known: starting pods wait for that, running ones are captured at
 	// once. nil waits for nothing.
 	Synced <-chan struct{}
-	// Clean removes what an earlier agent has left in a pod that is not to be enrolled any more, unless it is busy: that
-	// agent still serves connections there. nil means the rules of package redirect.
+	// Clean removes what an earlier agent has left, or the Set could not take away, in a pod that is not to be enrolled any
+	// more, unless it is busy: that agent still serves connections there. nil means the rules of package redirect.
 	Clean func(ns *netns.NS) (busy bool, err error)
 
 	// Superseded reports whether a newer agent runs on this node: annotations are its business then, or two agents of

@@ -315,6 +315,37 @@ func TestOptionsFollowAnnotations(t *testing.T) {
 	}
 }
 
+// TestLargeCluster: a port for hosts is open to those of a large cluster. Where they are more than the rules hold, it is closed
+// to them and the pod is enrolled all the same.
+func TestLargeCluster(t *testing.T) {
+	for _, tt := range []struct {
+		name  string
+		hosts int
+		open  bool
+	}{{"large", 20000, true}, {"too_large", redirect.MaxAddresses + 1, false}} {
+		t.Run(tt.name, func(t *testing.T) {
+			r := newRig(t)
+			r.process("u1", "10.0.0.2")
+			r.namespace("team", ambient, object{"culvert.io/allow-host-ports": "8080"})
+			r.pod("team/a", "u1", "10.0.0.2", nil)
+			var addrs []any
+			for i, addr := 0, netip.MustParseAddr("fd00::1"); i < tt.hosts; i, addr = i+1, addr.Next() {
+				addrs = append(addrs, object{"type": "InternalIP", "address": addr.String()})
+			}
+			r.api.put("nodes", object{"kind": "Node", "apiVersion": "v1", "metadata": object{"name": "n2"}, "status": object{"addresses": addrs}})
+			r.run(nil)
+			r.eventually(func() string {
+				st, _ := r.set.Pod("u1")
+				told := strings.Contains(r.api.told("team/a"), "CulvertIgnoredAnnotation: annotation culvert.io/allow-host-ports")
+				if o := st.Pod.Options; o == nil || st.State != podset.Enrolled || (len(o.HostAddresses) == tt.hosts) != tt.open || told == tt.open {
+					return fmt.Sprintf("the pod is %s, %v; told: %v", st.State, st.Err, told)
+				}
+				return ""
+			})
+		})
+	}
+}
+
 // TestRepairIsTold: damage to a pod's rules is repaired and told on the pod.
 func TestRepairIsTold(t *testing.T) {
 	r := newRig(t)

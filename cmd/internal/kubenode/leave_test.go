@@ -4,12 +4,17 @@ import (
 	"context"
 	"fmt"
 	"net/netip"
+	"sync/atomic"
 	"testing"
 	"time"
 
+	"golang.org/x/sys/unix"
+
 	"github.com/culvert-mesh/culvert/cmd/internal/kubenode"
+	"github.com/culvert-mesh/culvert/redirect"
 	"github.com/culvert-mesh/culvert/redirect/netns"
 	"github.com/culvert-mesh/culvert/redirect/netnstest"
+	"github.com/culvert-mesh/culvert/redirect/podset"
 	"github.com/culvert-mesh/culvert/redirect/procns"
 )
 
@@ -35,6 +40,43 @@ func TestLeavingIsOpen(t *testing.T) {
 	if got := reach(); got != "refused" {
 		t.Errorf("pod that is back: the %s answered past the agent", got)
 	}
+}
+
+// stubborn are rules that the kernel does not let the Set take away.
+type stubborn struct{ *redirect.Capture }
+
+func (stubborn) StopNew() error { return unix.ENOMEM }
+func (stubborn) Delete() error  { return unix.ENOMEM }
+
+// TestRulesThatStay: where the Set could not take the rules of a leaving pod away, that is tried until it is done, or the
+// pod would talk to nobody for the rest of its life.
+func TestRulesThatStay(t *testing.T) {
+	r := newRig(t)
+	ns := r.process("u1", "10.0.0.2")
+	r.namespace("team", ambient, nil)
+	r.pod("team/a", "u1", "10.0.0.2", nil)
+	r.capture = func(p podset.Pod) (podset.Capture, error) {
+		c, err := redirect.New(p.NS, *p.Options)
+		return stubborn{c}, err
+	}
+	var looks atomic.Int32
+	r.run(func(c *kubenode.Config) {
+		c.Clean = func(ns *netns.NS) (bool, error) {
+			if looks.Add(1) < 3 {
+				return false, unix.ENOMEM
+			}
+			return kubenode.Clean(ns)
+		}
+	})
+	r.says("team/a", "enabled")
+	r.namespace("team", nil, nil)
+	r.eventually(func() string {
+		if rules(t, ns) {
+			return fmt.Sprintf("after %d looks the rules of the pod are there still", looks.Load())
+		}
+		return ""
+	})
+	r.says("team/a", "")
 }
 
 // TestLeaveAll: at the end of the mesh all pods leave it, also when the agent is not allowed anything any more.

@@ -112,7 +112,8 @@ func (a *Agent) stay(ctx context.Context, p *pod, d enrol.Decision) (time.Durati
 	a.mu.Lock()
 	t.leaving, t.gone, t.resuming = false, false, false
 	a.mu.Unlock()
-	a.tell(t, d.Warnings)
+	options, warnings := a.options(d.Capture)
+	a.tell(t, append(d.Warnings, warnings...))
 
 	addrs := p.addrs()
 	if _, there := a.cfg.Set.Pod(p.uid()); !there && len(addrs) == 0 {
@@ -123,7 +124,6 @@ func (a *Agent) stay(ctx context.Context, p *pod, d enrol.Decision) (time.Durati
 		}
 		return 0, nil
 	}
-	options := a.options(d.Capture)
 	if err := a.enrol(ctx, p, t, addrs, &options); err != nil {
 		a.events.warn(t.ref, reasonFailed, err.Error())
 		return 0, errors.Join(err, a.say(ctx, p, t, pending))
@@ -258,7 +258,7 @@ func (a *Agent) beginLeaving(ctx context.Context, p *pod, t *track, there bool, 
 	a.cfg.Logger.Info("pod leaves the mesh", "pod", t.key, "uid", t.ref.uid, "why", why)
 	a.mu.Lock()
 	defer a.mu.Unlock()
-	t.leaving, t.gone, t.certified, t.leaveAt = true, false, false, time.Time{}
+	t.leaving, t.gone, t.stuck, t.certified, t.leaveAt = true, false, false, false, time.Time{}
 	if there && said == enabled {
 		t.leaveAt = time.Now().Add(a.cfg.Settle)
 	}
@@ -284,15 +284,16 @@ func (a *Agent) open(ctx context.Context, uid string) {
 // left sees to it that nothing more of the pod is captured, and reports whether connections from before drain still.
 func (a *Agent) left(ctx context.Context, p *pod, t *track) (draining bool, err error) {
 	a.mu.Lock()
-	gone := t.gone
+	gone, stuck := t.gone, t.stuck
 	a.mu.Unlock()
-	if gone {
+	switch {
+	case gone && !stuck:
 		return false, nil
-	}
-	if slices.ContainsFunc(a.cfg.Set.Pods(), func(s podset.Status) bool { return s.Pod.UID == p.uid() }) {
+	case !gone && slices.ContainsFunc(a.cfg.Set.Pods(), func(s podset.Status) bool { return s.Pod.UID == p.uid() }):
 		return true, nil
 	}
-	// An earlier agent has enrolled it. If nobody serves it any more, its traffic is refused until the rules go.
+	// An earlier agent has enrolled it, or the kernel has refused to take its rules away. If nobody serves it any more, its
+	// traffic is refused until they go.
 	if len(p.addrs()) == 0 {
 		return false, nil
 	}
@@ -353,9 +354,9 @@ func (a *Agent) host(t *track, addrs []netip.Addr) {
 	}
 }
 
-// options adds a pod's own wishes to what is captured of every pod.
-func (a *Agent) options(c enrol.Capture) redirect.Options {
-	o := a.cfg.Options()
+// options adds a pod's own wishes to what is captured of every pod, and warns of what cannot be.
+func (a *Agent) options(c enrol.Capture) (o redirect.Options, warnings []string) {
+	o = a.cfg.Options()
 	o.Ingress = o.Ingress || c.Ingress
 	switch c.DNS {
 	case enrol.DNSOn:
@@ -369,9 +370,13 @@ func (a *Agent) options(c enrol.Capture) redirect.Options {
 	if o.HostPorts = c.HostPorts; len(c.HostPorts) > 0 { // a new node changes only the pods that it is for
 		all := append(slices.Clone(o.HostAddresses), a.hosts.addrs()...)
 		slices.SortFunc(all, netip.Addr.Compare)
-		o.HostAddresses = slices.Compact(all)
+		if all = slices.Compact(all); len(all) > redirect.MaxAddresses {
+			return o, []string{fmt.Sprintf("annotation %s: closed to other nodes, which have more than %d addresses",
+				enrol.AnnotationHostPorts, redirect.MaxAddresses)}
+		}
+		o.HostAddresses = all
 	}
-	return o
+	return o, nil
 }
 
 // tell reports a pod's warnings when they are others than before.

@@ -45,7 +45,8 @@ type rig struct {
 	certErr  error
 	hosts    map[netip.Addr]string
 	hostErr  error
-	old      bool // superseded
+	old      bool                                     // superseded
+	capture  func(podset.Pod) (podset.Capture, error) // nil means that of the Set
 }
 
 type process struct {
@@ -68,7 +69,7 @@ func (r *rig) run(change func(*kubenode.Config)) {
 	var agent *kubenode.Agent
 	set, err := podset.New(podset.Config{
 		Runner: r, AuditInterval: 200 * time.Millisecond, SocketAudit: -1, RetryInterval: 50 * time.Millisecond, DrainTimeout: time.Second, Logger: log,
-		OnEvent: func(e podset.Event) { agent.Observe(e) },
+		NewCapture: r.capture, OnEvent: func(e podset.Event) { agent.Observe(e) },
 	})
 	if err != nil {
 		r.t.Fatal(err)

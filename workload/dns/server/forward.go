@@ -26,6 +26,8 @@ var (
 	errStray    = errors.New("too many responses that do not match the question")
 	errBusy     = errors.New("too many questions are being forwarded")
 	errNoServer = errors.New("no upstream server is known")
+	// errTruncated is no answer to a client that has no other protocol to go to.
+	errTruncated = errors.New("the answer over udp is truncated")
 )
 
 // forward asks the upstream server(s) and returns the response that answers q, in
@@ -147,25 +149,39 @@ func refused(response []byte) bool {
 	return false
 }
 
-// exchange asks one server over UDP and, when its answer is truncated and the
-// client came by TCP, again over TCP. A UDP client gets the truncated answer and
-// decides itself.
+// exchange asks one server as the client did: UDP may not come through, or the
+// answer be too long for it. Where the server does not speak TCP, UDP may do all
+// the same. A UDP client gets a truncated answer and decides itself.
 func (s *Server) exchange(ctx context.Context, server netip.AddrPort, q *query, p proto) ([]byte, error) {
 	sent := q.withID(newID())
+	var errTCP error
+	if p == protoTCP {
+		var response []byte
+		response, errTCP = s.dialled(ctx, "tcp", server, func(c net.Conn) ([]byte, error) {
+			return exchangeTCP(c, sent)
+		})
+		if errTCP == nil || ctx.Err() != nil {
+			return response, errTCP
+		}
+	}
 	response, err := s.dialled(ctx, "udp", server, func(c net.Conn) ([]byte, error) {
 		return exchangeUDP(ctx, c, sent, s.cfg.Timeout/3)
 	})
-	if err != nil || response[2]&flagTC == 0 || p != protoTCP {
-		return response, err
+	if err == nil && p == protoTCP && response[2]&flagTC != 0 {
+		err = errTruncated
 	}
-	return s.dialled(ctx, "tcp", server, func(c net.Conn) ([]byte, error) {
-		return exchangeTCP(c, sent)
-	})
+	if err != nil {
+		return nil, errors.Join(errTCP, err)
+	}
+	return response, nil
 }
 
-// dialled runs one exchange on a new connection, which ends with ctx.
+// dialled runs one exchange on a new connection, which ends with ctx. A server that
+// does not take the connection leaves time for another attempt.
 func (s *Server) dialled(ctx context.Context, network string, server netip.AddrPort, exchange func(net.Conn) ([]byte, error)) ([]byte, error) {
-	c, err := s.cfg.Dial(ctx, network, server.String())
+	dialling, cancel := context.WithTimeout(ctx, s.cfg.Timeout/3)
+	defer cancel()
+	c, err := s.cfg.Dial(dialling, network, server.String())
 	if err != nil {
 		return nil, err
 	}

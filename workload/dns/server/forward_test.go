@@ -119,6 +119,46 @@ func TestForwardTruncated(t *testing.T) {
 	})
 }
 
+// TestForwardOneProtocol: a client of TCP gets its answer from a server that can be reached over one protocol only.
+func TestForwardOneProtocol(t *testing.T) {
+	fine := answering(t, func(_ string, m *dns.Msg) { m.Answer = []dns.RR{rr(t, "a.example. 1 IN A 10.0.0.1")} })
+	truncated := answering(t, func(_ string, m *dns.Msg) { m.Truncated = true })
+	refuse := func(context.Context) error { return errors.New("connection refused") }
+	lose := func(ctx context.Context) error { <-ctx.Done(); return ctx.Err() }
+	for _, tt := range []struct {
+		name   string
+		closed string // the protocol
+		dial   func(context.Context) error
+		handle func(proto string, q []byte) [][]byte
+		want   int
+	}{
+		{"tcp_only", "udp", refuse, fine, dns.RcodeSuccess},
+		{"udp_only", "tcp", refuse, fine, dns.RcodeSuccess},
+		{"udp_only_and_tcp_is_lost", "tcp", lose, fine, dns.RcodeSuccess},
+		{"udp_only_and_too_long", "tcp", refuse, truncated, dns.RcodeServerFailure},
+		{"udp_is_lost", "", nil, func(proto string, q []byte) [][]byte {
+			if proto == "udp" {
+				return nil
+			}
+			return fine(proto, q)
+		}, dns.RcodeSuccess},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			u := startUpstream(t, tt.handle)
+			s := start(t, server.Config{OriginalDst: u.asked, Timeout: 3 * time.Second, Dial: func(ctx context.Context, network, addr string) (net.Conn, error) {
+				if network == tt.closed {
+					return nil, tt.dial(ctx)
+				}
+				return new(net.Dialer).DialContext(ctx, network, addr)
+			}})
+			m := s.ask(t, "tcp", question("a.example.", dns.TypeA))
+			if m.Rcode != tt.want || tt.want == dns.RcodeSuccess && len(m.Answer) != 1 || m.Truncated {
+				t.Errorf("answer is %v", m)
+			}
+		})
+	}
+}
+
 // TestForwardTooLong: an upstream that ignores the client's limit.
 func TestForwardTooLong(t *testing.T) {
 	long := func(proto string, wire []byte) [][]byte {

@@ -1,8 +1,8 @@
 // Package server answers the DNS questions of one captured pod over UDP and TCP.
 //
 // Known names are answered as package dns decides; everything else is forwarded
-// unchanged, with a fresh transaction id, to the server that the application
-// asked, and that server's answer goes back unchanged. The sockets are handed in
+// unchanged, with a fresh transaction id, by the protocol that it came by, to the
+// server that the application asked, and that server's answer goes back unchanged. The sockets are handed in
 // already bound (in the pod's network namespace), and dialling is a function, so
 // the package knows neither namespaces nor marks nor conntrack.
 //
