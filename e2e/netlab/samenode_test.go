@@ -1,6 +1,8 @@
 package netlab_test
 
 import (
+	"bufio"
+	"net"
 	"net/netip"
 	"testing"
 
@@ -55,5 +57,29 @@ func TestSameNodeShort(t *testing.T) {
 			"direction": "inbound", "dst.addr": addr.String(), "level": "ERROR",
 			"error": "connection closed due to policy rejection: explicitly denied by: " + ns + "/no-client",
 		})
+	}
+}
+
+// TestSameNodeShortFromChosenAddress: IPv6 lets an application connect to another pod from the loopback address. It is its own
+// pod all the same: who is told ::1 takes a neighbour for itself.
+func TestSameNodeShortFromChosenAddress(t *testing.T) {
+	m := newMesh(t, withFlags("--same-node=short"))
+	var c net.Conn
+	err := m.client.Do(func() (err error) {
+		d := net.Dialer{LocalAddr: &net.TCPAddr{IP: net.IPv6loopback}, Timeout: patience}
+		c, err = d.Dial("tcp6", at6(m.local).String())
+		return err
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer c.Close()
+	s := &session{c.(*net.TCPConn), bufio.NewReader(c)}
+	words, err := s.ask("hello")
+	if err != nil {
+		t.Fatal(err)
+	}
+	if words[1] != m.client.Addr6().String() {
+		t.Errorf("the server sees %s, want the client's own address %s", words[1], m.client.Addr6())
 	}
 }

@@ -147,7 +147,7 @@ func (o *outbound) missed(err error) {
 func (o *outbound) established(pair *relay.Pair) {
 	o.up = true
 	if t := &o.plan.Targets[o.at]; t.Workload != nil {
-		o.pod.suspended.works(t.Workload.UID, t.Dial)
+		o.pod.suspended.works(t.Workload.UID, t.Endpoint)
 	}
 	o.plan = route.Plan{}
 	if pair != nil {

@@ -19,11 +19,12 @@ func (j *outside) concerns(d Direction) bool { return d == Outbound }
 func (j *outside) changed() <-chan struct{} { return j.modes.Changed() }
 
 func (j *outside) sit(p *Pod, local *localState) (basis any, look func(*Flow) error) {
+	modes := j.modes.Changed() // before they are read
 	if j.modes.Of(p.cfg.Namespace) != egress.RegistryOnly {
 		return egress.AllowAny, func(*Flow) error { return nil }
 	}
 	snap := j.store.Snapshot()
-	return snap.Version(), func(f *Flow) error {
+	return outsideBasis{snap.Version(), modes}, func(f *Flow) error {
 		if !f.leaves() {
 			return nil
 		}
@@ -33,6 +34,13 @@ func (j *outside) sit(p *Pod, local *localState) (basis any, look func(*Flow) er
 		}
 		return nil
 	}
+}
+
+// outsideBasis is a state of the registry and one of the modes, which its channel stands for: a mode that changes and
+// changes back lets connections out meanwhile.
+type outsideBasis struct {
+	registry uint64
+	modes    <-chan struct{}
 }
 
 // leaves reports whether the flow goes to somebody who is not a member of the mesh: the registry's word alone is what

@@ -48,6 +48,9 @@ func TestOutboundModeIsLive(t *testing.T) {
 	modes.Clear("default")
 	out = client.dial(stranger)
 	exchange(t, out, "again")
+	modes.Set("default", egress.RegistryOnly) // as it was when the flows were looked at
+	wantReset(t, out)
+	cutOut(t, one, 3)
 }
 
 // Connections to what a ServiceEntry has let out end with it; those to members outlive the service that they were made

@@ -24,6 +24,7 @@ const (
 
 var (
 	errAddressCrowd = errors.New("too many handshakes with this address are under way")
+	errCrowd        = &tunnel.HandshakeError{Err: errors.New("peer has failed too often, and too many handshakes are under way")}
 	errGaveWay      = errors.New("handshake took too long while others waited")
 	errPenalty      = &tunnel.HandshakeError{Err: errors.New("peer has failed too often and comes back too soon")}
 	// errImpatient is no strike: whoever shares an offender's address and gives up, because of its wait, has done nothing.

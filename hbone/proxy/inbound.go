@@ -61,7 +61,7 @@ func (p *Pod) sitOut(wait time.Duration, fd int, peer netip.Addr) (*handshake, e
 	}
 	hs, _, err := p.handshakes.try(p.ctx, peer)
 	if hs == nil && err == nil {
-		err = ErrCrowded
+		err = errCrowd
 	}
 	return hs, err
 }

@@ -309,6 +309,43 @@ func testStopCutsAtTheDeadline(t *testing.T, r *rig) {
 	}
 }
 
+// TestStopCutsWhatWasJustAccepted: a plaintext connection that has been accepted and is not known yet when its pod is stopped at
+// once does not outlive the pod.
+func TestStopCutsWhatWasJustAccepted(t *testing.T) {
+	r := newRig(t)
+	server := r.node(nil).pod("server", "127.0.10.2")
+	dst := r.echo(server.ip)
+	known := server.dialFrom(netip.MustParseAddr("127.0.40.1"), dst)
+	exchange(t, known, "hello")
+	accepted, goOn := make(chan struct{}), make(chan struct{})
+	server.mu.Lock()
+	server.always = dst
+	server.look = func(int) {
+		close(accepted)
+		<-goOn
+	}
+	server.mu.Unlock()
+	c, err := net.Dial("tcp", server.passthrough.String())
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer c.Close()
+	_ = c.SetDeadline(time.Now().Add(patience))
+	<-accepted
+	now, cancel := context.WithCancel(t.Context())
+	cancel()
+	stopped := make(chan struct{})
+	go func() {
+		defer close(stopped)
+		server.Stop(now)
+	}()
+	wantReset(t, known) // what is known has been cut
+	close(goOn)
+	wantReset(t, c)
+	c.Close()
+	<-stopped
+}
+
 func TestGoAwayWhenThePodGoes(t *testing.T) {
 	r := newRig(t)
 	server := r.node(nil).pod("server", "127.0.10.2")

@@ -188,7 +188,7 @@ func (o *outbound) begin() {
 	uid := ""
 	if t.Workload != nil {
 		uid = t.Workload.UID
-		o.pod.suspended.trying(uid, t.Dial)
+		o.pod.suspended.trying(uid, t.Endpoint)
 	}
 	o.charge(uid)
 }
@@ -263,7 +263,7 @@ func (o *outbound) another(err error) bool {
 		return true
 	}
 	if t := &o.plan.Targets[o.at]; t.Workload != nil && !refusedHere(err) {
-		o.pod.suspended.failed(t.Workload.UID, t.Dial)
+		o.pod.suspended.failed(t.Workload.UID, t.Endpoint)
 	}
 	if o.at+1 == len(o.plan.Targets) {
 		return false

@@ -1,6 +1,7 @@
 package proxy
 
 import (
+	"context"
 	"net/netip"
 	"slices"
 	"sync/atomic"
@@ -32,6 +33,8 @@ func (p *Pod) servePassthrough(fd int, client netip.AddrPort) {
 	switch {
 	case err != nil:
 		c.fail(err)
+	case p.ctx.Err() != nil: // stopped before it was in the table
+		c.fail(context.Cause(p.ctx))
 	case slices.Contains(p.own, dst.Port()):
 		c.fail(ErrSelfCall)
 	case p.crowds(fd, client.Addr()):

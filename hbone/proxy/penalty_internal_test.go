@@ -1,6 +1,7 @@
 package proxy
 
 import (
+	"errors"
 	"net/netip"
 	"testing"
 	"testing/synctest"
@@ -77,6 +78,21 @@ func TestPenaltyQueue(t *testing.T) {
 			}
 		}
 	})
+}
+
+// TestPenaltyCrowd: an offender whose turn has come does not wait for a place besides, and is told what it lacks.
+func TestPenaltyCrowd(t *testing.T) {
+	p := &Pod{proxy: &Proxy{penalties: penalties{least: time.Second}}}
+	p.handshakes.init(1, nil)
+	if _, err := p.handshakes.begin(t.Context(), netip.MustParseAddr("10.0.0.2")); err != nil {
+		t.Fatal(err)
+	}
+	bad := netip.MustParseAddr("10.0.0.1")
+	p.proxy.penalties.strike(bad, freeStrikes+1)
+	p.proxy.penalties.queue(bad)
+	if hs, err := p.sitOut(0, -1, bad); hs != nil || !errors.Is(err, errCrowd) {
+		t.Errorf("got %v, %v", hs, err)
+	}
 }
 
 // TestPenaltyMemory: so many offenders are known at most, and of those who wait none is forgotten.

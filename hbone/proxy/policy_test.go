@@ -53,6 +53,51 @@ func testStrictEndsPlaintext(t *testing.T, r *rig) {
 	wantReset(t, server.dialFrom(netip.MustParseAddr("127.0.40.1"), dst))
 }
 
+// TestStrictThatComesBackEndsPlaintext: STRICT that goes and comes back before anybody has looked ends what came in meanwhile.
+func TestStrictThatComesBackEndsPlaintext(t *testing.T) {
+	r := newRig(t)
+	server := r.node(nil).pod("server", "127.0.10.2")
+	dst, outside := r.echo(server.ip), netip.MustParseAddr("127.0.40.1")
+	r.policies.Apply([]*policy.Policy{strict()}, nil)
+	names := func(policies ...string) {
+		next := *server.w
+		next.AuthorizationPolicies = policies
+		r.store.Apply([]workload.Event{workload.Upsert(&next)})
+	}
+	before := server.dialFrom(outside, dst)
+	exchange(t, before, "hello")
+	names("default/strict")
+	wantReset(t, before) // the flows have been looked at, and are not again for a while
+
+	names()
+	between := server.dialFrom(outside, dst)
+	exchange(t, between, "hello")
+	names("default/strict")
+	wantReset(t, between)
+}
+
+// TestChosenSourceMeansNothing: policies go by the pod's address, whatever source its application has chosen.
+func TestChosenSourceMeansNothing(t *testing.T) { paths(t, testChosenSourceMeansNothing) }
+
+func testChosenSourceMeansNothing(t *testing.T, r *rig) {
+	_, two, client, server := pair(r, nil)
+	dst, chosen := r.echo(server.ip), netip.MustParseAddr("127.0.40.1")
+	c := client.redirected(client.outbound, chosen, dst)
+	exchange(t, c, "hello")
+	c.Close()
+	if f := two.seen.ended(t, proxy.Inbound, 1); f.Source.Addr.Addr() != client.ip || f.Protocol != proxy.HBONE {
+		t.Errorf("flow came from %s over %s", f.Source.Addr, f.Protocol)
+	}
+	own := netip.PrefixFrom(client.ip, 32)
+	r.policies.Apply([]*policy.Policy{rules("no-client", policy.Deny, policy.Match{SourceIPs: []netip.Prefix{own}})}, nil)
+	for n, source := range []netip.Addr{client.ip, chosen} {
+		wantReset(t, client.redirected(client.outbound, source, dst))
+		if f := two.seen.ended(t, proxy.Inbound, n+2); f.Flag != proxy.FlagDeny || f.Source.Addr.Addr() != client.ip {
+			t.Errorf("flow from %s ended with %v", f.Source.Addr, f.Err)
+		}
+	}
+}
+
 // TestChangeEndsWhatItConcerns: of several connections a change ends those that it concerns, and no others.
 func TestChangeEndsWhatItConcerns(t *testing.T) { paths(t, testChangeEndsWhatItConcerns) }
 

@@ -27,9 +27,15 @@ type neighbour struct {
 
 // neighbour finds the pod whose workload the target is, and only that: an address may have changed hands. Nothing is found
 // for a target whose bytes go elsewhere first, or that speaks HBONE itself, or that takes no connections any more.
+//
+// Nothing is found either for a connection from an address that is not its pod's. The application chooses that address, and
+// the destination and its policies would be told it; a tunnel comes from the pod's own, whatever the application says.
 func (o *outbound) neighbour(t *route.Target) (n neighbour, ok bool) {
 	p, w := o.pod.proxy, t.Workload
 	if !p.cfg.SameNode || t.Protocol != route.ProtocolHBONE || t.Waypoint || w == nil || w.NativeTunnel || !w.HasAddress(t.Dial.Addr()) {
+		return n, false
+	}
+	if !o.local.workload.HasAddress(o.Source.Addr.Addr()) {
 		return n, false
 	}
 	if asked, err := netip.ParseAddrPort(t.Authority); err != nil || asked.Addr() != t.Dial.Addr() {

@@ -27,7 +27,8 @@ type judge interface {
 	// that nothing is missed. Changes of the workload store need not be told: they are always followed.
 	changed() <-chan struct{}
 	// sit begins to judge the flows of a pod by the newest state. While the basis, a comparable value, is the same as before,
-	// so are the verdicts, and no flow is looked at. look returns what the flow has to end with, nil when it may go on.
+	// so are the verdicts, and were at every moment between, and no flow is looked at. look returns what the flow has to end
+	// with, nil when it may go on.
 	sit(p *Pod, local *localState) (basis any, look func(*Flow) error)
 }
 
@@ -40,12 +41,19 @@ func (a *authorization) changed() <-chan struct{} { return a.policies.Changed() 
 
 func (a *authorization) sit(_ *Pod, local *localState) (basis any, look func(*Flow) error) {
 	snap := a.policies.Snapshot()
-	return snap.Basis(local.workload), func(f *Flow) error {
+	return authorizationBasis{local.workload, snap.Basis(local.workload)}, func(f *Flow) error {
 		if d := snap.Evaluate(local.workload, f.facts); d.EndsLive() {
 			return &policyChange{d.Policy}
 		}
 		return nil
 	}
+}
+
+// authorizationBasis has the workload in it because policies may have been others for moments in which nobody looked: a
+// workload that names none and then the same ones again has been two others meanwhile.
+type authorizationBasis struct {
+	workload *workload.Workload
+	policies policy.Basis
 }
 
 // review is what a pod's flows have been judged by.
@@ -58,14 +66,14 @@ type review struct {
 // long as it takes to judge as many new connections, in the caller's goroutine; the flows' loops are asked for nothing
 // but to cut those that end.
 func (p *Pod) rejudge(j judge) {
+	p.review.mu.Lock()
+	defer p.review.mu.Unlock()
 	local := p.localNow()
 	if local == nil {
 		if local = p.local.Load(); local == nil { // the last one counts while there is none
 			return
 		}
 	}
-	p.review.mu.Lock()
-	defer p.review.mu.Unlock()
 	basis, look := j.sit(p, local)
 	if last, known := p.review.basis[j]; known && last == basis {
 		return

@@ -43,7 +43,7 @@ func (b *builder) firstUse(gw workload.GatewayAddress) bool {
 
 // add appends the target, dialled at the hop's address and the port.
 func (b *builder) add(t Target, h hop, port uint16) {
-	t.DialPort = port
+	t.DialPort, t.Endpoint = port, netip.AddrPortFrom(h.addr, port)
 	switch {
 	case h.addr.IsValid():
 		t.Dial = netip.AddrPortFrom(h.addr, port)
@@ -56,7 +56,7 @@ func (b *builder) add(t Target, h hop, port uint16) {
 	if contains(b.targets, t) || contains(b.later, t) {
 		return
 	}
-	if b.suspended != nil && b.suspended(h.workload.UID, t.Dial) {
+	if b.suspended != nil && b.suspended(h.workload.UID, t.Endpoint) {
 		b.later = append(b.later, t)
 		return
 	}

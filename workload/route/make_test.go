@@ -438,6 +438,7 @@ func TestFromWaypoint(t *testing.T) {
 func TestResolved(t *testing.T) {
 	hosted := func(w *workload.Workload) { w.Hostname = "b.example" }
 	svc := wt.Service("ns/example.com", []string{"127.0.0.3"})
+	svc.IPFamilies = workload.FamiliesIPv4
 	in := wt.In("ns/example.com", 80, 8080)
 	for _, tc := range []struct {
 		name string
@@ -446,11 +447,22 @@ func TestResolved(t *testing.T) {
 	}{
 		{"hbone", wt.Pod("ns/b", nil, in, hosted), "HBONE 10.0.0.9:15008 10.0.0.9:8080 [ns.b] for example.com"},
 		{"tcp", wt.Pod("ns/b", nil, in, hosted, wt.Plain), "TCP 10.0.0.9:8080 for example.com"},
+		{"address-of-other-family", wt.Pod("ns/b", []string{"fd00::1"}, in, hosted, wt.Plain), "TCP 10.0.0.9:8080 for example.com"},
 	} {
 		t.Run(tc.name, func(t *testing.T) {
-			p := plan(source(), "127.0.0.3:80", svc, tc.w)
-			if got := text(p.Targets[0].Resolved(netip.MustParseAddr("::ffff:10.0.0.9"))); got != tc.want {
+			var asked netip.AddrPort
+			in := input(source(), "127.0.0.3:80", svc, tc.w)
+			in.Suspended = func(_ string, addr netip.AddrPort) bool {
+				asked = addr
+				return false
+			}
+			planned := route.Make(in).Targets[0]
+			resolved := planned.Resolved(netip.MustParseAddr("::ffff:10.0.0.9"))
+			if got := text(resolved); got != tc.want {
 				t.Errorf("got %s, want %s", got, tc.want)
+			}
+			if asked.IsValid() || asked.Port() != planned.DialPort || planned.Endpoint != asked || resolved.Endpoint != asked {
+				t.Errorf("suspension was asked about %v; the endpoint is %v, and %v when resolved", asked, planned.Endpoint, resolved.Endpoint)
 			}
 		})
 	}

@@ -100,8 +100,8 @@ type Input struct {
 	// Load returns the connections open to a workload; nil means 0.
 	Load func(uid string) int
 	// Suspended reports whether an endpoint refused lately and should be
-	// tried last; the address is the one that would be dialled (invalid for
-	// one that has only a host name). Nil means never.
+	// tried last; the address is the one that would be dialled (a port alone,
+	// which is not valid, for one that has only a host name). Nil means never.
 	Suspended func(uid string, addr netip.AddrPort) bool
 	// Rand returns a number in [0,n); n is positive. Nil uses math/rand/v2.
 	Rand func(n int) int
@@ -132,6 +132,9 @@ type Target struct {
 	// Dial is the address to connect to. It is invalid when the workload has
 	// only a host name: then Hostname is resolved and joined with DialPort.
 	Dial netip.AddrPort
+	// Endpoint is the address that Input.Suspended was asked about. Resolved
+	// leaves it as it is.
+	Endpoint netip.AddrPort
 	// Hostname is set when Dial is not, with DialPort.
 	Hostname string
 	DialPort uint16
