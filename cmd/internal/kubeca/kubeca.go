@@ -38,7 +38,9 @@ const (
 	// value is heeded once.
 	RotateAnnotation = "culvert.io/rotate-root"
 	// RevokedSerials is an entry of the Secret culvert-ca with the serial
-	// numbers of certificates that are revoked, in hexadecimal, one a line.
+	// numbers of certificates that are revoked, in hexadecimal, one a line. It
+	// is for certificates of our own making; who brings an authority brings its
+	// lists.
 	RevokedSerials = "revoked-serials"
 )
 
@@ -83,6 +85,7 @@ type snapshot struct {
 	state     authority.State
 	authority *authority.Authority
 	version   string // of the Secret
+	serials   []byte // its entry RevokedSerials
 }
 
 // New makes a CA. Nothing is read before Run.
@@ -176,10 +179,12 @@ func (c *CA) Lead(ctx context.Context) error {
 	return nil
 }
 
-// repeat calls fn at every interval, with a bounded time for each.
+// repeat calls fn at every interval, with a bounded time for each. Whoever does
+// not do it any more is in no trouble with it.
 func (c *CA) repeat(ctx context.Context, what string, fn func(context.Context) error) {
 	ticker := time.NewTicker(c.cfg.Interval)
 	defer ticker.Stop()
+	defer c.forget(what)
 	for {
 		once, cancel := context.WithTimeout(ctx, requestTimeout)
 		err := fn(once)
@@ -217,6 +222,12 @@ func (t *troubles) report(log *slog.Logger, what string, err error) {
 	case err != nil && (old == nil || old.Error() != err.Error()):
 		log.Error("certificate authority in trouble, what there is stays in use", "task", what, "error", err)
 	}
+}
+
+func (t *troubles) forget(what string) {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	delete(t.last, what)
 }
 
 func (t *troubles) trouble() error {

@@ -6,6 +6,7 @@ import (
 	"crypto/tls"
 	"crypto/x509"
 	"errors"
+	"fmt"
 	"maps"
 	"strings"
 	"testing"
@@ -317,6 +318,31 @@ func TestBroughtRevocations(t *testing.T) {
 	}
 	c.edit(kubeca.BroughtName, func(s *corev1.Secret) { delete(s.Data, authority.KeyCRL) })
 	eventually(t, "list removed", func() bool { return c.published(kubeca.RevokedName, kubeca.RevokedKey) == "" })
+}
+
+// TestTroubleOfFormerLeader: a replica that loses its lease while the API server is away tells of no trouble when all is well
+// again and another one leads.
+func TestTroubleOfFormerLeader(t *testing.T) {
+	c := newCluster(t)
+	ca, other := newCA(t, c, nil), newCA(t, c, nil)
+	run(t, ca.Run, other.Run)
+	ready(t, ca)
+	lost := run(t, ca.Lead)
+	c.Fail("get secrets", kubetest.Always, errors.New("connection refused"))
+	eventually(t, "trouble", func() bool { return strings.Contains(fmt.Sprint(ca.Status().Trouble), "connection refused") })
+	rounds := c.Count("get secrets")
+	eventually(t, "a few rounds", func() bool { return c.Count("get secrets") > rounds+10 })
+	lost()
+	c.Fail("get secrets", 0, nil)
+	run(t, other.Lead)
+	rounds = c.Count("get secrets")
+	eventually(t, "a few rounds", func() bool { return c.Count("get secrets") > rounds+20 })
+	if err := other.Status().Trouble; err != nil {
+		t.Errorf("the leader is in trouble: %v", err)
+	}
+	if err := ca.Status().Trouble; err != nil {
+		t.Errorf("who led before is in trouble for ever: %v", err)
+	}
 }
 
 func TestServing(t *testing.T) {

@@ -3,7 +3,6 @@ package kubeca
 import (
 	"context"
 	"errors"
-	"fmt"
 	"time"
 
 	corev1 "k8s.io/api/core/v1"
@@ -52,7 +51,8 @@ func (c *CA) advance(ctx context.Context) error {
 // want does not hold up the rest.
 func (c *CA) change(ctx context.Context, secret *corev1.Secret, st authority.State) (authority.State, bool, error) {
 	cfg, now := c.cfg.Authority, c.cfg.Authority.Clock()
-	st, changed, trouble := c.takeOver(ctx, st, now)
+	brought, trouble := c.brought(ctx)
+	st, changed := c.takeOver(st, brought, now)
 	wanted, asked := st.Requested(secret.Annotations[RotateAnnotation])
 	if asked {
 		st, changed = wanted, true
@@ -71,29 +71,19 @@ func (c *CA) change(ctx context.Context, secret *corev1.Secret, st authority.Sta
 		st, changed = st.Introduce(root, false, now, cfg), true
 		c.logger.Info("new root made, it signs when all know it", "after", cfg.Settle)
 	}
+	// What the user brings comes last: revoke does not know it from other lists of the same issuer.
 	st, revoked, err := c.revoke(secret, st, now)
-	return st, changed || p.Changed || revoked, errors.Join(trouble, err)
+	st, carried, cerr := c.carry(st, brought)
+	return st, changed || p.Changed || revoked || carried, errors.Join(trouble, err, cerr)
 }
 
 // takeOver introduces what the user brings if it is not what we have.
-func (c *CA) takeOver(ctx context.Context, st authority.State, now time.Time) (authority.State, bool, error) {
-	brought, err := c.brought(ctx)
-	if err != nil || brought == nil {
-		return st, false, err
+func (c *CA) takeOver(st authority.State, brought *broughtAuthority, now time.Time) (authority.State, bool) {
+	if brought == nil || st.Brought && st.Same(brought.signer) {
+		return st, false
 	}
-	changed := false
-	if !st.Brought || !st.Same(brought.signer) {
-		st, changed = st.Introduce(brought.signer, true, now, c.cfg.Authority), true
-		c.logger.Info("authority brought by the user is taken over", "secret", BroughtName, "signer", brought.signer.Certificate().Subject.String())
-	}
-	if string(st.Revoked) == string(brought.revoked) {
-		return st, changed, nil
-	}
-	revoked, err := st.WithRevoked(brought.revoked)
-	if err != nil {
-		return st, changed, fmt.Errorf("secret %s: %w", BroughtName, err)
-	}
-	return revoked, true, nil
+	c.logger.Info("authority brought by the user is taken over", "secret", BroughtName, "signer", brought.signer.Certificate().Subject.String())
+	return st.Introduce(brought.signer, true, now, c.cfg.Authority), true
 }
 
 // tell logs the steps of the rotation.

@@ -44,7 +44,7 @@ func (c *CA) adopt(secret *corev1.Secret) (*snapshot, error) {
 	if err != nil {
 		return nil, fmt.Errorf("secret %s/%s: %w", c.cfg.Namespace, SecretName, err)
 	}
-	s := &snapshot{state: state, authority: a, version: secret.ResourceVersion}
+	s := &snapshot{state: state, authority: a, version: secret.ResourceVersion, serials: secret.Data[RevokedSerials]}
 	// Run and Lead may both be here; that one of them puts an older version in
 	// place again is mended by the next look.
 	c.now.Store(s)
@@ -70,6 +70,9 @@ func (c *CA) secret(ctx context.Context) (*corev1.Secret, error) {
 	data, err := state.Encode()
 	if err != nil {
 		return nil, fmt.Errorf("create secret %s: %w", SecretName, err)
+	}
+	if s := c.now.Load(); s != nil && s.serials != nil {
+		data[RevokedSerials] = s.serials // what was revoked stays so
 	}
 	made, err := secrets.Create(ctx, &corev1.Secret{
 		ObjectMeta: metav1.ObjectMeta{Name: SecretName, Namespace: c.cfg.Namespace, Labels: labels()},

@@ -18,6 +18,7 @@ import (
 // What a stored State has beside the four entries of Istio's layout.
 const (
 	keyState   = "state.json"
+	keyRetired = "retired.json"
 	nextPrefix = "next-"
 )
 
@@ -29,6 +30,9 @@ type record struct {
 	Request string       `json:"request,omitempty"`
 	Signer  []string     `json:"signerRoots"`
 	Roots   []rootRecord `json:"roots"`
+	// Own is of the signer, Brought of the next one if there is one.
+	Own       bool     `json:"own,omitempty"`
+	Inherited []string `json:"inheritedLists,omitempty"`
 }
 
 type rootRecord struct {
@@ -45,12 +49,12 @@ func IsKey(key string) bool {
 	case KeyCert, KeyKey, KeyChain, KeyRoots:
 		return true
 	}
-	return key == KeyCRL || key == keyState
+	return key == KeyCRL || key == keyState || key == keyRetired
 }
 
 // Encode returns a State as the entries of a Secret: the signer and the whole
 // bundle in Istio's layout, which any other tool can read, and beside that the
-// next signer and the times. It holds private keys.
+// next signer, those before and the times. It holds private keys.
 func (st State) Encode() (map[string][]byte, error) {
 	m, err := st.Signer.Material()
 	if err != nil {
@@ -71,7 +75,12 @@ func (st State) Encode() (map[string][]byte, error) {
 	if len(st.Revoked) > 0 {
 		data[KeyCRL] = st.Revoked
 	}
-	rec := record{Version: recordVersion, Brought: st.Brought, Request: st.Request}
+	if len(st.retired) > 0 {
+		if data[keyRetired], err = st.encodeRetired(); err != nil {
+			return nil, err
+		}
+	}
+	rec := record{Version: recordVersion, Brought: st.Brought, Request: st.Request, Own: st.own, Inherited: st.inherited}
 	for _, cert := range st.Signer.roots {
 		rec.Signer = append(rec.Signer, fingerprint(cert))
 	}
@@ -116,6 +125,11 @@ func Decode(data map[string][]byte, td identity.TrustDomain) (State, error) {
 		}
 		st.Revoked = crl
 	}
+	if raw, ok := data[keyRetired]; ok {
+		if err := st.applyRetired(raw); err != nil {
+			return State{}, fmt.Errorf("read authority: %s: %w", keyRetired, err)
+		}
+	}
 	return st, nil
 }
 
@@ -131,7 +145,8 @@ func (st *State) apply(raw []byte) error {
 	if rec.Version != recordVersion {
 		return fmt.Errorf("version %d is not known here", rec.Version)
 	}
-	st.Brought, st.Request = rec.Brought, rec.Request
+	st.Brought, st.Request, st.inherited = rec.Brought, rec.Request, rec.Inherited
+	st.own = rec.Own || !rec.Brought // we make no signer after one that was brought
 	times := make(map[string]rootRecord, len(rec.Roots))
 	for _, r := range rec.Roots {
 		times[r.Root] = r
@@ -157,7 +172,9 @@ func (st *State) apply(raw []byte) error {
 	return nil
 }
 
-func fingerprint(cert *x509.Certificate) string {
-	sum := sha256.Sum256(cert.Raw)
+func fingerprint(cert *x509.Certificate) string { return fingerprintOf(cert.Raw) }
+
+func fingerprintOf(der []byte) string {
+	sum := sha256.Sum256(der)
 	return hex.EncodeToString(sum[:])
 }

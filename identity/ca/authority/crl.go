@@ -9,7 +9,6 @@ import (
 	"fmt"
 	"maps"
 	"math/big"
-	"slices"
 	"strings"
 	"time"
 
@@ -63,119 +62,24 @@ func (s *Signer) CRL(revoked []*big.Int, number *big.Int, now time.Time) ([]byte
 	return encodeCRL(der), nil
 }
 
-// CheckRevoked checks lists that somebody brought: each must be signed by a
-// root of the bundle or by a certificate between them and the signers. Lists
-// of strangers would be ignored by all agents, so they are a mistake.
-func (st State) CheckRevoked(pemBytes []byte) error {
-	lists, err := parseCRLs(pemBytes)
-	if err != nil {
-		return fmt.Errorf("%s: %w", KeyCRL, err)
+// names reports whether a list names exactly these serial numbers.
+func names(list *x509.RevocationList, want map[string]bool) bool {
+	have := make(map[string]bool, len(want))
+	for _, entry := range list.RevokedCertificateEntries {
+		have[entry.SerialNumber.String()] = true
 	}
-	for i, list := range lists {
-		if st.issuerOf(list) == nil {
-			return fmt.Errorf("%s: list %d, of %q, is signed by no certificate of this authority", KeyCRL, i+1, list.Issuer)
-		}
-	}
-	return nil
+	return maps.Equal(have, want)
 }
 
-// WithRevoked replaces all lists by those that somebody brought, after
-// CheckRevoked. Empty text removes them.
-func (st State) WithRevoked(pemBytes []byte) (State, error) {
-	if len(bytes.TrimSpace(pemBytes)) == 0 {
-		st.Revoked = nil
-		return st, nil
-	}
-	if err := st.CheckRevoked(pemBytes); err != nil {
-		return st, err
-	}
-	st.Revoked = pemBytes
-	return st, nil
+// sameIssuer reports whether a list of one certificate is one of the other, as of
+// a certificate and its renewal. Nobody is the same as nil.
+func sameIssuer(a, b *x509.Certificate) bool {
+	return a != nil && b != nil && bytes.Equal(a.RawSubject, b.RawSubject) &&
+		bytes.Equal(a.RawSubjectPublicKeyInfo, b.RawSubjectPublicKeyInfo)
 }
 
-// Revokes reports whether the lists of all signers at hand name exactly these
-// serial numbers.
-func (st State) Revokes(serials []*big.Int) bool {
-	lists, err := parseCRLs(st.Revoked)
-	if err != nil {
-		return len(serials) == 0 && len(st.Revoked) == 0
-	}
-	want := make(map[string]bool, len(serials))
-	for _, serial := range serials {
-		want[serial.String()] = true
-	}
-	found := 0
-	for _, list := range lists {
-		if !st.signs(st.issuerOf(list)) {
-			continue
-		}
-		found++
-		have := make(map[string]bool, len(want))
-		for _, entry := range list.RevokedCertificateEntries {
-			have[entry.SerialNumber.String()] = true
-		}
-		if !maps.Equal(have, want) {
-			return false
-		}
-	}
-	return found == len(st.signers())
-}
-
-// Revoke makes new lists of the signers at hand, and keeps those of signers that
-// are gone while their root is in the bundle.
-func (st State) Revoke(serials []*big.Int, now time.Time) (State, error) {
-	var kept []byte
-	number := big.NewInt(now.Unix())
-	lists, err := parseCRLs(st.Revoked)
-	if err != nil && len(st.Revoked) > 0 {
-		return st, fmt.Errorf("%s: %w", KeyCRL, err)
-	}
-	for _, list := range lists {
-		if list.Number != nil && list.Number.Cmp(number) >= 0 {
-			number = new(big.Int).Add(list.Number, big.NewInt(1))
-		}
-		if issuer := st.issuerOf(list); issuer != nil && !st.signs(issuer) {
-			kept = append(kept, encodeCRL(list.Raw)...)
-		}
-	}
-	for _, s := range st.signers() {
-		list, err := s.CRL(serials, number, now)
-		if err != nil {
-			return st, err
-		}
-		kept = append(kept, list...)
-	}
-	st.Revoked = kept
-	return st, nil
-}
-
-func (st State) signers() []*Signer {
-	if st.Next == nil {
-		return []*Signer{st.Signer}
-	}
-	return []*Signer{st.Signer, st.Next}
-}
-
-// signs reports whether cert is that of a signer at hand.
-func (st State) signs(cert *x509.Certificate) bool {
-	return cert != nil && slices.ContainsFunc(st.signers(), func(s *Signer) bool { return s.cert.Equal(cert) })
-}
-
-// issuerOf returns the certificate of ours that signed the list, or nil.
-func (st State) issuerOf(list *x509.RevocationList) *x509.Certificate {
-	candidates := append(st.Certificates(), st.Signer.above...)
-	if st.Next != nil {
-		candidates = append(candidates, st.Next.above...)
-	}
-	for _, cert := range candidates {
-		// Not CheckSignatureFrom: agents do not insist on the usage cRLSign
-		// either, which older authorities lack.
-		if bytes.Equal(cert.RawSubject, list.RawIssuer) &&
-			cert.CheckSignature(list.SignatureAlgorithm, list.RawTBSRevocationList, list.Signature) == nil {
-			return cert
-		}
-	}
-	return nil
+func sameList(list *x509.RevocationList) func(*x509.RevocationList) bool {
+	return func(other *x509.RevocationList) bool { return bytes.Equal(list.Raw, other.Raw) }
 }
 
 func parseCRLs(pemBytes []byte) ([]*x509.RevocationList, error) {

@@ -3,6 +3,8 @@ package authority_test
 import (
 	"bytes"
 	"crypto/x509"
+	"encoding/json"
+	"fmt"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -202,11 +204,17 @@ func FuzzDecode(f *testing.F) {
 	if err != nil {
 		f.Fatal(err)
 	}
-	f.Add(data["state.json"], data[authority.KeyRoots], []byte(nil))
-	f.Add([]byte(`{"version":1}`), data[authority.KeyRoots], identitytest.NewCA(f, "td").CRL(f))
-	f.Fuzz(func(t *testing.T, state, roots, crl []byte) {
+	chain, err := json.Marshal(string(data[authority.KeyCert]))
+	if err != nil {
+		f.Fatal(err)
+	}
+	retired := fmt.Appendf(nil, `[{"chain":%s,"until":"2100-01-01T00:00:00Z"}]`, chain)
+	f.Add(data["state.json"], data[authority.KeyRoots], []byte(nil), []byte("[]"))
+	f.Add([]byte(`{"version":1}`), data[authority.KeyRoots], identitytest.NewCA(f, "td").CRL(f), retired)
+	f.Add(data["state.json"], data[authority.KeyRoots], []byte(nil), retired)
+	f.Fuzz(func(t *testing.T, state, roots, crl, retired []byte) {
 		in := map[string][]byte{authority.KeyCert: data[authority.KeyCert], authority.KeyKey: data[authority.KeyKey],
-			authority.KeyRoots: roots, authority.KeyCRL: crl, "state.json": state}
+			authority.KeyRoots: roots, authority.KeyCRL: crl, "state.json": state, keyRetired: retired}
 		st, err := authority.Decode(in, td)
 		if err != nil {
 			return

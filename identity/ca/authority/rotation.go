@@ -55,14 +55,17 @@ func Advance(st State, now time.Time, cfg Config) (State, Progress) {
 	if st.Next != nil {
 		ready := st.readyAt(cfg)
 		if !now.Before(ready) {
-			st.Signer, st.Next = st.Next, nil
+			old, own := st.Signer, st.own
+			st.Signer, st.Next, st.own = st.Next, nil, !st.Brought
 			st.retire(now.Add(cfg.Overlap))
+			st.retireSigner(old, own, now, cfg)
 			p.Switched, p.Changed = true, true
 		} else {
 			p.soonest(ready)
 		}
 	}
 	st.drop(now, &p)
+	st.dropRetired(now, &p)
 	if st.Next == nil && !st.Brought {
 		renew := st.renewAt(cfg)
 		if !now.Before(renew) {

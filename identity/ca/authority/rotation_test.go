@@ -267,6 +267,8 @@ func TestDecodeRefuses(t *testing.T) {
 		{"state_of_the_future", "state.json", []byte(`{"version":7}`), "read authority: state.json: version 7 is not known here"},
 		{"signer_without_roots", "state.json", []byte(`{"version":1}`), "read authority: state.json: the signer's chain leads to none of its roots"},
 		{"next_damaged", "next-ca-key.pem", nil, "read authority: next signer: ca-key.pem: missing or empty"},
+		{"retired_damaged", "retired.json", []byte("[{}]"), "read authority: retired.json: signer 1: chain: missing or empty"},
+		{"retired_too_many", "retired.json", []byte("[" + strings.Repeat("{},", 32) + "{}]"), "read authority: retired.json: 33 signers, limit is 32"},
 		{"crl_damaged", authority.KeyCRL, []byte("hello"), "read authority: ca-crl.pem: no revocation list found"},
 	} {
 		t.Run(tt.name, func(t *testing.T) {

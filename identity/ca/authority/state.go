@@ -36,13 +36,17 @@ type State struct {
 	// Request is the latest wish for a rotation that was heeded, in the words
 	// of whoever asked; see Requested.
 	Request string
-	// Revoked holds revocation lists as PEM text; see WithRevoked.
+	// Revoked holds revocation lists as PEM text; see WithRevoked and Revoke.
 	Revoked []byte
+
+	own       bool      // Signer is of our own making
+	retired   []retired // for lists only
+	inherited []string  // lists that are older than the newest signer, by fingerprint
 }
 
 // NewState is the beginning: nobody has had another root before.
 func NewState(s *Signer, brought bool) State {
-	st := State{Signer: s, Brought: brought}
+	st := State{Signer: s, Brought: brought, own: !brought}
 	for _, cert := range s.roots {
 		st.Roots = append(st.Roots, Root{Certificate: cert})
 	}
@@ -84,6 +88,7 @@ func (st State) Same(s *Signer) bool {
 func (st State) Introduce(s *Signer, brought bool, now time.Time, cfg Config) State {
 	st.Roots = slices.Clone(st.Roots)
 	st.Brought, st.Next = brought, s
+	st.inherit()
 	for _, cert := range s.roots {
 		if i := st.indexOf(cert); i >= 0 {
 			st.Roots[i].Until = time.Time{}
