@@ -1,15 +1,22 @@
 package publish_test
 
 import (
+	"context"
 	"fmt"
 	"math/rand/v2"
+	"net"
 	"reflect"
+	"strings"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"time"
 
+	"github.com/culvert-mesh/culvert/workload"
 	"github.com/culvert-mesh/culvert/workload/netpol"
+	"github.com/culvert-mesh/culvert/workload/policy"
 	"github.com/culvert-mesh/culvert/workload/publish"
+	"github.com/culvert-mesh/culvert/workload/source/xds"
 	"github.com/culvert-mesh/culvert/workload/workloadtest"
 )
 
@@ -140,13 +147,70 @@ func TestNetworkPoliciesFirst(t *testing.T) {
 	wantNames(t, c.answer(publish.AddressType), []string{uidA})
 }
 
-// TestNetworkPoliciesNotServed: without them, asking for them is an error, and nobody takes that for an answer.
+// TestNetworkPoliciesNotServed: an agent that still asks for network policies where they are switched off goes on to be told of all
+// else, and what it knows of them stays.
 func TestNetworkPoliciesNotServed(t *testing.T) {
-	f := start(t, nil)
+	before, set := startNetworks(t, nil)
+	set.Apply([]netpol.Object{isolate("p", "a")}, nil)
+	after := start(t, nil, pod("new", "10.0.0.2"))
+	var to atomic.Pointer[string]
+	to.Store(&before.addr)
+	store, networks := workload.New(), netpol.New()
+	c, err := xds.New(xds.Config{
+		Address: before.addr, RootCA: before.roots + after.roots, TokenFile: tokenFile(t),
+		Store: store, Policies: policy.New(), NetworkPolicies: networks,
+		Dial: func(ctx context.Context, _ string) (net.Conn, error) {
+			return new(net.Dialer).DialContext(ctx, "tcp", *to.Load())
+		},
+		Sleep: func(context.Context, time.Duration) {},
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	ctx, cancel := context.WithCancel(context.Background())
+	var wg sync.WaitGroup
+	wg.Go(func() { _ = c.Run(ctx) })
+	t.Cleanup(func() {
+		cancel()
+		wg.Wait()
+	})
+	<-c.Ready()
+	to.Store(&after.addr)
+	before.stop()
+	eventually(t, "the other server tells of workloads", func() bool { return store.Snapshot().WorkloadCount() == 1 })
+	after.store.Apply(workloadtest.Events(pod("newer", "10.0.0.3")))
+	eventually(t, "and of changes", func() bool { return store.Snapshot().WorkloadCount() == 2 })
+	if s := networks.Snapshot(); !s.Ready() || len(s.Objects()) != 1 {
+		t.Errorf("ready: %v, objects: %v; want the policy that it knew", s.Ready(), s.Objects())
+	}
+	if n := strings.Count(after.log.String(), "client asks for network policies, which are not served"); n != 1 {
+		t.Errorf("it is said %d times", n)
+	}
+}
+
+// TestNetworkPoliciesPassedOver: a client that asks for them first, as agents do, hears of the others where they are not served.
+func TestNetworkPoliciesPassedOver(t *testing.T) {
+	f := start(t, nil, pod("a", "10.0.0.1"))
 	c := f.dial(t, "Bearer good")
 	c.send(subscribe(publish.NetworkPolicyType, nil))
-	if err := c.ended(); err == nil {
-		t.Error("the stream ended well")
+	c.send(subscribe(publish.AddressType, nil))
+	wantNames(t, c.answer(publish.AddressType), []string{uidA})
+	f.store.Apply(workloadtest.Events(pod("b", "10.0.0.2")))
+	wantNames(t, c.answer(publish.AddressType), []string{uidB})
+}
+
+// TestNetworkPoliciesNotServedFirst: nobody takes silence for an answer.
+func TestNetworkPoliciesNotServedFirst(t *testing.T) {
+	f := start(t, nil, pod("a", "10.0.0.1"))
+	m, networks := f.followNetworks(t)
+	eventually(t, "the type is lacking", func() bool { return m.Lacks(publish.NetworkPolicyType) })
+	select {
+	case <-m.Ready():
+		t.Error("ready without network policies")
+	default:
+	}
+	if networks.Snapshot().Ready() || m.store.Snapshot().WorkloadCount() != 1 {
+		t.Error("network policies are known, or the pod is not")
 	}
 }
 

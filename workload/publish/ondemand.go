@@ -57,6 +57,18 @@ func (s *subscription) named(st *state, r *response) {
 		}
 		r.resources = append(r.resources, found...)
 	}
+	for name := range s.known {
+		if s.names[name] != brought {
+			continue
+		}
+		found := st.find(s.typeURL, name)
+		if len(found) == 0 {
+			// Not kept, so that what a client may bring takes no more memory than the state.
+			r.removed = append(r.removed, name)
+			delete(s.names, name)
+		}
+		r.resources = append(r.resources, found...)
+	}
 	for _, res := range r.resources {
 		s.note(res.name)
 	}
@@ -88,7 +100,7 @@ func (s *subscription) note(name string) {
 		return
 	}
 	if _, ok := s.names[name]; !ok {
-		s.names[name] = false
+		s.names[name] = along
 	}
 }
 
@@ -99,14 +111,14 @@ func (s *subscription) changesOnDemand(st *state, node string, r *response) {
 	for c := range hamt.Diff(s.at, st.of(s.typeURL)) {
 		_, known := s.names[c.Key]
 		for _, a := range append(c.Before.aliases(), c.After.aliases()...) {
-			if s.names[a] {
+			if s.names[a] != along {
 				r.resources = append(r.resources, st.find(s.typeURL, a)...)
 			}
 		}
 		switch {
 		case c.After == nil && known:
 			r.removed = append(r.removed, c.Key)
-			if !s.names[c.Key] {
+			if s.names[c.Key] != asked {
 				delete(s.names, c.Key)
 			}
 		case c.After != nil && c.Before == nil && known:

@@ -342,6 +342,9 @@ func TestOnDemandReconnect(t *testing.T) {
 	wantNames(t, c.answer(publish.AddressType), []string{uidB, uidC}, "gone")
 	f.store.Apply(workloadtest.Events(pod("a", "10.0.0.9")))
 	wantNames(t, c.answer(publish.AddressType), []string{uidA})
+	// An address that it brought is another pod's.
+	f.store.Apply(append(workloadtest.Events(pod("d", "10.0.0.3")), workload.Removal(uidC)))
+	wantNames(t, c.answer(publish.AddressType), []string{"cluster1//Pod/ns/d"}, uidC)
 }
 
 // TestTooManyNames: names may be many, but not any number.

@@ -100,7 +100,8 @@ type Config struct {
 	// Store and Policies are published. Required.
 	Store    *workload.Store
 	Policies *policy.Set
-	// NetworkPolicies are published too; nil: their type is not served.
+	// NetworkPolicies are published too; nil: their type is not served, and a client
+	// that asks for it hears of the others only.
 	NetworkPolicies *netpol.Set
 	// Ready is closed when all of these hold the whole state for the first time;
 	// before that nothing is sent. Required.

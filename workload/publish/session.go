@@ -48,6 +48,7 @@ func (s *Server) types() []string {
 // outcome is what a request was, besides what it asks for.
 type outcome struct {
 	answered, rejected, expired bool
+	unserved                    bool   // it asks for a type of ours that is switched off
 	detail                      string // of a rejection, as the client words it
 }
 
@@ -66,6 +67,12 @@ func (s *session) take(r *discovery.DeltaDiscoveryRequest) (outcome, error) {
 		}
 	}
 	sub := s.subscription(r.GetTypeUrl())
+	if sub == nil && r.GetTypeUrl() == NetworkPolicyType {
+		// Agents ask for it until they are told not to. An end of the stream would
+		// keep all else from them.
+		o.unserved = true
+		return o, nil
+	}
 	if sub == nil {
 		return o, fmt.Errorf("type %q is not served", cut(r.GetTypeUrl()))
 	}

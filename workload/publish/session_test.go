@@ -4,7 +4,9 @@ import (
 	"log/slog"
 	"maps"
 	"math/rand/v2"
+	"net/netip"
 	"slices"
+	"strconv"
 	"testing"
 	"time"
 
@@ -401,4 +403,50 @@ func BenchmarkWhole(b *testing.B) {
 		}
 		b.SetBytes(int64(s.next(st).encode().Len()))
 	}
+}
+
+// TestManyThatCameAlong: a client of one name comes back with all that it was sent for it, and is told of changes of that; what it
+// brings and is no more is not kept.
+func TestManyThatCameAlong(t *testing.T) {
+	objects := []any{workloadtest.Service("ns/svc.ns", []string{"10.1.0.1"})}
+	for i := range maxNames + 1 {
+		a := netip.AddrFrom4([4]byte{10, 2, byte(i >> 8), byte(i)}).String()
+		objects = append(objects, workloadtest.Pod("ns/p"+strconv.Itoa(i), []string{a}, workloadtest.In("ns/svc.ns")))
+	}
+	store := workloadtest.Store(objects...)
+	var st *state
+	next := func() {
+		st = st.next(snapshots{workloads: store.Snapshot(), policies: policy.New().Snapshot()}, time.Now(), slog.New(slog.DiscardHandler))
+	}
+	next()
+	s, m := newSession(Peer{}, AddressType), make(replica)
+	take := func(r *discovery.DeltaDiscoveryRequest) {
+		t.Helper()
+		r.TypeUrl = AddressType
+		if _, err := s.take(r); err != nil {
+			t.Fatal(err)
+		}
+	}
+	hear := func() {
+		t.Helper()
+		take(&discovery.DeltaDiscoveryRequest{ResponseNonce: m.receive(t, s.next(st))})
+	}
+	take(&discovery.DeltaDiscoveryRequest{ResourceNamesSubscribe: []string{"ns/svc.ns"}})
+	hear()
+
+	for i := range maxNames + 1 {
+		m["gone"+strconv.Itoa(i)] = "1"
+	}
+	s = newSession(Peer{}, AddressType)
+	take(&discovery.DeltaDiscoveryRequest{ResourceNamesSubscribe: []string{"ns/svc.ns"}, InitialResourceVersions: maps.Clone(m)})
+	take(&discovery.DeltaDiscoveryRequest{ResourceNamesSubscribe: []string{"ns/other.ns"}}) // also before the first answer
+	hear()
+	compare(t, m, st.of(AddressType))
+	if sub := s.subscription(AddressType); len(sub.names) != len(m)+1 || sub.asked != 2 {
+		t.Errorf("%d names are kept, %d of them asked for, and the client has %d resources", len(sub.names), sub.asked, len(m))
+	}
+	store.Apply(workloadtest.Events(workloadtest.Pod("ns/p7", []string{"10.3.0.1"})))
+	next()
+	hear()
+	compare(t, m, st.of(AddressType))
 }

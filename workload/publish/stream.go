@@ -41,6 +41,7 @@ type stream struct {
 	order    uint64
 	replaced chan struct{} // closed when the peer has opened too many others
 	sentAt   *state        // of the open response
+	unserved bool          // it was said that the client asks for what is not served
 }
 
 // DeltaAggregatedResources serves one stream.
@@ -314,6 +315,10 @@ func (st *stream) take(r request) error {
 	if out.answered && st.sentAt != nil {
 		o.Converged(time.Since(st.sentAt.seen))
 		st.sentAt = nil
+	}
+	if out.unserved && !st.unserved {
+		st.unserved = true
+		st.log.Warn("client asks for network policies, which are not served: what it knows of them stays as it is")
 	}
 	return nil
 }

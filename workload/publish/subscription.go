@@ -19,10 +19,9 @@ type subscription struct {
 	begun   bool
 	all     bool // wildcard
 
-	// names are what an on-demand client subscribes to. The value is true for what
-	// it asked for, false for what came with that.
-	names map[string]bool
-	asked int // names with true
+	// names are what an on-demand client subscribes to, and why.
+	names map[string]reason
+	asked int // names that it asked for
 
 	// at is the state whose resources the client has, but for what is owed; the
 	// catalogue only, so that a slow client does not keep old snapshots.
@@ -42,34 +41,45 @@ type subscription struct {
 	answer     bool
 }
 
+// reason is why a client of names is told of one.
+type reason uint8
+
+const (
+	along   reason = iota // it came with what the client asked for
+	brought               // the client had it when it came, from an earlier stream
+	asked                 // the client asked for it in this stream
+)
+
 // begin takes the first request. Subscribing to nothing means everything, and so
 // does "*"; a client that wants nothing yet subscribes to "*" and unsubscribes it
 // in one request.
 func (s *subscription) begin(r *discovery.DeltaDiscoveryRequest) error {
 	s.begun = true
 	s.known = r.GetInitialResourceVersions()
-	names := make(map[string]bool)
-	for _, name := range r.GetResourceNamesSubscribe() {
-		names[name] = true
-	}
+	names := make(map[string]reason)
 	for name := range s.known {
-		names[name] = true
+		names[name] = brought
+	}
+	for _, name := range r.GetResourceNamesSubscribe() {
+		names[name] = asked
 	}
 	for _, name := range r.GetResourceNamesUnsubscribe() {
 		delete(names, name)
 		s.doubt(name)
 	}
-	s.all = names[wildcard] || len(r.GetResourceNamesSubscribe()) == 0
+	s.all = names[wildcard] == asked || len(r.GetResourceNamesSubscribe()) == 0
 	delete(names, wildcard)
 	s.everything = s.all
 	s.answer = true
-	for name := range names {
-		s.owed = append(s.owed, name)
+	for name, why := range names {
+		if why == asked {
+			s.owed = append(s.owed, name)
+		}
 	}
 	if s.all {
 		return nil
 	}
-	s.names, s.asked = names, len(names)
+	s.names, s.asked = names, len(s.owed)
 	return s.checkNames()
 }
 
@@ -86,8 +96,8 @@ func (s *subscription) change(r *discovery.DeltaDiscoveryRequest) error {
 				s.widen()
 			}
 			continue
-		case !s.all && !s.names[name]:
-			s.names[name] = true
+		case !s.all && s.names[name] != asked:
+			s.names[name] = asked
 			s.asked++
 		}
 		// Also what the client has already: one that asks wants an answer.
@@ -125,12 +135,12 @@ func (s *subscription) unsubscribe(names []string, both bool) {
 		if name == wildcard {
 			if s.all && !both {
 				s.all, s.everything = false, false
-				s.names, s.asked = make(map[string]bool), 0
+				s.names, s.asked = make(map[string]reason), 0
 				s.known = nil // it has thrown all away
 			}
 			continue
 		}
-		if s.names[name] {
+		if s.names[name] == asked {
 			s.asked--
 		}
 		delete(s.names, name)

@@ -165,6 +165,9 @@ func trimServiceEntry(u *unstructured.Unstructured) *serviceEntryObject {
 		}
 	}
 	o.trimExport(spec.GetExportTo(), note)
+	if o.size(&spec) > maxEntry {
+		faults = []string{o.refuse()} // what else is wrong does not matter then
+	}
 	o.assigned = AssignedAddresses(u)
 	if o.wantsAddresses() {
 		o.automatic = make(map[string][]netip.Addr)

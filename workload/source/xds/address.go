@@ -22,7 +22,7 @@ func (c *Client) applyAddresses(s *subscription, r response) []rejection {
 	for _, res := range r.GetResources() {
 		event, key, err := c.address(res)
 		if err != nil {
-			rejected = append(rejected, rejection{res.GetName(), err})
+			rejected = append(rejected, rejection{name: res.GetName(), err: err})
 			continue
 		}
 		s.named(res.GetName(), key)

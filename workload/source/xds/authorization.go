@@ -29,7 +29,7 @@ func (c *Client) applyPolicies(s *subscription, r response) []rejection {
 	for _, res := range r.GetResources() {
 		p, err := c.policy(res)
 		if err != nil {
-			rejected = append(rejected, rejection{res.GetName(), err})
+			rejected = append(rejected, rejection{name: res.GetName(), err: err, held: p != nil})
 		}
 		if p == nil {
 			c.cfg.Logger.Error("authorization policy cannot be read nor placed", "policy", res.GetName(), "error", err)

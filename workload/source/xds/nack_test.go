@@ -57,7 +57,8 @@ func TestNackKeepsPredecessor(t *testing.T) {
 }
 
 // TestNackNotRecorded: after a reconnect the server is not told that a rejected
-// resource is held, so it sends it again.
+// resource is held, so it sends it again; of one in whose place something stands it
+// is told no version, so that it also says when it is gone.
 func TestNackNotRecorded(t *testing.T) {
 	s := startServer(t)
 	start(t, s, xds.Config{})
@@ -69,14 +70,15 @@ func TestNackNotRecorded(t *testing.T) {
 		rejectedPod(t, "c//Pod/ns/a", "v2"),
 		pod(t, "c//Pod/ns/b", "v7", "10.0.0.2"),
 	))
-	a.send(authorizations("n3", nil, garbage("ns/p", "v1", xds.AuthorizationType), denyAll(t, "ns", "q", "v3")))
+	a.send(authorizations("n3", nil, garbage("ns/p", "v1", xds.AuthorizationType), denyAll(t, "ns", "q", "v3"), denyAll(t, "ns", "r", "v1")))
+	a.send(authorizations("n4", nil, garbage("ns/r", "v2", xds.AuthorizationType), garbage("without-namespace", "v2", xds.AuthorizationType)))
 	a.end <- nil
 	_, first, second := s.subscribed(t)
 	want := map[string]string{"c//Pod/ns/a": "v1", "c//Pod/ns/b": "v7", "c//Pod/ns/c": "v1"}
 	if d := cmp.Diff(want, first.GetInitialResourceVersions()); d != "" {
 		t.Errorf("initial versions of addresses (-want +got):\n%s", d)
 	}
-	if d := cmp.Diff(map[string]string{"ns/q": "v3"}, second.GetInitialResourceVersions()); d != "" {
+	if d := cmp.Diff(map[string]string{"ns/p": "", "ns/q": "v3", "ns/r": ""}, second.GetInitialResourceVersions()); d != "" {
 		t.Errorf("initial versions of policies (-want +got):\n%s", d)
 	}
 }

@@ -19,7 +19,7 @@ func (c *Client) applyNetworkPolicies(s *subscription, r response) []rejection {
 	for _, res := range r.GetResources() {
 		o, err := decodeNetworkPolicy(res.GetName(), res.GetResource().GetValue(), res.GetResource() != nil)
 		if err != nil {
-			rejected = append(rejected, rejection{res.GetName(), err})
+			rejected = append(rejected, rejection{name: res.GetName(), err: err, held: o != nil})
 			delete(s.versions, res.GetName()) // its predecessor goes too, so it is not held in any version
 			c.cfg.Logger.Error("part of the network policies cannot be read", "resource", res.GetName(), "error", err)
 		}

@@ -9,6 +9,8 @@ const maxErrorDetail = 16 << 10
 type rejection struct {
 	name string
 	err  error
+	// held says that something stands in its place.
+	held bool
 }
 
 // describe makes the text of a refusal.
@@ -28,14 +30,18 @@ func describe(rejected []rejection) string {
 }
 
 // record notes the versions of what was taken. Rejected resources are left out, or
-// the server would not send them again after a reconnect.
+// the server would not send them again after a reconnect. In whose place something
+// stands is held in no version: the server sends it again, or says that it is gone.
 func (s *subscription) record(r response, rejected []rejection) {
 	bad := make(map[string]bool, len(rejected))
-	for _, rj := range rejected {
-		bad[rj.name] = true
-	}
 	for _, name := range r.GetRemovedResources() {
 		delete(s.versions, name)
+	}
+	for _, rj := range rejected {
+		bad[rj.name] = true
+		if rj.held {
+			s.versions[rj.name] = ""
+		}
 	}
 	for _, res := range r.GetResources() {
 		if name := res.GetName(); !bad[name] {

@@ -30,6 +30,9 @@ func (c *Client) attempt(ctx context.Context) end {
 		return end{err: err}
 	}
 	for _, s := range c.types {
+		if c.leaveOut(s) {
+			continue
+		}
 		// An error of Send only says that the stream is over; Recv says why.
 		if err := stream.Send(c.subscribe(s)); err != nil {
 			break
@@ -57,6 +60,19 @@ func (c *Client) attempt(ctx context.Context) end {
 	return e
 }
 
+// leaveOut reports whether a type is not to be asked for this time: the server has ended the last stream because of it, and would
+// tell of nothing else either. What is known of the type stays. The stream after the next end asks again.
+func (c *Client) leaveOut(s *subscription) bool {
+	if !s.optional || c.refused.Load() != s {
+		return false
+	}
+	if !s.leftOut {
+		s.leftOut = true
+		c.cfg.Logger.Warn("the server does not serve a type: it is asked for the others alone, and what is known of this one stays as it is", "type", s.url)
+	}
+	return true
+}
+
 // subscribe makes the first request for a type: everything, except what is held in
 // the server's version already.
 func (c *Client) subscribe(s *subscription) *discovery.DeltaDiscoveryRequest {
@@ -82,6 +98,7 @@ func (c *Client) take(r response) *discovery.DeltaDiscoveryRequest {
 	}
 	c.cfg.Observer.Message(s.url, size)
 
+	s.leftOut = false
 	rejected := s.apply(r)
 	s.record(r, rejected)
 	if len(rejected) > 0 {

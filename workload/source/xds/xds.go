@@ -89,7 +89,8 @@ type Config struct {
 	Policies *policy.Set
 	// NetworkPolicies receives what network policies are made of, and is told to
 	// be ready when all of it was received once. Nil: they are not asked for. A
-	// server that does not know them, such as istiod, leaves the Client not ready.
+	// server that does not know them, such as istiod, leaves the Client not ready,
+	// and what an earlier one has told of them as it is.
 	NetworkPolicies *netpol.Set
 
 	// Observer is optional.
@@ -155,7 +156,10 @@ type subscription struct {
 	url   string
 	apply func(response) []rejection
 	acked atomic.Bool // a response was taken in whole
-	taken func()      // called when acked is set; nil does nothing
+	// optional says that the others are of use without it, as they are from a server that does not know it.
+	optional bool
+	leftOut  bool   // it was said that it is not asked for
+	taken    func() // called when acked is set; nil does nothing
 	// versions holds what the server sent and we took, by resource name.
 	versions map[string]string
 	// keys holds the key of resources whose name is not their key.
@@ -181,6 +185,7 @@ func New(cfg Config) (*Client, error) {
 	if cfg.NetworkPolicies != nil {
 		networks := newSubscription(NetworkPolicyType)
 		networks.apply = func(r response) []rejection { return c.applyNetworkPolicies(networks, r) }
+		networks.optional = true
 		networks.taken = func() { cfg.NetworkPolicies.SetReady(true) }
 		c.types = append([]*subscription{networks}, c.types...)
 	}
@@ -207,7 +212,7 @@ func (c *Client) Lacks(url string) bool {
 	return (!others || c.refused.Load() == s) && !s.acked.Load()
 }
 
-// noteEnd keeps for Lacks whether a stream ended because of a type.
+// noteEnd keeps for Lacks and the next attempt whether a stream ended because of a type.
 func (c *Client) noteEnd(err error) {
 	var refused *subscription
 	if s, ok := status.FromError(err); ok && s.Code() == codes.InvalidArgument {

@@ -1,0 +1,48 @@
+package kube
+
+import (
+	"fmt"
+
+	networkingv1 "istio.io/api/networking/v1"
+)
+
+// Every host of a ServiceEntry has all its ports, and every endpoint has all its hosts: a small object can ask for hundreds of
+// megabytes, which every agent would have to take before it hears of anything else.
+const (
+	// maxEntry bounds what becomes of one ServiceEntry for an agent, in octets as this file counts them. 4,096 endpoints, which
+	// is all that the API lets it have, of ten hosts with five ports each are below it.
+	maxEntry = 4 << 20
+	// selectedEndpoints are counted for a selector, which says nothing of how many it selects: 16 KiB are left for each then.
+	selectedEndpoints = 256
+
+	// What there is on the wire besides texts, rounded up.
+	sizeService, sizeHost, sizePort, sizeAddress = 64, 16, 10, 24
+)
+
+// size returns about how many octets the services of the entry and their places in workloads take for an agent. The definition
+// bounds none of the lists by much, and an object is smaller than 2 MiB, so that no product overflows.
+func (o *serviceEntryObject) size(spec *networkingv1.ServiceEntry) int {
+	service := sizeService + sizePort*len(o.ports) + sizeAddress*(len(o.vips)+len(o.cidrs))
+	for _, list := range [][]string{spec.GetSubjectAltNames(), o.exportTo} {
+		for _, s := range list {
+			service += len(s) + sizeHost
+		}
+	}
+	members := 0 // in a workload that belongs to all hosts
+	for _, host := range o.hosts {
+		members += len(o.namespace) + len(host) + sizeHost + sizePort*len(o.ports)
+	}
+	endpoints := max(1, len(o.endpoints))
+	if o.selects {
+		endpoints = max(endpoints, selectedEndpoints)
+	}
+	return len(o.hosts)*service + members*endpoints
+}
+
+// refuse takes out of the entry whatever would be published or keep something from others, and says so.
+func (o *serviceEntryObject) refuse() string {
+	fault := fmt.Sprintf("%d hosts with %d ports and %d endpoints are too much for one object: nothing of it is used",
+		len(o.hosts), len(o.ports), len(o.endpoints))
+	o.hosts, o.vips, o.cidrs, o.endpoints, o.names = nil, nil, nil, nil, nil
+	return fault
+}
