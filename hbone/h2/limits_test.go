@@ -200,6 +200,41 @@ func TestHonestTrafficIsFree(t *testing.T) {
 	}
 }
 
+// TestRefusedPeersMayReset: a peer that is refused may end its side of the request by a reset, which crosses ours. Envoy does so
+// with every answer but 200. One for each refusal is free, more are counted.
+func TestRefusedPeersMayReset(t *testing.T) {
+	const streams, rounds = 200, 100
+	for name, tc := range map[string]struct{ resets, min, max int }{
+		"once":  {1, rounds, rounds},
+		"twice": {2, 4, 6},
+	} {
+		t.Run(name, func(t *testing.T) {
+			r := newRig(t, h2.Config{Server: true}, whole)
+			r.preamble(true)
+			r.w.enc.SetMaxDynamicTableSize(0)
+			r.onRequest = func(st *h2.Stream, _ *h2.Header) { r.s.Respond(st, 503, nil, true) }
+			i := 0
+			for ; i < rounds && r.err == nil; i++ {
+				first := uint32(2*streams*i + 1)
+				for id := first; id < first+2*streams; id += 2 {
+					r.w.connect(id)
+				}
+				r.feed()
+				for id := first; id < first+2*streams; id += 2 {
+					for range tc.resets {
+						r.w.reset(id, h2.Cancel)
+					}
+				}
+				r.feed()
+				r.log, r.out = nil, nil
+			}
+			if i < tc.min || i > tc.max {
+				t.Errorf("the connection ended after %d rounds: %v", i, r.err)
+			}
+		})
+	}
+}
+
 // TestHostileUnread: a peer that makes this side answer and never reads the answers is cut off while Out is small.
 func TestHostileUnread(t *testing.T) {
 	for _, test := range []struct {

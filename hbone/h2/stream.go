@@ -87,6 +87,8 @@ func (s *Session) Respond(st *Stream, status int, fields []Field, end bool) {
 	}
 	st.localEnd = true
 	if !st.remoteEnd {
+		// The peer may end its side by a reset as well (Envoy does), which crosses this one: one for each is no flood.
+		s.budget.refund()
 		s.appendReset(st.ID, NoError)
 	}
 	s.remove(st)
