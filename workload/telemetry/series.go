@@ -43,7 +43,12 @@ type table struct {
 	recent   map[recentKey]*series
 	byLabels map[labels]*series
 	all      []*series // append-only
+	claimed  int       // of them by what peers say of themselves, not counting those with a flag
 }
+
+// claimedPart is the part of the series that may be made of what peers say of themselves: anybody may say something else each
+// time, and whoever it is told has up to numFlags series.
+const claimedPart = 2 * int(numFlags)
 
 func (t *table) init(max int) {
 	t.max = max
@@ -54,7 +59,7 @@ func (t *table) init(max int) {
 // of returns the connection's series.
 func (t *table) of(c *Connection) *series {
 	if c.Source.Workload == nil && c.Source.Baggage != nil || c.Destination.Workload == nil && c.Destination.Baggage != nil {
-		return t.byLabel(labelsOf(c), c.Direction, false) // baggage is new with every connection
+		return t.byClaim(labelsOf(c), c.Direction) // baggage is new with every connection
 	}
 	key := recentKey{
 		direction: c.Direction, security: c.Security,
@@ -75,6 +80,23 @@ func (t *table) of(c *Connection) *series {
 	t.recent[key] = s
 	t.mu.Unlock()
 	return s
+}
+
+// byClaim returns the series of a label set that a peer has named itself.
+func (t *table) byClaim(l labels, d Direction) *series {
+	t.mu.Lock()
+	s, room := t.byLabels[l], t.claimed < t.max/claimedPart
+	if s == nil && room {
+		t.claimed++
+	}
+	t.mu.Unlock()
+	switch {
+	case s != nil:
+		return s
+	case !room:
+		return t.byLabel(overflowLabels(d), d, true)
+	}
+	return t.byLabel(l, d, false)
 }
 
 // forget empties the shortcut, so that it keeps no replaced workload alive for

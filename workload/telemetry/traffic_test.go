@@ -273,6 +273,36 @@ func TestSeriesLimit(t *testing.T) {
 	}
 }
 
+// TestClaimsLeaveRoom: what a peer says of itself has a part of the label sets only, so that one that always says something
+// else, and is denied each time, does not take from others their names.
+func TestClaimsLeaveRoom(t *testing.T) {
+	tel := newTelemetry(t, telemetry.Config{MaxSeries: 320})
+	for i := range 400 {
+		c := outbound()
+		c.Direction = telemetry.Inbound
+		c.Source.Workload, c.Source.Baggage = nil, &workload.Baggage{WorkloadName: fmt.Sprintf("w%d", i)}
+		tel.Opened(c)
+		c.Flag = telemetry.Denied
+		tel.Closed(c)
+	}
+	honest := outbound()
+	honest.Direction = telemetry.Inbound
+	honest.Source.Workload.WorkloadName = "honest"
+	tel.Opened(honest)
+	tel.Closed(honest)
+	text := scrape(t, tel)
+	const opened = "istio_tcp_connections_opened_total"
+	if got := value(t, text, opened, `source_workload="honest"`); got != 1 {
+		t.Errorf("%v connections under a known name, want 1", got)
+	}
+	if got := value(t, text, opened, `source_workload="w0"`); got != 1 {
+		t.Errorf("%v connections under the first claimed name, want 1", got)
+	}
+	if got := value(t, text, opened); got != 401 {
+		t.Errorf("%v connections opened, want 401", got)
+	}
+}
+
 // TestConcurrentScrapes: sums never go back while connections come and go, and
 // nothing is counted twice or lost.
 func TestConcurrentScrapes(t *testing.T) {
