@@ -81,8 +81,10 @@ func (n *networks) ingress(local *workload.Workload, f *Flow) (q netpol.Query, s
 		Direction: netpol.Ingress, Port: f.facts.Destination.Port(), Subject: local.UID, PeerAddr: f.Source.Addr.Addr(),
 	}
 	peer := f.Source.Workload
-	if peer == nil {
-		peer = n.store.Snapshot().WorkloadByAddress(workload.NewNetworkAddress(n.network, q.PeerAddr))
+	if podUID(peer) == "" { // what was known of the address then may have been somebody's declaration, or nothing
+		if now := n.store.Snapshot().WorkloadByAddress(workload.NewNetworkAddress(n.network, q.PeerAddr)); now != nil {
+			peer = now
+		}
 	}
 	proven := f.Protocol != TCP
 	switch {
@@ -163,6 +165,40 @@ func (n *networks) sit(_ *Pod, local *localState) (basis any, look func(*Flow) e
 }
 
 func allowed(*Flow) error { return nil }
+
+// newcomers is the judge, by network policies, of flows whose other end was no pod for all that was known when they came. The
+// store tells later that it is one, which changes no policy, and may come after all that policies are made of.
+type newcomers struct{ *networks }
+
+// changed implements judge.
+func (n *newcomers) changed() <-chan struct{} { return nil } // the store is followed
+
+// sit implements judge.
+func (n *newcomers) sit(_ *Pod, local *localState) (basis any, look func(*Flow) error) {
+	known := n.store.Snapshot().Version()
+	snap := n.set.Snapshot()
+	if !snap.Ready() || free(snap, local.workload) {
+		return known, allowed
+	}
+	return known, func(f *Flow) error {
+		var q netpol.Query
+		switch {
+		case f.waiting.Load():
+			return nil
+		case f.Direction == Inbound && podUID(f.Source.Workload) == "":
+			q, _ = n.ingress(local.workload, f)
+		case f.Direction == Outbound && podUID(f.Destination.Workload) == "":
+			q = n.egress(local.workload, f.Destination.Workload, reach(f.Authority, f.Destination.Addr, f.waypoint))
+		}
+		if q.Peer == "" {
+			return nil
+		}
+		if d := snap.Evaluate(q); !d.Allowed && !d.Unknown {
+			return &policyChange{d.Policy}
+		}
+		return nil
+	}
+}
 
 // awaitNetworks asks again and again, as long as Config says, while the answer is open. It returns nil or why not.
 func (p *Pod) awaitNetworks(ctx context.Context, ask func() verdict) error {

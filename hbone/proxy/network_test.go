@@ -362,3 +362,34 @@ func BenchmarkNetworkPolicy(b *testing.B) {
 		})
 	}
 }
+
+// Who is a stranger when it connects, and turns out to be a pod that a rule denies, does not stay: in whatever order the agent
+// hears of the pod.
+func TestNetworkPolicyStranger(t *testing.T) {
+	r := newRig(t)
+	set, one, two, client, server := evaluating(r)
+	app := r.echo(server.ip)
+	evil := r.echo(netip.MustParseAddr("127.0.42.1"))
+	rule := netpol.Rule{Action: netpol.Deny, Peers: []netpol.Peer{{Namespaces: &netpol.Selector{}, Pods: app1("evil")}}, AnyPort: true}
+	set.Apply([]netpol.Object{&netpol.Policy{
+		Tier: netpol.Admin, Name: "deny", Namespaces: &netpol.Selector{}, Ingress: true, Egress: true,
+		IngressRules: []netpol.Rule{rule}, EgressRules: []netpol.Rule{rule},
+	}}, nil)
+	in, out := server.dialFrom(evil.Addr(), app), client.dial(evil)
+	other := server.dialFrom(netip.MustParseAddr("127.0.43.1"), app)
+	for _, c := range []net.Conn{in, out, other} {
+		exchange(t, c, "hello")
+	}
+	w := &workload.Workload{UID: "cluster1//Pod/default/evil", Name: "evil", Namespace: "default"}
+	set.Apply([]netpol.Object{networkPod(w)}, nil)
+	time.Sleep(250 * time.Millisecond) // longer than agents pause between two looks
+	r.workloadAt("evil", evil.Addr().String(), func(w *workload.Workload) { w.Protocol = workload.TCP })
+	wantReset(t, in)
+	wantReset(t, out)
+	for _, f := range []*proxy.Flow{two.seen.ended(t, proxy.Inbound, 1), one.seen.ended(t, proxy.Outbound, 1)} {
+		if !errors.Is(f.Err, proxy.ErrPolicyChange) || f.Policy != "cluster-netpol deny" {
+			t.Errorf("%s flow ended with %v, policy %q", f.Direction, f.Err, f.Policy)
+		}
+	}
+	exchange(t, other, "still")
+}

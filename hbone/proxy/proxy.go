@@ -40,7 +40,7 @@ func New(cfg Config) (*Proxy, error) {
 	p.judges = []judge{&authorization{cfg.Policies}, &outside{cfg.Outbound, cfg.Store, cfg.Network}}
 	if cfg.NetworkPolicies != nil {
 		p.networks = &networks{set: cfg.NetworkPolicies, network: cfg.Network, ownNode: cfg.OwnNode, store: cfg.Store}
-		p.judges = append(p.judges, p.networks)
+		p.judges = append(p.judges, p.networks, &newcomers{p.networks})
 	}
 	p.shares.init(cfg.Descriptors)
 	p.penalties.least = cfg.Penalty
