@@ -67,6 +67,7 @@ func (st *state) membershipsOf(p *podObject) memberships {
 			}
 		}
 	}
+	var referring memberships // one service may have several slices, by their ports
 	for r := range st.slicesOfPod[p.key] {
 		s := st.endpointSlices.get(r.key)
 		if s == nil || s.service == "" || s.namespace != p.namespace || !s.names(p) {
@@ -78,8 +79,22 @@ func (st *state) membershipsOf(p *podObject) memberships {
 			continue
 		}
 		if pub := st.published[k]; pub.ref == (ref{kindService, owner}) {
-			put(k, podPorts(pub.ports, p.ports, false))
+			ports := referring[k]
+			if ports == nil {
+				if ports = make(workload.PortMap); referring == nil {
+					referring = make(memberships)
+				}
+				referring[k] = ports
+			}
+			for from, to := range slicePorts(pub.ports, s.ports) {
+				if had, ok := ports[from]; !ok || to < had { // the same one whatever their order
+					ports[from] = to
+				}
+			}
 		}
+	}
+	for k, ports := range referring {
+		put(k, ports)
 	}
 	return out
 }

@@ -246,7 +246,7 @@ func TestEndpointSliceOfPods(t *testing.T) {
 	selectorless := service("web", []string{"10.1.0.1"}, func(s *corev1.Service) { s.Spec.Selector = nil })
 	w := newWorld(t)
 	w.set(pod("one", []string{"10.0.0.1"}), selectorless, slice("web-x", "web", refers("one")))
-	if d := diff(workloadtest.PortMap(80, 80), w.ports("one", "ns/"+webHost)); d != "" {
+	if d := diff(workloadtest.PortMap(80, 8080), w.ports("one", "ns/"+webHost)); d != "" {
 		t.Error(d)
 	}
 	if n := w.store.Snapshot().WorkloadCount(); n != 1 {
@@ -329,5 +329,26 @@ func TestIngressUsesWaypoint(t *testing.T) {
 	w.set(service("web", nil))
 	if !use() {
 		t.Error("the namespace's label is not inherited")
+	}
+}
+
+// What a slice says of a pod counts, and not what the pod says of itself: its ports, and whether it is ready.
+func TestEndpointSliceDecidesAboutPods(t *testing.T) {
+	no := false
+	refers := func(ns string, ready *bool) func(*discoveryv1.EndpointSlice) {
+		return endpoints(discoveryv1.Endpoint{
+			Addresses: []string{"10.0.0.1"}, Conditions: discoveryv1.EndpointConditions{Ready: ready},
+			TargetRef: &corev1.ObjectReference{Kind: "Pod", Namespace: ns, Name: "one", UID: meta("", "one").UID},
+		})
+	}
+	selectorless := service("web", []string{"10.1.0.1"}, func(s *corev1.Service) { s.Spec.Selector = nil })
+	w := newWorld(t)
+	w.set(pod("one", []string{"10.0.0.1"}), selectorless, slice("web-x", "web", refers("ns", nil)))
+	if d := diff(workloadtest.PortMap(80, 8080), w.ports("one", "ns/"+webHost)); d != "" {
+		t.Error("ports: " + d)
+	}
+	w.set(slice("web-x", "web", refers("ns", &no)))
+	if n := len(w.store.Snapshot().Endpoints(workload.NamespacedHostname{Namespace: "ns", Hostname: webHost})); n != 0 {
+		t.Errorf("%d endpoints, though the only one is not ready", n)
 	}
 }

@@ -304,8 +304,10 @@ func trimSlice(s *discoveryv1.EndpointSlice) *sliceObject {
 	for i := range s.Endpoints {
 		e := &s.Endpoints[i]
 		if t := e.TargetRef; t != nil && t.Kind == kindPod.String() {
-			o.pods = append(o.pods, key{cmp.Or(t.Namespace, s.Namespace), t.Name})
-			o.podUIDs = append(o.podUIDs, string(t.UID))
+			if e.Conditions.Ready == nil || *e.Conditions.Ready { // whatever the pod says of itself
+				o.pods = append(o.pods, key{cmp.Or(t.Namespace, s.Namespace), t.Name})
+				o.podUIDs = append(o.podUIDs, string(t.UID))
+			}
 			continue
 		}
 		o.addEndpoint(e, seen)
