@@ -19,6 +19,7 @@ type Snapshot struct {
 
 	workloads hamt.Map[string, *Workload]
 	byAddress multi[NetworkAddress, *Workload]
+	externals multi[NetworkAddress, *Workload] // see Workload.External
 	byName    multi[podName, *Workload]
 	byHost    multi[NamespacedHostname, *Workload] // workloads with a Hostname
 
@@ -55,6 +56,13 @@ func (s *Snapshot) Workload(uid string) *Workload { return s.workloads.At(uid) }
 // address is not chosen by a user), then one in the mesh, then the lowest UID.
 func (s *Snapshot) WorkloadByAddress(addr NetworkAddress) *Workload {
 	return s.byAddress.first(addr.normal())
+}
+
+// ExternalsByAddress iterates over all workloads with the address that are
+// External, in the order of their UIDs. Those of EndpointSlices, which own no
+// address, are among them.
+func (s *Snapshot) ExternalsByAddress(addr NetworkAddress) iter.Seq[*Workload] {
+	return s.externals.all(addr.normal())
 }
 
 // WorkloadByPod returns the workload with this namespace, name and service

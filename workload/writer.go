@@ -91,6 +91,11 @@ func (w *writer) upsertWorkload(given *Workload) {
 			s.byAddress = s.byAddress.with(w.owner, NewNetworkAddress(n.Network, a), n, compareClaims)
 		}
 	}
+	if n.External() {
+		for _, a := range n.Addresses {
+			s.externals = s.externals.with(w.owner, NewNetworkAddress(n.Network, a), n, compareUIDs)
+		}
+	}
 	s.byName = s.byName.with(w.owner, podName{n.Namespace, n.Name}, n, compareUIDs)
 	if n.Hostname != "" {
 		s.byHost = s.byHost.with(w.owner, NamespacedHostname{n.Namespace, n.Hostname}, n, compareUIDs)
@@ -108,6 +113,11 @@ func (w *writer) dropWorkload(old *Workload) {
 	if old.NetworkMode != HostNetwork {
 		for _, a := range old.Addresses {
 			s.byAddress = s.byAddress.without(w.owner, NewNetworkAddress(old.Network, a), old)
+		}
+	}
+	if old.External() {
+		for _, a := range old.Addresses {
+			s.externals = s.externals.without(w.owner, NewNetworkAddress(old.Network, a), old)
 		}
 	}
 	s.byName = s.byName.without(w.owner, podName{old.Namespace, old.Name}, old)

@@ -31,8 +31,13 @@ func Registered(in Input) bool {
 				return true
 			}
 		}
-		if w := in.Snapshot.WorkloadByAddress(at); w != nil && reachable(in.Snapshot, w, dst.Port(), namespace) {
+		if w := in.Snapshot.WorkloadByAddress(at); w != nil && !w.External() {
 			return true
+		}
+		for w := range in.Snapshot.ExternalsByAddress(at) {
+			if reachable(in.Snapshot, w, dst.Port(), namespace) {
+				return true
+			}
 		}
 	}
 	return false
@@ -47,11 +52,8 @@ func opens(svc *workload.Service, port uint16) bool {
 	return declared
 }
 
-// reachable reports whether the workload itself is registered at the port.
+// reachable reports whether the endpoint itself is registered at the port.
 func reachable(snap *workload.Snapshot, w *workload.Workload, port uint16, namespace string) bool {
-	if !w.External() {
-		return true
-	}
 	for key, own := range w.Services {
 		svc := snap.Service(key)
 		if svc == nil || !svc.VisibleTo(namespace) {

@@ -17,10 +17,10 @@ func external(w *workload.Workload) {
 	w.Protocol = workload.TCP
 }
 
-// slice makes a workload one that only an EndpointSlice names.
+// slice makes a workload one that only an EndpointSlice names, as sources make it.
 func slice(w *workload.Workload) {
 	w.UID = "cluster1/discovery.k8s.io/EndpointSlice/" + w.Namespace + "/" + w.Name + "/address"
-	w.Protocol = workload.TCP
+	w.Protocol, w.NetworkMode = workload.TCP, workload.HostNetwork
 }
 
 func TestRegistered(t *testing.T) {
@@ -63,6 +63,10 @@ func TestRegistered(t *testing.T) {
 		}, false, route.Reject},
 		{"endpoint-of-a-slice", "192.0.2.9:6443", []any{
 			wt.Service("default/kubernetes", []string{"10.1.0.1"}, wt.Ports(443, 6443)), wt.Pod("default/kubernetes", []string{"192.0.2.9"}, slice, wt.In("default/kubernetes")),
+		}, true, route.Passthrough},
+		{"endpoint-of-two", "192.0.2.9:8080", []any{
+			wt.Service("ns/x.example.com", []string{"10.1.0.1"}), wt.Pod("ns/x", []string{"192.0.2.9"}, external, wt.In("ns/x.example.com")),
+			wt.Service("a/y.example.com", []string{"10.1.0.2"}, wt.Ports(443, 443)), wt.Pod("a/y", []string{"192.0.2.9"}, external, wt.In("a/y.example.com", 443, 443)),
 		}, true, route.TCP},
 		{"endpoint-of-a-slice-other-port", "192.0.2.9:22", []any{
 			wt.Service("default/kubernetes", []string{"10.1.0.1"}, wt.Ports(443, 6443)), wt.Pod("default/kubernetes", []string{"192.0.2.9"}, slice, wt.In("default/kubernetes")),
