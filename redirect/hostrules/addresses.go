@@ -20,19 +20,22 @@ func NodeAddresses(host *netns.NS) ([]netip.Addr, error) {
 		if err != nil {
 			return fmt.Errorf("list interfaces: %w", err)
 		}
+		services := map[int]bool{}
 		for _, link := range links {
 			if name := link.Attrs().Name; name == "kube-ipvs0" || name == "nodelocaldns" {
-				continue
+				services[link.Attrs().Index] = true
 			}
-			addrs, err := netlink.AddrList(link, netlink.FAMILY_ALL)
-			if err != nil {
-				return fmt.Errorf("list addresses of interface %s: %w", link.Attrs().Name, err)
-			}
-			for _, a := range addrs {
-				addr, ok := netip.AddrFromSlice(a.IP)
-				if addr = addr.Unmap(); ok && !addr.IsLoopback() && !addr.IsLinkLocalUnicast() && !addr.IsMulticast() {
-					out = append(out, addr)
-				}
+		}
+		// All at once: the kernel lists the addresses of all interfaces, whichever one is asked for. A node has an interface for
+		// each pod, and with IPVS an address for each service.
+		addrs, err := netlink.AddrList(nil, netlink.FAMILY_ALL)
+		if err != nil {
+			return fmt.Errorf("list addresses: %w", err)
+		}
+		for _, a := range addrs {
+			addr, ok := netip.AddrFromSlice(a.IP)
+			if addr = addr.Unmap(); ok && !services[a.LinkIndex] && !addr.IsLoopback() && !addr.IsLinkLocalUnicast() && !addr.IsMulticast() {
+				out = append(out, addr)
 			}
 		}
 		return nil

@@ -237,3 +237,21 @@ func TestNodeAddresses(t *testing.T) {
 		t.Errorf("(-want +got):\n%s", diff)
 	}
 }
+
+// TestManyNodeAddresses: each address is read once, however many interfaces there are. A node has one for each pod, and with
+// IPVS an address for each service.
+func TestManyNodeAddresses(t *testing.T) {
+	const interfaces, services = 100, 500
+	l := &lab{TB: t, host: netnstest.New(t)}
+	l.shell(fmt.Sprintf(`ip link add kube-ipvs0 type bridge
+		for i in $(seq %d); do echo "link add br$i type bridge"; done | ip -b -
+		for i in $(seq %d); do echo "addr add 10.96.$((i / 250)).$((i %% 250))/32 dev kube-ipvs0"; done | ip -b -`, interfaces, services))
+	allocs := testing.AllocsPerRun(1, func() {
+		if got, err := hostrules.NodeAddresses(l.host); err != nil || len(got) > 0 {
+			t.Errorf("got %v, %v", got, err)
+		}
+	})
+	if most := 100.0 * (interfaces + services); allocs > most {
+		t.Errorf("%.0f allocations for %d interfaces and %d addresses, want %.0f at most", allocs, interfaces, services, most)
+	}
+}

@@ -5,6 +5,8 @@ import (
 	"os"
 	"strconv"
 	"strings"
+	"sync"
+	"time"
 
 	"github.com/culvert-mesh/culvert/redirect"
 )
@@ -33,6 +35,32 @@ func ownSockets() (map[uint64]bool, error) {
 	return own, nil
 }
 
+// ownAge is for how long a list of the agent's sockets is good, in parts of the time between two searches of a pod. What the
+// agent has opened since looks foreign once, and is known when the pod is searched again.
+const ownAge = 4
+
+// ownList is a list of the agent's sockets that the pods share: it is as long as all of them have connections.
+type ownList struct {
+	mu      sync.Mutex
+	sockets map[uint64]bool
+	at      time.Time
+}
+
+// ownSockets returns the inodes of the agent's sockets as of a while ago. They are not changed.
+func (s *Set) ownSockets() (map[uint64]bool, error) {
+	s.own.mu.Lock()
+	defer s.own.mu.Unlock()
+	if s.own.sockets != nil && time.Since(s.own.at) < s.cfg.SocketAudit/ownAge {
+		return s.own.sockets, nil
+	}
+	at := time.Now()
+	sockets, err := s.cfg.OwnSockets()
+	if err == nil {
+		s.own.sockets, s.own.at = sockets, at
+	}
+	return sockets, err
+}
+
 // searchForeign reports sockets in the pod that carry the agent's mark and are not
 // the agent's. One has to be seen twice, because a socket of the agent may come or go
 // between the two lists; it is reported once.
@@ -44,7 +72,7 @@ func (w *worker) searchForeign() {
 	}
 	own := map[uint64]bool{}
 	if len(marked) > 0 {
-		if own, err = w.s.cfg.OwnSockets(); err != nil {
+		if own, err = w.s.ownSockets(); err != nil {
 			w.s.cfg.Logger.Warn("searching for foreign sockets failed", "pod", w.e.pod.String(), "error", err)
 			return
 		}

@@ -23,6 +23,7 @@ var (
 type Set struct {
 	cfg      Config
 	counters counters
+	own      ownList
 
 	mu      sync.Mutex
 	pods    map[string]*entry   // desired, by UID

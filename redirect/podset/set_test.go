@@ -3,6 +3,7 @@ package podset_test
 import (
 	"context"
 	"errors"
+	"fmt"
 	"strings"
 	"testing"
 	"testing/synctest"
@@ -377,6 +378,40 @@ func TestForeignSockets(t *testing.T) {
 		}
 		if got := w.set.Stats().Foreign; got != 1 {
 			t.Errorf("%d counted", got)
+		}
+	})
+}
+
+// TestForeignSocketsOfManyPods: the agent's sockets are as many as all pods have connections, so that they are not listed for
+// each pod anew.
+func TestForeignSocketsOfManyPods(t *testing.T) {
+	const pods = 20
+	ns := namespaces(t, pods)
+	bubble(t, func(t *testing.T) {
+		w := newWorld(t)
+		lists := 0
+		end := w.start(podset.Config{
+			SocketAudit:   time.Minute,
+			MarkedSockets: func(*netns.NS) ([]redirect.Socket, error) { return []redirect.Socket{{Inode: 1, Cookie: 10}}, nil },
+			OwnSockets: func() (map[uint64]bool, error) {
+				w.mu.Lock()
+				defer w.mu.Unlock()
+				lists++
+				return map[uint64]bool{1: true}, nil
+			},
+		})
+		defer end()
+		for i := range pods {
+			if err := w.set.Add(t.Context(), w.pod(fmt.Sprint("p", i), ns[i])); err != nil {
+				t.Fatal(err)
+			}
+		}
+		time.Sleep(10 * time.Minute)
+		synctest.Wait()
+		w.mu.Lock()
+		defer w.mu.Unlock()
+		if lists < 9 || lists > 50 {
+			t.Errorf("the agent's sockets were listed %d times in ten minutes of %d pods, want 50 at most", lists, pods)
 		}
 	})
 }
