@@ -4,6 +4,7 @@ import (
 	"errors"
 	"runtime"
 	"slices"
+	"strings"
 	"time"
 
 	"github.com/prometheus/client_golang/prometheus"
@@ -16,11 +17,13 @@ type counters struct {
 	crlRejections *prometheus.CounterVec
 	crlUntracked  *prometheus.CounterVec
 	onDemandDNS   *prometheus.CounterVec
+	demanders     names
 
 	dnsRequests *prometheus.CounterVec
 	dnsUpstream *prometheus.CounterVec
 	dnsFailures *prometheus.CounterVec
 	dnsDuration *prometheus.HistogramVec
+	dnsClients  names
 
 	xdsTerminations *prometheus.CounterVec
 	xdsMessages     *prometheus.CounterVec
@@ -88,6 +91,12 @@ func (t *Telemetry) CRLUntracked(d Direction) {
 func (t *Telemetry) OnDemandDNS(source *workload.Workload, hostname string) {
 	l := labelsOf(&Connection{Source: Peer{Workload: source}})
 	values := append(slices.Clone(l[lSource:lService]), orUnknown(hostname))
+	if !t.counters.demanders.has(strings.Join(values, "\xff")) {
+		for i := range values {
+			values[i] = unknown
+		}
+		values[lWorkload], values[len(values)-1] = overflow, overflow
+	}
 	t.counters.onDemandDNS.WithLabelValues(values...).Inc()
 }
 
@@ -109,6 +118,9 @@ func (o *DNSObserver) Query(qtype, proto string, forwarded, failed bool, took ti
 	service, revision := unknown, unknown
 	if w := o.source(); w != nil {
 		service, revision = orUnknown(w.CanonicalName), orUnknown(w.CanonicalRevision)
+	}
+	if !o.counters.dnsClients.has(service + "\xff" + revision) {
+		service, revision = overflow, unknown
 	}
 	if !slices.Contains(dnsTypes[:], qtype) {
 		qtype = "other"

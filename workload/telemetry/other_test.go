@@ -1,6 +1,7 @@
 package telemetry_test
 
 import (
+	"fmt"
 	"strings"
 	"testing"
 	"time"
@@ -133,5 +134,31 @@ func TestRegisterer(t *testing.T) {
 	c.Inc()
 	if got := scrape(t, tel, "culvert_other_total"); got != "culvert_other_total 1\n" {
 		t.Errorf("exposition is %q", got)
+	}
+}
+
+// TestDNSClientsComeAndGo: a pod without a controller, or of a Job, has a canonical name of its own. Not each leaves series for
+// ever, which would be some KiB of memory and of every scrape.
+func TestDNSClientsComeAndGo(t *testing.T) {
+	tel := newTelemetry(t, telemetry.Config{})
+	w := client()
+	o := tel.DNS(func() *workload.Workload { return w })
+	for i := range 3000 {
+		w = client()
+		w.WorkloadName, w.CanonicalName = fmt.Sprint("job-", i), fmt.Sprint("job-", i)
+		o.Query("A", "udp", true, false, time.Millisecond)
+		tel.OnDemandDNS(w, "example.com")
+	}
+	for name, label := range map[string]string{
+		"istio_dns_requests_total": "source_canonical_service", "istio_dns_upstream_requests_total": "source_canonical_service",
+		"istio_dns_upstream_request_duration_seconds_count": "source_canonical_service", "istio_on_demand_dns_total": "source_workload",
+	} {
+		text := scrape(t, tel, name)
+		if n := strings.Count(text, "\n"); n > 1001 {
+			t.Errorf("%s has %d series after 3000 clients, want 1001 at most", name, n)
+		}
+		if n := value(t, text, name, label+`="overflow"`); n != 2000 {
+			t.Errorf("%s counts %v beyond the limit, want 2000", name, n)
+		}
 	}
 }

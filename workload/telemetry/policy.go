@@ -39,15 +39,38 @@ type PolicyMatch struct {
 	Effect Effect
 }
 
-// maxPolicies bounds the policies with a label value of their own; others share
-// "overflow".
-const maxPolicies = 1000
+// maxNames bounds the policies with a label value of their own; others share
+// "overflow". The same goes for the clients of DNS, and of host names.
+const maxNames = 1000
 
 // policyMatches counts by policy and effect.
 type policyMatches struct {
 	counter *prometheus.CounterVec
-	mu      sync.Mutex
-	known   map[string]struct{}
+	known   names
+}
+
+// names are those that have a label value of their own. They come and go, series
+// do not.
+type names struct {
+	mu    sync.Mutex
+	known map[string]struct{}
+}
+
+// has reports whether the name has a label value of its own. The first ones get it.
+func (n *names) has(name string) bool {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	if _, ok := n.known[name]; ok {
+		return true
+	}
+	if len(n.known) >= maxNames {
+		return false
+	}
+	if n.known == nil {
+		n.known = make(map[string]struct{})
+	}
+	n.known[name] = struct{}{}
+	return true
 }
 
 // PolicyMatched counts the policies in c.Matches. It is called once, when they
@@ -59,16 +82,8 @@ func (t *Telemetry) PolicyMatched(c *Connection) {
 }
 
 func (p *policyMatches) label(policy string) string {
-	p.mu.Lock()
-	defer p.mu.Unlock()
-	if _, ok := p.known[policy]; !ok {
-		if len(p.known) >= maxPolicies {
-			return overflow
-		}
-		if p.known == nil {
-			p.known = make(map[string]struct{})
-		}
-		p.known[policy] = struct{}{}
+	if !p.known.has(policy) {
+		return overflow
 	}
 	return orUnknown(policy)
 }
