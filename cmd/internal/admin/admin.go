@@ -31,6 +31,10 @@ const (
 	headerBytes   = 8 << 10
 	idleTimeout   = 2 * time.Minute
 	stopTimeout   = time.Second
+	// answerTimeout bounds what everybody may ask: who does not read holds all that the answer is made of.
+	answerTimeout = 20 * time.Second
+	// maxScrapes is how many may ask for metrics at once. Each takes memory of the order of all series.
+	maxScrapes = 4
 )
 
 // Config is what a Server serves and where. A nil listener leaves its part out.
@@ -97,33 +101,35 @@ func New(cfg Config) (*Server, error) {
 		if cfg.Gatherer == nil {
 			return nil, errors.New("serve metrics: no gatherer")
 		}
-		s.add(cfg.MetricsListener, metricsHandler(cfg))
+		s.add(cfg.MetricsListener, metricsHandler(cfg), answerTimeout)
 	}
 	if cfg.ReadyListener != nil {
 		if cfg.Readiness == nil {
 			return nil, errors.New("serve readiness: no readiness")
 		}
-		s.add(cfg.ReadyListener, readyHandler(cfg.Readiness))
+		s.add(cfg.ReadyListener, readyHandler(cfg.Readiness), answerTimeout)
 	}
 	if cfg.HealthListener != nil {
 		if cfg.Gatherer == nil || cfg.Readiness == nil {
 			return nil, errors.New("serve health: no gatherer or no readiness")
 		}
-		s.add(cfg.HealthListener, healthHandler(cfg))
+		s.add(cfg.HealthListener, healthHandler(cfg), answerTimeout)
 	}
 	if cfg.AdminListener != nil {
 		if err := checkLocal(cfg.AdminListener.Addr()); err != nil {
 			return nil, fmt.Errorf("serve admin: %w", err)
 		}
-		s.add(cfg.AdminListener, localNamesOnly(adminHandler(cfg)))
+		s.add(cfg.AdminListener, localNamesOnly(adminHandler(cfg)), 0) // profiles take minutes
 	}
 	return s, nil
 }
 
-func (s *Server) add(l net.Listener, h http.Handler) {
+// add adds a listener; zero does not bound the time of an answer.
+func (s *Server) add(l net.Listener, h http.Handler, answer time.Duration) {
 	s.parts = append(s.parts, part{listener: l, server: &http.Server{
 		Handler:           h,
 		ReadHeaderTimeout: headerTimeout,
+		WriteTimeout:      answer,
 		IdleTimeout:       idleTimeout,
 		MaxHeaderBytes:    headerBytes,
 		ErrorLog:          slog.NewLogLogger(s.logger.Handler(), slog.LevelDebug),

@@ -17,8 +17,9 @@ import (
 
 func metricsHandler(cfg Config) http.Handler {
 	h := promhttp.HandlerFor(cfg.Gatherer, promhttp.HandlerOpts{
-		EnableOpenMetrics: true,
-		ErrorHandling:     promhttp.HTTPErrorOnError,
+		EnableOpenMetrics:   true,
+		ErrorHandling:       promhttp.HTTPErrorOnError,
+		MaxRequestsInFlight: maxScrapes,
 	})
 	mux := http.NewServeMux()
 	mux.Handle("/metrics", h)
