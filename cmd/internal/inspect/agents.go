@@ -53,7 +53,7 @@ func (f forwarder) Get(ctx context.Context, namespace, pod, path string) ([]byte
 	if err != nil {
 		return nil, err
 	}
-	conn, _, err := dialer.Dial(portforward.PortForwardProtocolV1Name)
+	conn, err := dial(ctx, dialer)
 	if err != nil {
 		return nil, fmt.Errorf("reach pod %s: %w", pod, f.access.Explain(err))
 	}
@@ -68,6 +68,30 @@ func (f forwarder) Get(ctx context.Context, namespace, pod, path string) ([]byte
 		return nil, fmt.Errorf("ask pod %s: %w", pod, err)
 	}
 	return body, nil
+}
+
+// dial returns when ctx ends, of which the dialer knows nothing: a kubelet may take the connection and say nothing.
+func dial(ctx context.Context, dialer httpstream.Dialer) (httpstream.Connection, error) {
+	type result struct {
+		conn httpstream.Connection
+		err  error
+	}
+	dialled := make(chan result, 1)
+	go func() {
+		conn, _, err := dialer.Dial(portforward.PortForwardProtocolV1Name)
+		dialled <- result{conn, err}
+	}()
+	select {
+	case r := <-dialled:
+		return r.conn, r.err
+	case <-ctx.Done():
+		go func() { // it comes too late, if it does
+			if r := <-dialled; r.err == nil {
+				_ = r.conn.Close()
+			}
+		}()
+		return nil, context.Cause(ctx)
+	}
 }
 
 // dialer prefers WebSockets, which proxies let through, and falls back to SPDY, which old servers want.

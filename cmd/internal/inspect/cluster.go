@@ -102,6 +102,9 @@ func (c *cluster) checkInstalled(ctx context.Context) bool {
 		c.add(Wrong, about, "no replica is available: "+suffers)
 	case controller.Spec.Replicas != nil && controller.Status.AvailableReplicas < *controller.Spec.Replicas:
 		c.add(Warning, about, fmt.Sprintf("%d of %d replicas are available", controller.Status.AvailableReplicas, *controller.Spec.Replicas))
+	case controller.Status.ObservedGeneration < controller.Generation || controller.Status.UpdatedReplicas < controller.Status.Replicas:
+		c.add(Warning, about, fmt.Sprintf("%d of %d replicas are of the last change (%s) yet: what keeps its pods?",
+			controller.Status.UpdatedReplicas, controller.Status.Replicas, image(controller.Spec.Template)))
 	default:
 		c.add(OK, about, fmt.Sprintf("%d replicas, %s", controller.Status.AvailableReplicas, image(controller.Spec.Template)))
 	}
@@ -114,7 +117,11 @@ func (c *cluster) checkInstalled(ctx context.Context) bool {
 		c.add(Wrong, about, c.access.Explain(setErr).Error())
 		return true
 	}
-	c.add(OK, about, image(set.Spec.Template))
+	if s := set.Status; s.ObservedGeneration < set.Generation || s.UpdatedNumberScheduled < s.DesiredNumberScheduled {
+		c.add(Warning, about, fmt.Sprintf("%d of %d agents are of the last change (%s) yet: what keeps its pods?", s.UpdatedNumberScheduled, s.DesiredNumberScheduled, image(set.Spec.Template)))
+	} else {
+		c.add(OK, about, image(set.Spec.Template))
+	}
 	if err == nil && image(set.Spec.Template) != image(controller.Spec.Template) {
 		c.add(Warning, about, "is of another image than the controller's")
 	}

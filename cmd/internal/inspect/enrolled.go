@@ -118,7 +118,7 @@ func (t *tally) look(c *cluster, pod *corev1.Pod, spaces map[string]enrol.Namesp
 	case d.In && state == "enabled":
 		t.in++
 	case d.In && pod.Status.Phase == corev1.PodRunning:
-		if state == "" {
+		if state != "pending" { // whoever wrote something else
 			state = "none"
 		}
 		t.late[state] = append(t.late[state], name)

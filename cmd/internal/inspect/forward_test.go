@@ -2,6 +2,8 @@ package inspect_test
 
 import (
 	"bufio"
+	"context"
+	"errors"
 	"fmt"
 	"io"
 	"net/http"
@@ -9,6 +11,7 @@ import (
 	"strings"
 	"sync"
 	"testing"
+	"time"
 
 	"k8s.io/client-go/rest"
 	"k8s.io/streaming/pkg/httpstream"
@@ -120,4 +123,39 @@ func TestForward(t *testing.T) {
 			t.Errorf("got %v", err)
 		}
 	})
+}
+
+// TestForwardWithoutAnswer: a kubelet that takes the connection and says nothing keeps nobody for longer than they asked.
+func TestForwardWithoutAnswer(t *testing.T) {
+	asked, over := make(chan struct{}), make(chan struct{})
+	server := httptest.NewServer(http.HandlerFunc(func(_ http.ResponseWriter, r *http.Request) {
+		close(asked)
+		select {
+		case <-over:
+		case <-r.Context().Done():
+		}
+	}))
+	t.Cleanup(server.Close)
+	t.Cleanup(func() { close(over) })
+	a, err := access.Connect(configured{&rest.Config{Host: server.URL}})
+	if err != nil {
+		t.Fatal(err)
+	}
+	slow := errors.New("no answer in time")
+	ctx, cancel := context.WithCancelCause(t.Context())
+	ended := make(chan error, 1)
+	go func() {
+		_, err := inspect.NewAgents(a).Get(ctx, "mesh", "a1", "/plaintext")
+		ended <- err
+	}()
+	<-asked
+	cancel(slow)
+	select {
+	case err := <-ended:
+		if !errors.Is(err, slow) {
+			t.Errorf("got %v", err)
+		}
+	case <-time.After(10 * time.Second):
+		t.Fatal("it waits on, though its time is over")
+	}
 }

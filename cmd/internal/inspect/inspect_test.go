@@ -99,6 +99,24 @@ func workloads(image string, available int32) []runtime.Object {
 	return []runtime.Object{set, d}
 }
 
+// upgrading is an upgrade that is stuck: what was there before goes on, what comes after it has no image.
+func upgrading() []runtime.Object {
+	all := workloads("culvert:v2", 2)
+	for _, o := range all {
+		switch o := o.(type) {
+		case *appsv1.DaemonSet:
+			o.Spec.Template.Spec.Containers[0].Image = "culvert:v2"
+			o.Status = appsv1.DaemonSetStatus{DesiredNumberScheduled: 1, CurrentNumberScheduled: 1, NumberReady: 1, NumberAvailable: 1}
+		case *appsv1.Deployment:
+			o.Status.Replicas, o.Status.UpdatedReplicas = 3, 1
+		}
+	}
+	next := agent("a2", "n1", false)
+	next.Status.Phase = corev1.PodPending
+	next.Status.ContainerStatuses = []corev1.ContainerStatus{{State: corev1.ContainerState{Waiting: &corev1.ContainerStateWaiting{Reason: "ImagePullBackOff", Message: "no such image"}}}}
+	return append(all, node("n1", "6.1.0"), agent("a1", "n1", true), next)
+}
+
 func appPod(ns, name, redirection string, labels map[string]string) *corev1.Pod {
 	p := &corev1.Pod{ObjectMeta: metav1.ObjectMeta{Name: name, Namespace: ns, Labels: labels}, Status: corev1.PodStatus{Phase: corev1.PodRunning}}
 	if redirection != "" {
@@ -162,6 +180,10 @@ func TestCluster(t *testing.T) {
 		{name: "missing-daemonset", objects: good[1:], failed: true, want: []string{"error DaemonSet culvert-node: is missing (culvert upgrade puts it back)"}},
 		{name: "crashed-agent", objects: append(slices.Clone(good), node("n2", "6.1.0"), crashed), want: []string{"ok node n2: agent a2 is ready", "warning node n2: agent a2 was restarted 3 times; at last it ended at 2026-01-02T03:04:05Z with 137 (OOMKilled)"}},
 		{name: "half-a-controller", objects: append(workloads("culvert:v0", 1), node("n1", "6.1.0"), agent("a1", "n1", true)), want: []string{"warning Deployment culvert-controller: 1 of 2", "warning DaemonSet culvert-node: is of another image"}},
+		{name: "stuck-upgrade", objects: upgrading(), want: []string{
+			"warning Deployment culvert-controller: 1 of 3 replicas are of the last change (culvert:v2) yet", "warning DaemonSet culvert-node: 0 of 1 agents are of the last change (culvert:v2) yet",
+			"ok node n1: agent a1 is ready", "warning node n1: agent a2, which is to take over from a1, is not ready: ImagePullBackOff no such image",
+		}},
 		{name: "open-probes", objects: good, dump: `{"kubernetes":{"cniPluginReady":true,"probes":["uid: every process of root passes"]}}`, want: []string{"warning node n1: probes: uid: every process of root passes"}},
 		{name: "network-policies-off", objects: good, dump: `{"kubernetes":{"probes":[],"cniPluginReady":true},"networkPolicies":{"state":"not evaluated: left to the CNI"}}`, want: []string{"note node n1: network policies: not evaluated"}},
 		{name: "network-policies-missing", objects: good, failed: true, dump: `{"kubernetes":{"probes":[],"cniPluginReady":true},"networkPolicies":{"evaluated":true,"state":"evaluated"}}`, want: []string{"error node n1: its agent has not heard of network policies yet"}},
@@ -182,6 +204,9 @@ func TestCluster(t *testing.T) {
 		{name: "late-pods", objects: append(slices.Clone(good), appPod("shop", "late", "", nil), appPod("shop", "early", "", nil), appPod("shop", "half", "pending", nil), appPod("other", "stays", "enabled", nil), space("other", nil)), failed: true, want: []string{
 			"error pods: 2 are labelled for the mesh and not in it (their events say why) shop/early,shop/late", "error pods: 1 are not served by their agent yet", "shop/half",
 			"error pods: 1 are not labelled for the mesh any more and still in it (their events say why) other/stays",
+		}},
+		{name: "foreign-state", objects: append(slices.Clone(good), appPod("shop", "odd", "disabled", nil)), failed: true, want: []string{
+			"error pods: 1 are labelled for the mesh and not in it (their events say why) shop/odd",
 		}},
 		{name: "annotations", objects: append(slices.Clone(good), annotated("b"), annotated("a")), want: []string{"warning pods: annotation traffic.sidecar.istio.io/excludeInboundPorts is ignored", `"many" is not a port shop/a,shop/b`}},
 		{name: "other-network", objects: append(slices.Clone(good), &corev1.ConfigMap{

@@ -38,6 +38,7 @@ func (c *cluster) checkAgents() {
 		if agent != nil {
 			c.restarts(about, agent)
 		}
+		c.successors(about, agent)
 		for _, t := range n.Spec.Taints {
 			if t.Key != "culvert.io/agent-not-ready" && t.Key != "cni.istio.io/not-ready" {
 				continue
@@ -47,6 +48,17 @@ func (c *cluster) checkAgents() {
 			} else {
 				c.add(Note, about, "has taint "+t.Key+" until its agent is ready")
 			}
+		}
+	}
+}
+
+// successors tells of agents that are to take over from a ready one and do not become ready themselves.
+func (c *cluster) successors(about string, agent *corev1.Pod) {
+	for i := range c.pods {
+		p := &c.pods[i]
+		if agent != nil && p != agent && p.Spec.NodeName == agent.Spec.NodeName && p.DeletionTimestamp == nil && podReady(agent) && !podReady(p) {
+			c.add(Warning, about, "agent "+p.Name+", which is to take over from "+agent.Name+", "+whyNot(p))
+			c.restarts(about, p)
 		}
 	}
 }
