@@ -37,6 +37,8 @@ type dialled struct {
 	port uint16 // of the pod
 	// service is the address of a Service, if that was dialled and its traffic goes through a waypoint.
 	service netip.AddrPort
+	// direct says that a Service without a waypoint was dialled: the pod's own waypoint is not for that.
+	direct bool
 }
 
 // arrive tells how a connection from the source to the pod arrives, by the routing that agents do.
@@ -57,6 +59,12 @@ func (w *World) arrive(from source, to *pod, d dialled) arrival {
 	}
 	a.connection.SourceIP = from.pod.addr
 	if !from.pod.in {
+		return a
+	}
+	if d.direct && to.workload.Waypoint != nil {
+		if to.workload.Protocol == workload.HBONE {
+			a.how, a.connection.Source = byTLS, from.pod.workload.Identity()
+		}
 		return a
 	}
 	asked := destination

@@ -136,8 +136,12 @@ func (w *World) targetPorts(q Question, to []*pod) (map[*pod]dialled, error) {
 			} else if svc.Ports[q.Port] != 0 {
 				d.port = svc.Ports[q.Port]
 			}
-			if svc.Waypoint != nil && len(svc.VIPs) > 0 {
+			switch {
+			case len(svc.VIPs) == 0: // clients dial the pods themselves
+			case svc.Waypoint != nil:
 				d.service = netip.AddrPortFrom(svc.VIPs[0].Addr, q.Port)
+			default:
+				d.direct = true
 			}
 			out[p] = d
 		}

@@ -59,3 +59,36 @@ func TestDecideBehindWaypoint(t *testing.T) {
 		}
 	}
 }
+
+// A waypoint of workloads alone judges what is addressed to them, not what is addressed to a Service of theirs: that arrives
+// from who sent it.
+func TestDecideServiceBehindWaypointOfWorkloads(t *testing.T) {
+	objects := strings.NewReplacer(
+		"metadata: {name: wp, namespace: shop}\nspec: {gatewayClassName", "metadata: {name: wp, namespace: shop, labels: {istio.io/waypoint-for: workload}}\nspec: {gatewayClassName",
+		", labels: {istio.io/use-waypoint: wp}}\nspec: {clusterIP: 10.96.0.1", "}\nspec: {clusterIP: 10.96.0.1",
+	).Replace(waypoint) + `
+---
+apiVersion: v1
+kind: Namespace
+metadata: {name: shop, labels: {istio.io/dataplane-mode: ambient, istio.io/use-waypoint: wp}}
+`
+	w := build(t, objects+authzPolicy("p", `{selector: {matchLabels: {app: cart}}, rules: [{from: [{source: {serviceAccounts: [web]}}]}]}`))
+	from := mustRef(t, "deployment/web")
+	for _, tt := range []struct {
+		to      string
+		port    uint16
+		allowed bool
+		how     string
+	}{
+		{"service/cart", 80, true, "mTLS"},
+		{"deployment/cart", 8080, false, "waypoint shop/wp"},
+	} {
+		all, err := w.Decide(Question{From: &from, To: mustRef(t, tt.to), Port: tt.port})
+		if err != nil || len(all) != 1 {
+			t.Fatalf("%s: %+v, %v", tt.to, all, err)
+		}
+		if v := all[0]; v.Allowed != tt.allowed || v.How != tt.how {
+			t.Errorf("%s: got %+v", tt.to, v)
+		}
+	}
+}
