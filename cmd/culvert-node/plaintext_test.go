@@ -93,8 +93,8 @@ func TestPlaintextIsBounded(t *testing.T) {
 	}
 	later := start.Add(2 * seenAge)
 	p.note(key(maxSeen+1000), netip.Addr{}, later)
-	if r := p.report(); len(r.Connections) != 1 {
-		t.Errorf("%d entries after old ones made room", len(r.Connections))
+	if r := p.report(); len(r.Connections) != 1 || r.Overflow != maxSeen+500 { // the list begins where it did, and lacks them
+		t.Errorf("%d entries after old ones made room, %d over", len(r.Connections), r.Overflow)
 	}
 }
 

@@ -13,13 +13,13 @@ const (
 )
 
 // seenTable counts connections by what they have in common, in bounded memory: when it is full, what was not seen for long
-// gives up its place, and what finds no place is counted. Safe for concurrent use.
+// gives up its place. What has none, or none any more, is counted. Safe for concurrent use.
 type seenTable[K comparable] struct {
 	since time.Time
 
 	mu       sync.Mutex
 	entries  map[K]*seenEntry
-	overflow uint64 // connections that had no place
+	overflow uint64 // connections that had no place, or have given it up
 	swept    time.Time
 }
 
@@ -58,14 +58,15 @@ func (t *seenTable[K]) sweepLocked(now time.Time) bool {
 	t.swept = now
 	for key, e := range t.entries {
 		if now.Sub(e.last) > seenAge {
+			t.overflow += e.count // the table goes on to say that it is from since on
 			delete(t.entries, key)
 		}
 	}
 	return len(t.entries) < maxSeen
 }
 
-// each calls fn, which must be quick, for every entry. It returns since when connections are counted, and how many had no
-// place.
+// each calls fn, which must be quick, for every entry. It returns since when connections are counted, and how many are
+// not among them.
 func (t *seenTable[K]) each(fn func(K, *seenEntry)) (since time.Time, overflow uint64) {
 	t.mu.Lock()
 	defer t.mu.Unlock()
@@ -75,7 +76,7 @@ func (t *seenTable[K]) each(fn func(K, *seenEntry)) (since time.Time, overflow u
 	return t.since.UTC(), t.overflow
 }
 
-// dropped returns how many connections had no place.
+// dropped returns how many connections are not in the table.
 func (t *seenTable[K]) dropped() uint64 {
 	t.mu.Lock()
 	defer t.mu.Unlock()

@@ -41,6 +41,7 @@ func prometheusFlows(ctx context.Context, server string, window time.Duration) (
 	ctx, cancel := context.WithTimeout(ctx, prometheusTimeout)
 	defer cancel()
 	counts := make(map[authz.Flow]float64)
+	flows := &authz.Flows{Since: time.Now().Add(-window).Truncate(time.Second), Flows: []authz.Flow{}}
 	for i, metric := range []string{openedQuery, refusedQuery} {
 		query := fmt.Sprintf("sum by (%s) (max_over_time(%s[%ds]))", flowLabels, metric, int(window.Seconds()))
 		all, err := askPrometheus(ctx, server, query)
@@ -51,6 +52,9 @@ func prometheusFlows(ctx context.Context, server string, window time.Duration) (
 			f, ok := flowOf(s.Metric)
 			text, _ := s.Value[1].(string)
 			n, err := strconv.ParseFloat(text, 64)
+			if err == nil && i == 0 && beyondLimit(s.Metric) {
+				flows.Dropped += uint64(max(n, 0))
+			}
 			if !ok || err != nil {
 				continue
 			}
@@ -60,7 +64,6 @@ func prometheusFlows(ctx context.Context, server string, window time.Duration) (
 			counts[f] += n
 		}
 	}
-	flows := &authz.Flows{Since: time.Now().Add(-window).Truncate(time.Second), Flows: []authz.Flow{}}
 	for f, n := range counts {
 		if n >= 1 {
 			f.Count = uint64(n)
@@ -68,6 +71,11 @@ func prometheusFlows(ctx context.Context, server string, window time.Duration) (
 		}
 	}
 	return authz.MergeFlows(flows), nil
+}
+
+// beyondLimit reports whether a series has all connections of an agent whose limit of series was reached.
+func beyondLimit(labels map[string]string) bool {
+	return labels["source_workload"] == "overflow" && labels["destination_workload"] == "overflow" && labels["destination_workload_namespace"] == "unknown"
 }
 
 // flowOf reads the labels of a series. It reports false for one whose destination is not known.

@@ -182,13 +182,18 @@ func TestPrometheusFlows(t *testing.T) {
 	sample := func(l map[string]string, n string) map[string]any {
 		return map[string]any{"metric": l, "value": []any{float64(time.Now().Unix()), n}}
 	}
+	beyond := labels("", "") // what agents counted together at the limit of their series
+	for name := range beyond {
+		beyond[name] = "unknown"
+	}
+	beyond["source_workload"], beyond["destination_workload"] = "overflow", "overflow"
 	const web = "spiffe://cluster.local/ns/shop/sa/web"
 	answers := func(query string) []any {
 		switch {
 		case !strings.Contains(query, "[3600s]"):
 			return nil
 		case strings.Contains(query, "opened_total"):
-			return []any{sample(labels(web, "cart"), "12"), sample(labels("unknown", "cart"), "3"), sample(labels(web, "refusing"), "5"), sample(labels(web, "unknown"), "5"), sample(labels("nonsense", "cart"), "1")}
+			return []any{sample(labels(web, "cart"), "12"), sample(labels("unknown", "cart"), "3"), sample(labels(web, "refusing"), "5"), sample(labels(web, "unknown"), "5"), sample(labels("nonsense", "cart"), "1"), sample(beyond, "7")}
 		default:
 			return []any{sample(labels(web, "refusing"), "5")}
 		}
@@ -212,6 +217,9 @@ func TestPrometheusFlows(t *testing.T) {
 	want := []string{"cluster.local/ns/shop/sa/web -> shop/cart x12 by cart", "shop/web (plaintext) -> shop/cart x3 by cart"}
 	if !slices.Equal(got, want) {
 		t.Errorf("got %q, want %q", got, want)
+	}
+	if flows.Dropped != 7 {
+		t.Errorf("%d connections are missing, want 7", flows.Dropped)
 	}
 	for url, text := range map[string]string{server.URL: "not as Prometheus does", "ftp://x": "want http", "http://127.0.0.1:1": "refused"} {
 		if _, err := prometheusFlows(t.Context(), url, time.Hour); err == nil || !strings.Contains(err.Error(), text) {

@@ -176,6 +176,14 @@ func TestPrintPlaintext(t *testing.T) {
 			t.Errorf("lacks %q:\n%s", want, &b)
 		}
 	}
+	for _, lacks := range []*inspect.Report{{Agents: 1, Missing: []string{"node n3: gone"}}, {Agents: 1, Overflow: 3}} {
+		if status(incomplete(lacks)) != 1 {
+			t.Errorf("%+v is taken for all that there is", lacks)
+		}
+	}
+	if err := incomplete(&inspect.Report{Agents: 1}); err != nil {
+		t.Errorf("a whole report: %v", err)
+	}
 	b.Reset()
 	if err := printPlaintext(&b, &inspect.Report{Agents: 1}, now); err != nil || !strings.Contains(b.String(), "nobody speaks plaintext") {
 		t.Errorf("got %v: %s", err, &b)

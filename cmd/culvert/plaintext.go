@@ -22,7 +22,8 @@ func plaintextCommand() *cobra.Command {
 for what it has seen since it started, so let the agents run over a whole business cycle before you trust an empty list.
 It needs the right to forward ports of the agents' pods.
 
-The exit status is 1 when an agent could not be asked, so that the list may lack something, and 2 when there is no list.`,
+The exit status is 1 when the list may lack something, because an agent could not be asked or its table was full, and 2 when there is
+no list.`,
 		Example: `  culvert plaintext --to-namespace=shop`,
 		Args:    noArguments,
 	}
@@ -49,11 +50,22 @@ The exit status is 1 when an agent could not be asked, so that the list may lack
 		} else {
 			err = printPlaintext(cmd.OutOrStdout(), report, time.Now())
 		}
-		if err == nil && len(report.Missing) > 0 {
-			return withStatus{exitWrong, errors.New("the list may lack something: not every agent answered")}
+		if err != nil {
+			return err
 		}
-		return err
+		return incomplete(report)
 	})
+}
+
+// incomplete is the error for a report that may lack something.
+func incomplete(r *inspect.Report) error {
+	switch {
+	case len(r.Missing) > 0:
+		return withStatus{exitWrong, errors.New("the list may lack something: not every agent answered")}
+	case r.Overflow > 0:
+		return withStatus{exitWrong, errors.New("the list lacks something: an agent's table was full")}
+	}
+	return nil
 }
 
 func printPlaintext(out io.Writer, r *inspect.Report, now time.Time) error {
