@@ -124,7 +124,7 @@ type settings struct {
 func readSettings(args []string) (*settings, *conf.Set, error) {
 	s := &settings{
 		mode: modeNode, secretTTL: 24 * time.Hour, cluster: "Kubernetes", domain: "cluster.local", trustDomain: "cluster.local",
-		dns: true, ipv6: true, originalSrc: auto, sameNode: encrypt, networkPol: networkAuto, loops: max(1, runtime.NumCPU()/4), drain: 5 * time.Second, poolIdle: 5 * time.Minute,
+		dns: true, ipv6: true, originalSrc: auto, sameNode: encrypt, networkPol: networkAuto, loops: max(1, runtime.GOMAXPROCS(0)/4), drain: 5 * time.Second, poolIdle: 5 * time.Minute,
 		metrics: netip.MustParseAddrPort("[::]:15020"), ready: netip.MustParseAddrPort("[::]:15021"),
 		common: launch.Defaults(), accessLog: on, kubernetes: kubernetesDefaults(),
 	}

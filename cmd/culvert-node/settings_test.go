@@ -3,6 +3,7 @@ package main
 import (
 	"os"
 	"path/filepath"
+	"runtime"
 	"strings"
 	"testing"
 	"time"
@@ -86,6 +87,20 @@ func TestSettings(t *testing.T) {
 				}
 			}
 		})
+	}
+}
+
+// TestDefaultLoops: they follow from what the process may use, which a limit of its control group makes less than the machine
+// has; with more, their threads would have it throttled.
+func TestDefaultLoops(t *testing.T) {
+	files(t)
+	for _, tt := range []struct{ processors, loops int }{{1, 1}, {4, 1}, {12, 3}} {
+		before := runtime.GOMAXPROCS(tt.processors)
+		s, _, err := readSettings(strings.Fields(nodeMode + fileCA))
+		runtime.GOMAXPROCS(before)
+		if err != nil || s.loops != tt.loops {
+			t.Errorf("%d loops for %d processors, want %d: %v", s.loops, tt.processors, tt.loops, err)
+		}
 	}
 }
 
