@@ -43,6 +43,8 @@ type hostSide struct {
 	turn    sync.Mutex // held while the rules are made or changed
 	ns      *netns.NS  // nil until it is found
 	removed bool       // for good
+	damage  string     // that the last audit found and could not repair, and has told
+	trouble string     // why the addresses could not be read, told too
 
 	mu    sync.Mutex
 	addrs []netip.Addr // of the host
@@ -220,14 +222,23 @@ func (h *hostSide) audit(pods enrolled) {
 		return
 	}
 	found, left, err := h.rules.Load().Repair()
-	if err != nil || len(found) > 0 {
+	damage := ""
+	if err != nil || len(left) > 0 {
+		damage = fmt.Sprint(texts(found), texts(left), err)
+	}
+	if (err != nil || len(found) > 0) && (damage == "" || damage != h.damage) { // what is not to be helped is said once
 		h.log.Warn("rules for the kubelet's probes were damaged", "findings", texts(found), "left", texts(left), "error", err)
 	}
+	h.damage = damage
 	addrs, err := hostrules.NodeAddresses(h.ns)
 	if err != nil {
-		h.log.Warn("reading the node's addresses failed", "error", err)
+		if text := err.Error(); text != h.trouble {
+			h.trouble = text
+			h.log.Warn("reading the node's addresses failed", "error", err)
+		}
 		return
 	}
+	h.trouble = ""
 	h.mu.Lock()
 	changed := !slices.Equal(addrs, h.addrs)
 	h.addrs = addrs

@@ -203,3 +203,22 @@ func within(t *testing.T, what string, f func() bool) {
 		}
 	}
 }
+
+// TestLastingTroubleOfAudits: what every audit finds, and none can repair, is not a line of the log each five seconds.
+func TestLastingTroubleOfAudits(t *testing.T) {
+	_, procfs, appear := earlierRules(t)
+	appear()
+	var log bytes.Buffer
+	h := newHostSide(procfs, slog.New(slog.NewTextHandler(&log, nil)))
+	if h.rules.Load() == nil {
+		t.Fatalf("no rules: %s", log.String())
+	}
+	_ = h.ns.Close() // from now on everything fails
+	log.Reset()
+	for range 10 {
+		h.audit(&podsOfNode{t: t, host: h})
+	}
+	if n := strings.Count(log.String(), "\n"); n != 3 { // one of them for the kubelet, which is not to be found
+		t.Errorf("%d lines of ten audits, want 3:\n%s", n, log.String())
+	}
+}

@@ -67,16 +67,17 @@ func (s *Set) ownSockets() (map[uint64]bool, error) {
 func (w *worker) searchForeign() {
 	marked, err := w.s.cfg.MarkedSockets(w.e.pod.NS)
 	if err != nil {
-		w.s.cfg.Logger.Warn("searching for foreign sockets failed", "pod", w.e.pod.String(), "error", err)
+		w.unsearched(err)
 		return
 	}
 	own := map[uint64]bool{}
 	if len(marked) > 0 {
 		if own, err = w.s.ownSockets(); err != nil {
-			w.s.cfg.Logger.Warn("searching for foreign sockets failed", "pod", w.e.pod.String(), "error", err)
+			w.unsearched(err)
 			return
 		}
 	}
+	w.blind = ""
 	seen := map[uint64]int{}
 	var report []redirect.Socket
 	for _, s := range marked {
@@ -92,5 +93,13 @@ func (w *worker) searchForeign() {
 	if len(report) > 0 {
 		w.s.counters.foreign.Add(uint64(len(report)))
 		w.event(Event{Kind: EventForeign, Sockets: report})
+	}
+}
+
+// unsearched says why a search has failed, once for each reason: a kernel that cannot list sockets never does.
+func (w *worker) unsearched(err error) {
+	if text := err.Error(); text != w.blind {
+		w.blind = text
+		w.s.cfg.Logger.Warn("searching for foreign sockets failed", "pod", w.e.pod.String(), "error", err)
 	}
 }

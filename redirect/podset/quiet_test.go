@@ -5,6 +5,7 @@ import (
 	"errors"
 	"log/slog"
 	"strings"
+	"syscall"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -78,6 +79,27 @@ func TestManyForeignSockets(t *testing.T) {
 		}
 		if said != 1 {
 			t.Errorf("said %d times how many sockets there are", said)
+		}
+	})
+}
+
+// TestSearchThatFails: a kernel without the means to list sockets is said once for each pod, not each minute.
+func TestSearchThatFails(t *testing.T) {
+	ns := namespaces(t, 1)
+	bubble(t, func(t *testing.T) {
+		w := newWorld(t)
+		var log bytes.Buffer
+		end := w.start(podset.Config{
+			SocketAudit: time.Minute, Logger: slog.New(slog.NewTextHandler(&log, nil)),
+			MarkedSockets: func(*netns.NS) ([]redirect.Socket, error) { return nil, syscall.ENOENT },
+		})
+		if err := w.set.Add(t.Context(), w.pod("a", ns[0])); err != nil {
+			t.Fatal(err)
+		}
+		time.Sleep(time.Hour)
+		end()
+		if n := strings.Count(log.String(), "searching for foreign sockets failed"); n != 1 {
+			t.Errorf("said %d times in an hour, want once", n)
 		}
 	})
 }

@@ -20,6 +20,7 @@ type worker struct {
 	stop    func(context.Context) // of the running service, nil without one
 	left    string                // findings that the last repair could not put right
 	trouble string                // why the last repair failed, said already
+	blind   string                // why the last search for foreign sockets failed, said already
 	foreign map[uint64]int        // how often a foreign socket was seen, by cookie
 }
 
