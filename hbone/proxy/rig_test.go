@@ -37,6 +37,7 @@ type rig struct {
 	hbone    uint16        // where all pods accept HBONE
 	sockets  proxy.Sockets // of the server of a pair; nil gives them its address
 	sameNode bool          // pairs are on one node and need no tunnel
+	ports    sync.Map      // those that were chosen
 }
 
 func newRig(t testing.TB) *rig {
@@ -229,7 +230,7 @@ func (n *node) enrol(w *workload.Workload, sockets proxy.Sockets) *pod {
 	cfg := proxy.PodConfig{
 		UID: "uid-" + w.Name, Namespace: w.Namespace, Name: w.Name, ServiceAccount: w.ServiceAccount,
 		Sockets: sockets, OriginalDst: p.originalDst,
-		Outbound: listen(t, p.ip, 0), Inbound: listen(t, p.ip, n.rig.hbone), Passthrough: listen(t, p.ip, 0),
+		Outbound: n.rig.listen(p.ip, 0), Inbound: n.rig.listen(p.ip, n.rig.hbone), Passthrough: n.rig.listen(p.ip, 0),
 	}
 	p.outbound, p.inbound, p.passthrough = cfg.Outbound.Addr(), cfg.Inbound.Addr(), cfg.Passthrough.Addr()
 	var err error
@@ -239,20 +240,33 @@ func (n *node) enrol(w *workload.Workload, sockets proxy.Sockets) *pod {
 	return p
 }
 
-func listen(t testing.TB, ip netip.Addr, port uint16) *loop.Acceptor {
-	t.Helper()
-	fd, err := loop.TCPSocket(loop.Family(ip))
-	if err != nil {
-		t.Fatal(err)
+// listen makes a listener of an agent. A port that is chosen here is nobody else's in this rig, see fresh.
+func (r *rig) listen(ip netip.Addr, port uint16) *loop.Acceptor {
+	r.t.Helper()
+	for {
+		fd, err := loop.TCPSocket(loop.Family(ip))
+		if err != nil {
+			r.t.Fatal(err)
+		}
+		if err := loop.Listen(fd, netip.AddrPortFrom(ip, port), false); err != nil {
+			r.t.Fatal(err)
+		}
+		a, err := loop.NewAcceptor(fd)
+		if err != nil {
+			r.t.Fatal(err)
+		}
+		if port != 0 || r.fresh(a.Addr()) {
+			return a
+		}
+		_ = a.Close()
 	}
-	if err := loop.Listen(fd, netip.AddrPortFrom(ip, port), false); err != nil {
-		t.Fatal(err)
-	}
-	a, err := loop.NewAcceptor(fd)
-	if err != nil {
-		t.Fatal(err)
-	}
-	return a
+}
+
+// fresh reports whether a port was not chosen before. At the same port as one of its agent's, though at another address, an
+// application would be taken for the agent.
+func (r *rig) fresh(addr netip.AddrPort) bool {
+	_, used := r.ports.LoadOrStore(addr.Port(), true)
+	return !used
 }
 
 // podSockets makes sockets that have the pod's address, as they would in its namespace.
@@ -364,9 +378,15 @@ type app struct {
 // serve runs handle for each connection that an application at ip accepts.
 func (r *rig) serve(ip netip.Addr, handle func(*net.TCPConn)) *app {
 	r.t.Helper()
-	l, err := net.Listen("tcp", netip.AddrPortFrom(ip, 0).String())
-	if err != nil {
-		r.t.Fatal(err)
+	var l net.Listener
+	for l == nil || !r.fresh(l.Addr().(*net.TCPAddr).AddrPort()) {
+		if l != nil {
+			l.Close()
+		}
+		var err error
+		if l, err = net.Listen("tcp", netip.AddrPortFrom(ip, 0).String()); err != nil {
+			r.t.Fatal(err)
+		}
 	}
 	var wg sync.WaitGroup
 	wg.Go(func() {
