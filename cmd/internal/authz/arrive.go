@@ -35,10 +35,8 @@ const (
 // dialled is what a client asks for of a pod.
 type dialled struct {
 	port uint16 // of the pod
-	// service is the address of a Service, if that was dialled and its traffic goes through a waypoint.
+	// service is the address of a Service, if that was dialled.
 	service netip.AddrPort
-	// direct says that a Service without a waypoint was dialled: the pod's own waypoint is not for that.
-	direct bool
 }
 
 // arrive tells how a connection from the source to the pod arrives, by the routing that agents do.
@@ -61,17 +59,14 @@ func (w *World) arrive(from source, to *pod, d dialled) arrival {
 	if !from.pod.in {
 		return a
 	}
-	if d.direct && to.workload.Waypoint != nil {
-		if to.workload.Protocol == workload.HBONE {
-			a.how, a.connection.Source = byTLS, from.pod.workload.Identity()
-		}
-		return a
-	}
 	asked := destination
 	if d.service.IsValid() {
 		asked = d.service
 	}
-	plan := route.Make(route.Input{Snapshot: w.store, Source: from.pod.workload, Destination: asked, Network: w.settings.Network, Rand: func(int) int { return 0 }})
+	plan := route.Make(route.Input{
+		Snapshot: w.store, Source: from.pod.workload, Destination: asked, Network: w.settings.Network, Rand: func(int) int { return 0 },
+		Suspended: func(uid string, _ netip.AddrPort) bool { return uid != to.workload.UID }, // of a Service's endpoints it is about this one
+	})
 	switch {
 	case plan.Kind == route.Reject:
 		a.refused = plan.Reason

@@ -136,12 +136,8 @@ func (w *World) targetPorts(q Question, to []*pod) (map[*pod]dialled, error) {
 			} else if svc.Ports[q.Port] != 0 {
 				d.port = svc.Ports[q.Port]
 			}
-			switch {
-			case len(svc.VIPs) == 0: // clients dial the pods themselves
-			case svc.Waypoint != nil:
+			if len(svc.VIPs) > 0 { // else clients dial the pods themselves
 				d.service = netip.AddrPortFrom(svc.VIPs[0].Addr, q.Port)
-			default:
-				d.direct = true
 			}
 			out[p] = d
 		}
