@@ -1,6 +1,7 @@
 package proxy
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"net/netip"
@@ -82,9 +83,7 @@ func (n *networks) ingress(local *workload.Workload, f *Flow) (q netpol.Query, s
 	}
 	peer := f.Source.Workload
 	if podUID(peer) == "" { // what was known of the address then may have been somebody's declaration, or nothing
-		if now := n.store.Snapshot().WorkloadByAddress(workload.NewNetworkAddress(n.network, q.PeerAddr)); now != nil {
-			peer = now
-		}
+		peer = cmp.Or(n.at(q.PeerAddr), peer)
 	}
 	proven := f.Protocol != TCP
 	switch {
@@ -98,6 +97,11 @@ func (n *networks) ingress(local *workload.Workload, f *Flow) (q netpol.Query, s
 	}
 	q.PeerIsNode = q.Peer == "" && !q.PeerUnproven && n.ownNode(q.PeerAddr)
 	return q, stranger
+}
+
+// at is whose address it is now, nil if the mesh does not know.
+func (n *networks) at(addr netip.Addr) *workload.Workload {
+	return n.store.Snapshot().WorkloadByAddress(workload.NewNetworkAddress(n.network, addr))
 }
 
 // podUID is the UID of a pod with an address of its own, and empty for others.
@@ -129,7 +133,7 @@ func (n *networks) egress(local, peer *workload.Workload, dst netip.AddrPort) ne
 		q.PeerDomain = peer.Hostname
 	}
 	if q.Peer == "" {
-		q.Peer = podUID(n.store.Snapshot().WorkloadByAddress(workload.NewNetworkAddress(n.network, q.PeerAddr)))
+		q.Peer = podUID(n.at(q.PeerAddr))
 	}
 	q.PeerIsNode = q.Peer == "" && n.ownNode(q.PeerAddr)
 	return q
@@ -151,17 +155,25 @@ func (n *networks) sit(_ *Pod, local *localState) (basis any, look func(*Flow) e
 		if f.waiting.Load() {
 			return nil
 		}
-		var q netpol.Query
-		if f.Direction == Inbound {
-			q, _ = n.ingress(local.workload, f)
-		} else {
-			q = n.egress(local.workload, f.Destination.Workload, reach(f.Authority, f.Destination.Addr, f.waypoint))
-		}
-		if d := snap.Evaluate(q); !d.Allowed && !d.Unknown {
-			return &policyChange{d.Policy}
-		}
-		return nil
+		return live(snap, n.about(local.workload, f))
 	}
+}
+
+// about makes the question about a flow that goes on.
+func (n *networks) about(local *workload.Workload, f *Flow) netpol.Query {
+	if f.Direction == Outbound {
+		return n.egress(local, f.Destination.Workload, reach(f.Authority, f.Destination.Addr, f.waypoint))
+	}
+	q, _ := n.ingress(local, f)
+	return q
+}
+
+// live returns what a flow that goes on has to end with.
+func live(snap *netpol.Snapshot, q netpol.Query) error {
+	if d := snap.Evaluate(q); !d.Allowed && !d.Unknown {
+		return &policyChange{d.Policy}
+	}
+	return nil
 }
 
 func allowed(*Flow) error { return nil }
@@ -181,22 +193,18 @@ func (n *newcomers) sit(_ *Pod, local *localState) (basis any, look func(*Flow) 
 		return known, allowed
 	}
 	return known, func(f *Flow) error {
-		var q netpol.Query
-		switch {
-		case f.waiting.Load():
-			return nil
-		case f.Direction == Inbound && podUID(f.Source.Workload) == "":
-			q, _ = n.ingress(local.workload, f)
-		case f.Direction == Outbound && podUID(f.Destination.Workload) == "":
-			q = n.egress(local.workload, f.Destination.Workload, reach(f.Authority, f.Destination.Addr, f.waypoint))
+		other := f.Source.Workload
+		if f.Direction == Outbound {
+			other = f.Destination.Workload
 		}
+		if f.waiting.Load() || podUID(other) != "" {
+			return nil
+		}
+		q := n.about(local.workload, f)
 		if q.Peer == "" {
 			return nil
 		}
-		if d := snap.Evaluate(q); !d.Allowed && !d.Unknown {
-			return &policyChange{d.Policy}
-		}
-		return nil
+		return live(snap, q)
 	}
 }
 

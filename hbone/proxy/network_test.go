@@ -369,24 +369,30 @@ func TestNetworkPolicyStranger(t *testing.T) {
 	r := newRig(t)
 	set, one, two, client, server := evaluating(r)
 	app := r.echo(server.ip)
-	evil := r.echo(netip.MustParseAddr("127.0.42.1"))
+	evil, known := r.echo(netip.MustParseAddr("127.0.42.1")), r.echo(netip.MustParseAddr("127.0.44.1"))
+	alike := func(w *workload.Workload) { w.Protocol = workload.TCP }
+	r.workloadAt("known", known.Addr().String(), alike)
 	rule := netpol.Rule{Action: netpol.Deny, Peers: []netpol.Peer{{Namespaces: &netpol.Selector{}, Pods: app1("evil")}}, AnyPort: true}
+	pod := func(name, app string) netpol.Object {
+		return networkPod(&workload.Workload{UID: "cluster1//Pod/default/" + name, Name: app, Namespace: "default"})
+	}
 	set.Apply([]netpol.Object{&netpol.Policy{
 		Tier: netpol.Admin, Name: "deny", Namespaces: &netpol.Selector{}, Ingress: true, Egress: true,
 		IngressRules: []netpol.Rule{rule}, EgressRules: []netpol.Rule{rule},
-	}}, nil)
+	}, pod("known", "good")}, nil)
 	in, out := server.dialFrom(evil.Addr(), app), client.dial(evil)
 	other := server.dialFrom(netip.MustParseAddr("127.0.43.1"), app)
-	for _, c := range []net.Conn{in, out, other} {
+	knownIn, knownOut := server.dialFrom(known.Addr(), app), client.dial(known)
+	for _, c := range []net.Conn{in, out, other, knownIn, knownOut} {
 		exchange(t, c, "hello")
 	}
-	w := &workload.Workload{UID: "cluster1//Pod/default/evil", Name: "evil", Namespace: "default"}
-	set.Apply([]netpol.Object{networkPod(w)}, nil)
-	time.Sleep(250 * time.Millisecond) // longer than agents pause between two looks
-	r.workloadAt("evil", evil.Addr().String(), func(w *workload.Workload) { w.Protocol = workload.TCP })
+	set.Apply([]netpol.Object{pod("evil", "evil"), pod("known", "evil")}, nil)
+	wantReset(t, knownIn) // the agents have looked
+	wantReset(t, knownOut)
+	r.workloadAt("evil", evil.Addr().String(), alike)
 	wantReset(t, in)
 	wantReset(t, out)
-	for _, f := range []*proxy.Flow{two.seen.ended(t, proxy.Inbound, 1), one.seen.ended(t, proxy.Outbound, 1)} {
+	for _, f := range []*proxy.Flow{two.seen.ended(t, proxy.Inbound, 2), one.seen.ended(t, proxy.Outbound, 2)} {
 		if !errors.Is(f.Err, proxy.ErrPolicyChange) || f.Policy != "cluster-netpol deny" {
 			t.Errorf("%s flow ended with %v, policy %q", f.Direction, f.Err, f.Policy)
 		}
