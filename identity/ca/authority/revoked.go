@@ -9,47 +9,44 @@ import (
 	"time"
 )
 
-// CheckRevoked checks lists that somebody brought: each must be signed by a
-// root of the bundle, by a certificate between them and the signers, or by a
-// signer that has been replaced, or be there already. Lists of strangers would
-// be ignored by all agents, so they are a mistake.
-func (st State) CheckRevoked(pemBytes []byte) error {
+// parseBrought reads lists that somebody brought, of which there may be none: each
+// must be signed by a root of the bundle, by a certificate between them and the
+// signers, or by a signer that has been replaced, or be among those there are.
+// Lists of strangers would be ignored by all agents, so they are a mistake.
+func (st State) parseBrought(pemBytes []byte, have []*x509.RevocationList) ([]*x509.RevocationList, error) {
+	if len(bytes.TrimSpace(pemBytes)) == 0 {
+		return nil, nil
+	}
 	lists, err := parseCRLs(pemBytes)
 	if err != nil {
-		return fmt.Errorf("%s: %w", KeyCRL, err)
-	}
-	have, err := st.lists()
-	if err != nil {
-		return err
+		return nil, fmt.Errorf("%s: %w", KeyCRL, err)
 	}
 	for i, list := range lists {
 		if st.issuerOf(list) == nil && !slices.ContainsFunc(have, sameList(list)) {
-			return fmt.Errorf("%s: list %d, of %q, is signed by no certificate of this authority", KeyCRL, i+1, list.Issuer)
+			return nil, fmt.Errorf("%s: list %d, of %q, is signed by no certificate of this authority", KeyCRL, i+1, list.Issuer)
 		}
 	}
-	return nil
+	return lists, nil
 }
 
 // WithRevoked replaces the lists that were brought with the newest signer by
-// those that somebody brings now, after CheckRevoked. Empty text removes them.
+// those that somebody brings now, see parseBrought. Empty text removes them.
 // What is revoked by others stays so: lists that are made here, and those from
 // before the newest signer while their issuer's certificates may be valid and no
 // other list of the same issuer is brought.
 func (st State) WithRevoked(pemBytes []byte) (State, error) {
-	var brought []*x509.RevocationList
-	if len(bytes.TrimSpace(pemBytes)) == 0 {
-		pemBytes = nil
-	} else {
-		if err := st.CheckRevoked(pemBytes); err != nil {
-			return st, err
-		}
-		brought, _ = parseCRLs(pemBytes)
-	}
 	have, err := st.lists()
 	if err != nil {
 		return st, err
 	}
-	revoked := slices.Clone(pemBytes)
+	brought, err := st.parseBrought(pemBytes, have)
+	if err != nil {
+		return st, err
+	}
+	var revoked []byte
+	if len(brought) > 0 {
+		revoked = slices.Clone(pemBytes)
+	}
 	for _, list := range have {
 		if slices.ContainsFunc(brought, sameList(list)) || !st.keeps(list, brought) {
 			continue

@@ -321,7 +321,7 @@ func TestRevoke(t *testing.T) {
 		if !r.st.Revokes(serials) || r.st.Revokes(append(serials[:len(serials):len(serials)], big.NewInt(1))) {
 			t.Error("the lists are not as they should be")
 		}
-		if err := r.st.CheckRevoked(r.st.Revoked); err != nil {
+		if _, err := r.st.WithRevoked(r.st.Revoked); err != nil {
 			t.Error(err)
 		}
 	}
