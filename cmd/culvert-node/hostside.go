@@ -215,21 +215,29 @@ func (h *hostSide) prune(pods enrolled) {
 	}
 }
 
+// tell says what an audit has found: damage that lasts once, as long as it stays the same. The caller has the turn.
+func (h *hostSide) tell(found, left []hostrules.Finding, err error) {
+	before := h.damage
+	h.damage = ""
+	if err == nil && len(found) == 0 {
+		return
+	}
+	if err != nil || len(left) > 0 {
+		h.damage = fmt.Sprint(texts(found), texts(left), err)
+		if h.damage == before {
+			return
+		}
+	}
+	h.log.Warn("rules for the kubelet's probes were damaged", "findings", texts(found), "left", texts(left), "error", err)
+}
+
 func (h *hostSide) audit(pods enrolled) {
 	h.turn.Lock()
 	defer h.turn.Unlock()
 	if h.removed {
 		return
 	}
-	found, left, err := h.rules.Load().Repair()
-	damage := ""
-	if err != nil || len(left) > 0 {
-		damage = fmt.Sprint(texts(found), texts(left), err)
-	}
-	if (err != nil || len(found) > 0) && (damage == "" || damage != h.damage) { // what is not to be helped is said once
-		h.log.Warn("rules for the kubelet's probes were damaged", "findings", texts(found), "left", texts(left), "error", err)
-	}
-	h.damage = damage
+	h.tell(h.rules.Load().Repair())
 	addrs, err := hostrules.NodeAddresses(h.ns)
 	if err != nil {
 		if text := err.Error(); text != h.trouble {

@@ -54,9 +54,12 @@ func (c *cluster) checkAgents() {
 
 // successors tells of agents that are to take over from a ready one and do not become ready themselves.
 func (c *cluster) successors(about string, agent *corev1.Pod) {
+	if agent == nil || !podReady(agent) {
+		return
+	}
 	for i := range c.pods {
 		p := &c.pods[i]
-		if agent != nil && p != agent && p.Spec.NodeName == agent.Spec.NodeName && p.DeletionTimestamp == nil && podReady(agent) && !podReady(p) {
+		if p.Spec.NodeName == agent.Spec.NodeName && p.DeletionTimestamp == nil && !podReady(p) {
 			c.add(Warning, about, "agent "+p.Name+", which is to take over from "+agent.Name+", "+whyNot(p))
 			c.restarts(about, p)
 		}

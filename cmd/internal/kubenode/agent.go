@@ -302,7 +302,8 @@ func (a *Agent) Observe(e podset.Event) {
 		}
 		a.mu.Lock()
 		if t := a.tracked[e.Pod.UID]; t != nil && t.leaving {
-			t.gone, t.stuck = true, t.stuck || e.Err != nil
+			t.gone = true
+			t.stuck = t.stuck || e.Err != nil
 		}
 		a.mu.Unlock()
 	}

@@ -287,9 +287,10 @@ func (a *Agent) left(ctx context.Context, p *pod, t *track) (draining bool, err 
 	gone, stuck := t.gone, t.stuck
 	a.mu.Unlock()
 	switch {
-	case gone && !stuck:
+	case stuck:
+	case gone:
 		return false, nil
-	case !gone && slices.ContainsFunc(a.cfg.Set.Pods(), func(s podset.Status) bool { return s.Pod.UID == p.uid() }):
+	case slices.ContainsFunc(a.cfg.Set.Pods(), func(s podset.Status) bool { return s.Pod.UID == p.uid() }):
 		return true, nil
 	}
 	// An earlier agent has enrolled it, or the kernel has refused to take its rules away. If nobody serves it any more, its
