@@ -4,7 +4,6 @@ import (
 	"errors"
 	"runtime"
 	"slices"
-	"strings"
 	"time"
 
 	"github.com/prometheus/client_golang/prometheus"
@@ -17,19 +16,28 @@ type counters struct {
 	crlRejections *prometheus.CounterVec
 	crlUntracked  *prometheus.CounterVec
 	onDemandDNS   *prometheus.CounterVec
-	demanders     names
+	demanders     names[demander]
 
 	dnsRequests *prometheus.CounterVec
 	dnsUpstream *prometheus.CounterVec
 	dnsFailures *prometheus.CounterVec
 	dnsDuration *prometheus.HistogramVec
-	dnsClients  names
+	dnsClients  names[dnsClient]
 
 	xdsTerminations *prometheus.CounterVec
 	xdsMessages     *prometheus.CounterVec
 	xdsBytes        *prometheus.CounterVec
 
 	policies policyMatches
+}
+
+// dnsClient is a canonical service and its revision.
+type dnsClient struct{ service, revision string }
+
+// demander is a source, by its labels, and what it asks for.
+type demander struct {
+	source   [lService - lSource]string
+	hostname string
 }
 
 func (c *counters) register(r prometheus.Registerer, cfg Config) error {
@@ -90,14 +98,14 @@ func (t *Telemetry) CRLUntracked(d Direction) {
 // source, which may be nil.
 func (t *Telemetry) OnDemandDNS(source *workload.Workload, hostname string) {
 	l := labelsOf(&Connection{Source: Peer{Workload: source}})
-	values := append(slices.Clone(l[lSource:lService]), orUnknown(hostname))
-	if !t.counters.demanders.has(strings.Join(values, "\xff")) {
-		for i := range values {
-			values[i] = unknown
+	d := demander{[lService - lSource]string(l[lSource:lService]), orUnknown(hostname)}
+	if !t.counters.demanders.has(d) {
+		for i := range d.source {
+			d.source[i] = unknown
 		}
-		values[lWorkload], values[len(values)-1] = overflow, overflow
+		d.source[lWorkload], d.hostname = overflow, overflow
 	}
-	t.counters.onDemandDNS.WithLabelValues(values...).Inc()
+	t.counters.onDemandDNS.WithLabelValues(append(d.source[:], d.hostname)...).Inc()
 }
 
 // DNSObserver counts the DNS questions of one pod. It fits dns/server's Observer.
@@ -119,7 +127,7 @@ func (o *DNSObserver) Query(qtype, proto string, forwarded, failed bool, took ti
 	if w := o.source(); w != nil {
 		service, revision = orUnknown(w.CanonicalName), orUnknown(w.CanonicalRevision)
 	}
-	if !o.counters.dnsClients.has(service + "\xff" + revision) {
+	if !o.counters.dnsClients.has(dnsClient{service, revision}) {
 		service, revision = overflow, unknown
 	}
 	if !slices.Contains(dnsTypes[:], qtype) {

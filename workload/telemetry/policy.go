@@ -46,28 +46,33 @@ const maxNames = 1000
 // policyMatches counts by policy and effect.
 type policyMatches struct {
 	counter *prometheus.CounterVec
-	known   names
+	known   names[string]
 }
 
 // names are those that have a label value of their own. They come and go, series
 // do not.
-type names struct {
-	mu    sync.Mutex
-	known map[string]struct{}
+type names[K comparable] struct {
+	mu    sync.RWMutex
+	known map[K]struct{}
 }
 
 // has reports whether the name has a label value of its own. The first ones get it.
-func (n *names) has(name string) bool {
+func (n *names[K]) has(name K) bool {
+	n.mu.RLock()
+	_, ok := n.known[name]
+	full := len(n.known) >= maxNames
+	n.mu.RUnlock()
+	if ok || full {
+		return ok
+	}
 	n.mu.Lock()
 	defer n.mu.Unlock()
-	if _, ok := n.known[name]; ok {
-		return true
-	}
 	if len(n.known) >= maxNames {
-		return false
+		_, ok = n.known[name]
+		return ok
 	}
 	if n.known == nil {
-		n.known = make(map[string]struct{})
+		n.known = make(map[K]struct{})
 	}
 	n.known[name] = struct{}{}
 	return true

@@ -59,7 +59,7 @@ func (t *table) init(max int) {
 // of returns the connection's series.
 func (t *table) of(c *Connection) *series {
 	if c.Source.Workload == nil && c.Source.Baggage != nil || c.Destination.Workload == nil && c.Destination.Baggage != nil {
-		return t.byClaim(labelsOf(c), c.Direction) // baggage is new with every connection
+		return t.byLabel(labelsOf(c), c.Direction, claim) // baggage is new with every connection
 	}
 	key := recentKey{
 		direction: c.Direction, security: c.Security,
@@ -72,7 +72,7 @@ func (t *table) of(c *Connection) *series {
 	if s != nil {
 		return s
 	}
-	s = t.byLabel(labelsOf(c), c.Direction, false)
+	s = t.byLabel(labelsOf(c), c.Direction, ours)
 	t.mu.Lock()
 	if len(t.recent) >= maxRecent {
 		clear(t.recent)
@@ -80,23 +80,6 @@ func (t *table) of(c *Connection) *series {
 	t.recent[key] = s
 	t.mu.Unlock()
 	return s
-}
-
-// byClaim returns the series of a label set that a peer has named itself.
-func (t *table) byClaim(l labels, d Direction) *series {
-	t.mu.Lock()
-	s, room := t.byLabels[l], t.claimed < t.max/claimedPart
-	if s == nil && room {
-		t.claimed++
-	}
-	t.mu.Unlock()
-	switch {
-	case s != nil:
-		return s
-	case !room:
-		return t.byLabel(overflowLabels(d), d, true)
-	}
-	return t.byLabel(l, d, false)
 }
 
 // forget empties the shortcut, so that it keeps no replaced workload alive for
@@ -120,14 +103,27 @@ func (t *table) flagged(s *series, f Flag) *series {
 	}
 	l := s.labels
 	l[lFlags] = f.String()
-	found := t.byLabel(l, s.direction, s.overflow)
+	origin := ours
+	if s.overflow {
+		origin = beyond
+	}
+	found := t.byLabel(l, s.direction, origin)
 	s.flags[f].Store(found)
 	return found
 }
 
+// origin is where a label set comes from, by which it finds room.
+type origin uint8
+
+const (
+	ours   origin = iota // what the mesh knows
+	claim                // what a peer says of itself
+	beyond               // the label set for those that found no room
+)
+
 // byLabel returns the series of a label set. Beyond the limit it is the one for
 // overflow, which itself (and its flagged ones) may always be made.
-func (t *table) byLabel(l labels, d Direction, overflow bool) *series {
+func (t *table) byLabel(l labels, d Direction, from origin) *series {
 	t.mu.RLock()
 	s := t.byLabels[l]
 	t.mu.RUnlock()
@@ -139,18 +135,33 @@ func (t *table) byLabel(l labels, d Direction, overflow bool) *series {
 	if s := t.byLabels[l]; s != nil {
 		return s
 	}
-	if len(t.all) >= t.max && !overflow {
+	if !t.room(from) {
 		flag := l[lFlags]
-		l, overflow = overflowLabels(d), true
+		l, from = overflowLabels(d), beyond
 		l[lFlags] = flag
 		if s := t.byLabels[l]; s != nil {
 			return s
 		}
 	}
-	s = &series{labels: l, direction: d, overflow: overflow}
+	if from == claim {
+		t.claimed++
+	}
+	s = &series{labels: l, direction: d, overflow: from == beyond}
 	t.byLabels[l] = s
 	t.all = append(t.all, s)
 	return s
+}
+
+// room reports whether one more may be made. The caller holds mu.
+func (t *table) room(from origin) bool {
+	switch from {
+	case beyond:
+		return true
+	case claim:
+		return len(t.all) < t.max && t.claimed < t.max/claimedPart
+	default:
+		return len(t.all) < t.max
+	}
 }
 
 // list returns all series in the order in which they were made.
