@@ -154,26 +154,29 @@ func refused(response []byte) bool {
 // the same. A UDP client gets a truncated answer and decides itself.
 func (s *Server) exchange(ctx context.Context, server netip.AddrPort, q *query, p proto) ([]byte, error) {
 	sent := q.withID(newID())
-	var errTCP error
-	if p == protoTCP {
-		var response []byte
-		response, errTCP = s.dialled(ctx, "tcp", server, func(c net.Conn) ([]byte, error) {
-			return exchangeTCP(c, sent)
-		})
-		if errTCP == nil || ctx.Err() != nil {
-			return response, errTCP
-		}
+	if p == protoUDP {
+		return s.overUDP(ctx, server, sent)
 	}
-	response, err := s.dialled(ctx, "udp", server, func(c net.Conn) ([]byte, error) {
-		return exchangeUDP(ctx, c, sent, s.cfg.Timeout/3)
+	response, errTCP := s.dialled(ctx, "tcp", server, func(c net.Conn) ([]byte, error) {
+		return exchangeTCP(c, sent)
 	})
-	if err == nil && p == protoTCP && response[2]&flagTC != 0 {
-		err = errTruncated
+	if errTCP == nil || ctx.Err() != nil {
+		return response, errTCP
 	}
-	if err != nil {
-		return nil, errors.Join(errTCP, err)
+	response, errUDP := s.overUDP(ctx, server, sent)
+	if errUDP == nil && response[2]&flagTC != 0 {
+		errUDP = errTruncated
+	}
+	if errUDP != nil {
+		return nil, errors.Join(errTCP, errUDP)
 	}
 	return response, nil
+}
+
+func (s *Server) overUDP(ctx context.Context, server netip.AddrPort, q *query) ([]byte, error) {
+	return s.dialled(ctx, "udp", server, func(c net.Conn) ([]byte, error) {
+		return exchangeUDP(ctx, c, q, s.cfg.Timeout/3)
+	})
 }
 
 // dialled runs one exchange on a new connection, which ends with ctx. A server that

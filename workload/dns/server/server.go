@@ -2,9 +2,10 @@
 //
 // Known names are answered as package dns decides; everything else is forwarded
 // unchanged, with a fresh transaction id, by the protocol that it came by, to the
-// server that the application asked, and that server's answer goes back unchanged. The sockets are handed in
-// already bound (in the pod's network namespace), and dialling is a function, so
-// the package knows neither namespaces nor marks nor conntrack.
+// server that the application asked, and that server's answer goes back unchanged.
+// The sockets are handed in already bound (in the pod's network namespace), and
+// dialling is a function, so the package knows neither namespaces nor marks nor
+// conntrack.
 //
 // A Server is used for one Run. All work of a pod is bounded: a number of
 // questions at a time, a smaller number of them forwarded, a number of TCP
