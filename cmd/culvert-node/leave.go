@@ -31,8 +31,8 @@ func (c *cluster) leave(ctx context.Context) {
 		}
 	}
 	for _, st := range c.agent.LeaveAll(ctx) {
-		c.log.Error("pod is captured still", "pod", st.Pod.String(), "state", string(st.State), "error", st.Err)
-		unclean = append(unclean, fmt.Sprintf("pod %s is captured still, and talks to nobody until it is restarted (%s: %v)", st.Pod, st.State, st.Err))
+		c.log.Error("pod is captured still", "pod", st.Pod.String(), "error", st.Err)
+		unclean = append(unclean, fmt.Sprintf("pod %s is captured still, and talks to nobody until it is restarted (%v)", st.Pod, st.Err))
 	}
 	if err := c.host.remove(); err != nil {
 		c.log.Error("the host's rules could not be removed", "error", err)

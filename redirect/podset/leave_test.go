@@ -8,6 +8,8 @@ import (
 	"testing/synctest"
 	"time"
 
+	"golang.org/x/sys/unix"
+
 	"github.com/culvert-mesh/culvert/redirect"
 	"github.com/culvert-mesh/culvert/redirect/podset"
 )
@@ -247,6 +249,38 @@ func TestDrainTimes(t *testing.T) {
 				}
 				w.want("leaving", "stopnew a", tt.last, "delete a")
 				synctest.Wait()
+			})
+		})
+	}
+}
+
+// TestBehind: what the kernel refuses to take away is tried again for a moment; then who removes the pod hears of it.
+func TestBehind(t *testing.T) {
+	for _, tt := range []struct {
+		name  string
+		lasts time.Duration
+		want  error
+	}{{"for a moment", time.Second, nil}, {"for good", time.Hour, podset.ErrBehind}} {
+		t.Run(tt.name, func(t *testing.T) {
+			ns := namespaces(t, 1)
+			bubble(t, func(t *testing.T) {
+				w := newWorld(t)
+				end := w.start(podset.Config{})
+				defer end()
+				if err := w.set.Add(t.Context(), w.pod("a", ns[0])); err != nil {
+					t.Fatal(err)
+				}
+				w.setFail("stopnew a", unix.ENOMEM)
+				w.setFail("delete a", unix.ENOMEM)
+				time.AfterFunc(tt.lasts, func() { w.setFail("delete a", nil) })
+				begin := time.Now()
+				err := w.set.Remove(t.Context(), "uid-a")
+				if !errors.Is(err, tt.want) || (err == nil) != (tt.want == nil) {
+					t.Errorf("Remove = %v, want %v", err, tt.want)
+				}
+				if took := time.Since(begin) - w.drain; took > 3*time.Second {
+					t.Errorf("it took %v", took)
+				}
 			})
 		})
 	}

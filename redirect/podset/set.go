@@ -17,6 +17,8 @@ var (
 	ErrRemoved = errors.New("pod was removed")
 	// ErrClosed is returned when the Set has ended.
 	ErrClosed = errors.New("pod set has ended")
+	// ErrBehind is returned to who removed a pod when the kernel has kept something of the capture.
+	ErrBehind = errors.New("something of the capture stays in the pod")
 )
 
 // Set is the set of pods. Make it with New; it does nothing before Run.
@@ -43,6 +45,7 @@ type entry struct {
 	cut     context.CancelFunc
 	settled chan struct{} // closed when it captures nothing new any more, and only drains
 	gone    chan struct{} // closed when it has left
+	behind  error         // what stayed in the pod; valid when gone is closed
 	wake    chan struct{} // capacity 1: try again at once
 
 	options  *redirect.Options // those wanted now; pod has those of the beginning
@@ -218,7 +221,8 @@ func (s *Set) wait(ctx context.Context, e *entry, before int) error {
 }
 
 // Remove makes a pod not desired and waits until it has left or ctx ends; it leaves
-// in any case. Removing what is not there is no error.
+// in any case, though perhaps not without ErrBehind. Removing what is not there is no
+// error.
 func (s *Set) Remove(ctx context.Context, uid string) error {
 	return s.RemoveWithin(ctx, uid, s.cfg.DrainTimeout)
 }
@@ -257,12 +261,19 @@ func (s *Set) remove(ctx context.Context, uid string, linger, drain time.Duratio
 		leaving = append(leaving, e)
 	}
 	s.mu.Unlock()
+	var errs []error
 	for _, e := range leaving {
 		select {
 		case <-e.gone:
+			if e.behind != nil {
+				errs = append(errs, fmt.Errorf("%w: %w", ErrBehind, e.behind))
+			}
 		case <-ctx.Done():
-			return fmt.Errorf("remove pod %s: %w", e.pod, context.Cause(ctx))
+			errs = append(errs, context.Cause(ctx))
 		}
+	}
+	if err := errors.Join(errs...); err != nil {
+		return fmt.Errorf("remove pod %s: %w", uid, err)
 	}
 	return nil
 }

@@ -2,7 +2,6 @@ package podset
 
 import (
 	"context"
-	"errors"
 	"fmt"
 	"math/rand/v2"
 	"time"
@@ -286,14 +285,14 @@ func (w *worker) end(ctx context.Context) {
 // pod may be enrolled again: then the rules are left to that.
 func (w *worker) leave(ctx context.Context) {
 	w.set(Leaving, nil)
-	var errs []error
+	var behind error
 	undo := (w.capture != nil || w.took != nil) && (w.e.removed.Err() != nil || w.s.cfg.Cleanup)
 	if undo && w.capture == nil {
-		errs = append(errs, w.inherit())
+		behind = w.inherit()
 		undo = w.capture != nil
 	}
 	if undo {
-		errs = append(errs, w.capture.StopNew())
+		_ = w.capture.StopNew() // what it cannot take away goes on being served, until takeAway
 	}
 	w.patience()
 	w.settle()
@@ -304,10 +303,23 @@ func (w *worker) leave(ctx context.Context) {
 	}
 	mine := w.reclaim()
 	if undo && mine {
-		errs = append(errs, w.capture.Delete())
+		behind = w.takeAway()
 	}
 	if mine && (ctx.Err() == nil || undo) {
-		w.event(Event{Kind: EventLeft, Err: errors.Join(errs...)})
+		w.e.behind = behind
+		w.event(Event{Kind: EventLeft, Err: behind})
+	}
+}
+
+// takeAway deletes the capture. What the kernel refuses for want of memory or because
+// of another's change it may do a moment later, and nobody serves the pod any more.
+func (w *worker) takeAway() error {
+	for pause := 100 * time.Millisecond; ; pause *= 4 {
+		err := w.capture.Delete()
+		if err == nil || pause > 2*time.Second {
+			return err
+		}
+		time.Sleep(pause)
 	}
 }
 

@@ -150,7 +150,9 @@ func (h handler) CNIDel(ctx context.Context, c handoff.CNIPod, ns *netns.NS) err
 	var errs []error
 	for _, st := range a.cfg.Set.Pods() {
 		if st.NetNS == id && st.Pod.Namespace == c.Namespace && st.Pod.Name == c.Name {
-			errs = append(errs, a.cfg.Set.RemoveFrom(ctx, st.Pod.UID, id, deadDrain))
+			if err := a.cfg.Set.RemoveFrom(ctx, st.Pod.UID, id, deadDrain); !errors.Is(err, podset.ErrBehind) { // that goes with the namespace
+				errs = append(errs, err)
+			}
 		}
 	}
 	return errors.Join(errs...)

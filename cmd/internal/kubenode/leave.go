@@ -2,6 +2,7 @@ package kubenode
 
 import (
 	"context"
+	"slices"
 	"sync"
 	"time"
 
@@ -16,7 +17,7 @@ func gone(err error) bool { return apierrors.IsNotFound(err) || apierrors.IsConf
 // LeaveAll takes all pods out of the mesh for good: they are opened, others are told as far as the agent still may, then the
 // pods stop to be captured and drain. Where it may tell nobody, pods are served for a moment after they have left: the agents of other
 // nodes leave at about the same time, and until they do their pods come through the tunnel. It returns when all have left
-// or ctx ends, with those that have not. Call it beside Run.
+// or ctx ends, with those that have not, or not wholly, and why in Err. Call it beside Run.
 func (a *Agent) LeaveAll(ctx context.Context) (left []podset.Status) {
 	a.end()
 	var opened sync.WaitGroup
@@ -40,8 +41,9 @@ func (a *Agent) LeaveAll(ctx context.Context) (left []podset.Status) {
 	if deadline, ok := ctx.Deadline(); ok {
 		drain = min(drain, time.Until(deadline)*3/4) // what is to be deleted after it takes its time
 	}
-	for _, st := range a.cfg.Set.Pods() {
-		wg.Go(func() { _ = a.cfg.Set.RemoveLingering(ctx, st.Pod.UID, linger, drain) })
+	pods := a.cfg.Set.Pods()
+	for i := range pods {
+		wg.Go(func() { pods[i].Err = a.cfg.Set.RemoveLingering(ctx, pods[i].Pod.UID, linger, drain) })
 	}
 	wg.Wait()
 	a.mu.Lock()
@@ -53,7 +55,7 @@ func (a *Agent) LeaveAll(ctx context.Context) (left []podset.Status) {
 		a.host(t, nil)
 		unlock()
 	}
-	return a.cfg.Set.Pods()
+	return slices.DeleteFunc(pods, func(st podset.Status) bool { return st.Err == nil })
 }
 
 // withdraw removes the annotations of the node's pods. The first refusal ends it: the permission has gone.

@@ -2,6 +2,7 @@ package kubenode_test
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"net/netip"
 	"sync/atomic"
@@ -121,6 +122,26 @@ func TestLeaveAll(t *testing.T) {
 				t.Errorf("ADD after the end = %v, %v", ok, err)
 			}
 		})
+	}
+}
+
+// TestLeaveAllBehind: pods that cannot be opened again are told of; whoever uninstalls has to restart them.
+func TestLeaveAllBehind(t *testing.T) {
+	r := newRig(t)
+	r.process("u1", "10.0.0.2")
+	r.namespace("team", ambient, nil)
+	r.pod("team/a", "u1", "10.0.0.2", nil)
+	r.capture = func(p podset.Pod) (podset.Capture, error) {
+		c, err := redirect.New(p.NS, *p.Options)
+		return stubborn{c}, err
+	}
+	r.run(nil)
+	r.says("team/a", "enabled")
+	ctx, cancel := context.WithTimeout(t.Context(), patience)
+	defer cancel()
+	left := r.agent.LeaveAll(ctx)
+	if len(left) != 1 || left[0].Pod.UID != "u1" || !errors.Is(left[0].Err, podset.ErrBehind) || !errors.Is(left[0].Err, unix.ENOMEM) {
+		t.Errorf("left %+v", left)
 	}
 }
 
