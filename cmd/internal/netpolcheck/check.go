@@ -79,7 +79,7 @@ func Check(in Input) []Finding {
 		return cmp.Or(cmp.Compare(a.Namespace, b.Namespace), cmp.Compare(a.Name, b.Name))
 	})
 	granted := v.grants(policies)
-	var out []Finding
+	out := []Finding{} // in JSON a list, even when it is empty
 	for _, p := range policies {
 		f := Finding{Kind: "NetworkPolicy", Namespace: p.Namespace, Name: p.Name, Policy: p}
 		if IsCompanion(p) {
