@@ -70,7 +70,7 @@ func (st *state) membershipsOf(p *podObject) memberships {
 	var referring memberships // one service may have several slices, by their ports
 	for r := range st.slicesOfPod[p.key] {
 		s := st.endpointSlices.get(r.key)
-		if s == nil || s.service == "" || s.namespace != p.namespace || !s.names(p) {
+		if s == nil || s.service == "" || !s.names(p) {
 			continue
 		}
 		owner := key{s.namespace, s.service}

@@ -271,6 +271,32 @@ func TestEndpointSliceOfPods(t *testing.T) {
 	}
 }
 
+// A slice may name pods of another namespace, as Knative's do while its activator stands in for pods that sleep: kube-proxy
+// goes there.
+func TestEndpointSliceOfPodsElsewhere(t *testing.T) {
+	elsewhere := pod("one", []string{"10.0.0.1"})
+	elsewhere.Namespace = "other"
+	selectorless := service("web", []string{"10.1.0.1"}, func(s *corev1.Service) { s.Spec.Selector = nil })
+	refers := slice("web-x", "web", endpoints(discoveryv1.Endpoint{Addresses: []string{"10.0.0.1"}, TargetRef: &corev1.ObjectReference{
+		Kind: "Pod", Namespace: "other", Name: "one", UID: elsewhere.UID,
+	}}))
+	w := newWorld(t)
+	endpoints := func(want int) {
+		t.Helper()
+		if n := len(w.store.Snapshot().Endpoints(workload.NamespacedHostname{Namespace: "ns", Hostname: webHost})); n != want {
+			t.Errorf("%d endpoints, want %d", n, want)
+		}
+	}
+	w.set(namespace("other"), elsewhere, selectorless, refers)
+	endpoints(1)
+	w.drop(selectorless)
+	endpoints(0)
+	w.set(selectorless)
+	endpoints(1)
+	w.drop(slice("web-x", "web"))
+	endpoints(0)
+}
+
 func TestNodeLocality(t *testing.T) {
 	node := func(zone string) *corev1.Node {
 		return &corev1.Node{ObjectMeta: metav1.ObjectMeta{Name: "node1", Labels: map[string]string{labelZone: zone}}}
