@@ -141,9 +141,9 @@ type Connection struct {
 // Opened counts a connection and makes its bytes visible. It is called when the
 // labels are known, before policy and before the upstream is connected.
 func (t *Telemetry) Opened(c *Connection) {
-	c.series = t.series.of(c)
+	c.series = t.series.open(c)
 	c.series.opened.Add(1)
-	if c.series.overflow {
+	if c.series.origin == beyond {
 		t.overflowed.Add(1)
 	}
 	t.open[c.Direction&1].Add(1)
@@ -172,6 +172,7 @@ func (t *Telemetry) Closed(c *Connection) {
 	if c.Flag != None {
 		s.failed.Add(1)
 	}
+	t.series.close(c.series)
 	if t.log != nil {
 		t.log.closed(c)
 	}

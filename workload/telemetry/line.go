@@ -25,7 +25,7 @@ func (c *Connection) failed() bool { return c.Flag != None || c.Error != "" }
 func (l *line) connection(e entry) {
 	c := e.connection
 	s := &c.series.labels
-	if c.series.overflow {
+	if c.series.origin == beyond {
 		own := labelsOf(c)
 		s = &own
 	}

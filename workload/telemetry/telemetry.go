@@ -43,8 +43,8 @@ type Config struct {
 	Runtime bool
 
 	// MaxSeries bounds the label sets of connections; connections beyond are
-	// counted under one label set whose workloads are "overflow". Zero means
-	// 20,000, which is about 10 MiB.
+	// counted under one label set whose workloads are "overflow", until others have
+	// not been used for one to two hours. Zero means 20,000, which is about 10 MiB.
 	MaxSeries int
 
 	// AccessLog receives whole lines, several a write, from one goroutine. Nil

@@ -5,6 +5,8 @@ import (
 	"strings"
 	"sync"
 	"testing"
+	"testing/synctest"
+	"time"
 
 	"github.com/google/go-cmp/cmp"
 	"github.com/prometheus/common/expfmt"
@@ -273,6 +275,56 @@ func TestSeriesLimit(t *testing.T) {
 	}
 }
 
+// TestSeriesLimitIsLeft: workloads that are gone do not keep those that come from being counted by name; who has a
+// connection, or had one lately, keeps its name.
+func TestSeriesLimitIsLeft(t *testing.T) {
+	for most := 7; most < 11; most++ { // the last that fits is a series of connections, or of failures
+		t.Run(fmt.Sprint(most), func(t *testing.T) { synctest.Test(t, func(t *testing.T) { limitIsLeft(t, most) }) })
+	}
+}
+
+func limitIsLeft(t *testing.T, most int) {
+	tel := newTelemetry(t, telemetry.Config{MaxSeries: most})
+	of := func(name string) *telemetry.Connection {
+		c := outbound()
+		c.Source.Workload.WorkloadName = name
+		tel.Opened(c)
+		return c
+	}
+	deny := func(c *telemetry.Connection) {
+		c.Flag = telemetry.Denied
+		tel.Closed(c)
+	}
+	tel.Closed(of("again"))
+	live := of("live")
+	for i := range 10 {
+		tel.Closed(of(fmt.Sprintf("job%d", i)))
+		deny(of(fmt.Sprintf("job%d", i)))
+	}
+	deny(of("again")) // finds no room for its failures
+	for range 8 {
+		time.Sleep(30 * time.Minute)
+		tel.Closed(of("again"))
+		scrape(t, tel)
+	}
+	tel.Closed(of("new"))
+	deny(of("again"))
+	deny(live)
+	text := scrape(t, tel)
+	for name, want := range map[string]struct{ opened, failed float64 }{"new": {1, 0}, "live": {1, 1}, "again": {11, 1}, "job0": {0, 0}} {
+		label := `source_workload="` + name + `"`
+		if got := value(t, text, "istio_tcp_connections_opened_total", label); got != want.opened {
+			t.Errorf("%v connections of %s by name, want %v", got, name, want.opened)
+		}
+		if got := value(t, text, "istio_tcp_connections_failed_total", label); got != want.failed {
+			t.Errorf("%v failures of %s by name, want %v", got, name, want.failed)
+		}
+	}
+	if got := value(t, text, "istio_tcp_sent_bytes_total", `source_workload="live"`); got != 2000 {
+		t.Errorf("%v bytes of a connection that was there all the time, want 2000", got)
+	}
+}
+
 // TestClaimsLeaveRoom: what a peer says of itself has a part of the label sets only, so that one that always says something
 // else, and is denied each time, does not take from others their names.
 func TestClaimsLeaveRoom(t *testing.T) {
@@ -301,6 +353,34 @@ func TestClaimsLeaveRoom(t *testing.T) {
 	if got := value(t, text, opened); got != 401 {
 		t.Errorf("%v connections opened, want 401", got)
 	}
+}
+
+// TestClaimsGrowOld: those of peers that are gone leave their part to others.
+func TestClaimsGrowOld(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		tel := newTelemetry(t, telemetry.Config{MaxSeries: 320})
+		claim := func(name string) float64 {
+			c := outbound()
+			c.Direction = telemetry.Inbound
+			c.Source.Workload, c.Source.Baggage = nil, &workload.Baggage{WorkloadName: name}
+			tel.Opened(c)
+			tel.Closed(c)
+			return value(t, scrape(t, tel), "istio_tcp_connections_opened_total", `source_workload="`+name+`"`)
+		}
+		for i := range 20 {
+			claim(fmt.Sprintf("w%d", i))
+		}
+		if n := claim("late"); n != 0 {
+			t.Errorf("%v connections by name of one too many", n)
+		}
+		for range 4 {
+			time.Sleep(time.Hour)
+			scrape(t, tel)
+		}
+		if n := claim("later"); n != 1 {
+			t.Errorf("%v connections by name of who came when the others had gone", n)
+		}
+	})
 }
 
 // TestConcurrentScrapes: sums never go back while connections come and go, and
