@@ -26,6 +26,9 @@ const deadDrain = 3 * time.Second
 // drainLook is how often a draining pod is looked at.
 const drainLook = 10 * time.Second
 
+// supersededLook is how often it is seen whether a successor, whose business an annotation is, has gone away again.
+const supersededLook = time.Second
+
 // reconcile makes one pod what it should be, as far as that goes now. The caller has the lock of its key. again, when
 // not zero, is when to look again without an event.
 func (a *Agent) reconcile(ctx context.Context, key string) (again time.Duration, err error) {
@@ -120,13 +123,14 @@ func (a *Agent) stay(ctx context.Context, p *pod, d enrol.Decision) (time.Durati
 		// It has not started: the CNI plugin brings it, or its address does. After the node was started again it may be
 		// called enabled still.
 		if said := t.annotation(p); said == enabled {
-			return 0, a.say(ctx, p, t, pending)
+			return a.say(ctx, p, t, pending)
 		}
 		return 0, nil
 	}
 	if err := a.enrol(ctx, p, t, addrs, &options); err != nil {
 		a.events.warn(t.ref, reasonFailed, err.Error())
-		return 0, errors.Join(err, a.say(ctx, p, t, pending))
+		_, sayErr := a.say(ctx, p, t, pending)
+		return 0, errors.Join(err, sayErr)
 	}
 	again, err := a.report(ctx, p, t)
 	if t.hostErr != nil {
@@ -177,12 +181,13 @@ func (a *Agent) report(ctx context.Context, p *pod, t *track) (time.Duration, er
 	early := t.annotation(p) == enabled && time.Since(t.since) < restartGrace
 	switch {
 	case !there, st.State == podset.Failed:
-		return 0, a.say(ctx, p, t, pending) // its next event queues the pod
+		return a.say(ctx, p, t, pending) // its next event queues the pod
 	case st.State != podset.Enrolled && early:
 		t.resuming = true
 		return time.Second, nil
 	case st.State != podset.Enrolled:
-		return time.Second, a.say(ctx, p, t, pending)
+		_, err := a.say(ctx, p, t, pending)
+		return time.Second, err
 	}
 	if !t.certified {
 		wait, cancel := context.WithTimeoutCause(ctx, certificateWait, errStillWaiting)
@@ -195,14 +200,14 @@ func (a *Agent) report(ctx context.Context, p *pod, t *track) (time.Duration, er
 		if certErr != nil {
 			certErr = fmt.Errorf("pod has no certificate yet: %w", certErr)
 			a.events.warn(t.ref, reasonNoCert, certErr.Error())
-			if err := a.say(ctx, p, t, pending); err != nil {
+			if _, err := a.say(ctx, p, t, pending); err != nil {
 				return 0, err
 			}
 			return 0, certErr
 		}
 		t.certified = true
 	}
-	return 0, a.say(ctx, p, t, enabled)
+	return a.say(ctx, p, t, enabled)
 }
 
 // leave takes a pod out: it is opened and others are told first, then it stops to be captured, what is there drains, and at
@@ -216,7 +221,7 @@ func (a *Agent) leave(ctx context.Context, p *pod, why string) (time.Duration, e
 	}
 	t = a.track(p)
 	if p.terminal() || p.Spec.HostNetwork { // nobody is left whom draining would serve, or was ever captured
-		if err := a.say(ctx, p, t, absent); err != nil {
+		if _, err := a.say(ctx, p, t, absent); err != nil {
 			return 0, err
 		}
 		a.discard(uid)
@@ -239,8 +244,8 @@ func (a *Agent) leave(ctx context.Context, p *pod, why string) (time.Duration, e
 		return 0, err
 	}
 	a.host(t, nil)
-	if err := a.say(ctx, p, t, absent); err != nil {
-		return 0, err
+	if again, err := a.say(ctx, p, t, absent); again > 0 || err != nil {
+		return again, err
 	}
 	if draining {
 		return drainLook, nil // its event queues the pod earlier
@@ -252,7 +257,7 @@ func (a *Agent) leave(ctx context.Context, p *pod, why string) (time.Duration, e
 func (a *Agent) beginLeaving(ctx context.Context, p *pod, t *track, there bool, why string) error {
 	said := t.annotation(p)
 	a.open(ctx, p.uid())
-	if err := a.say(ctx, p, t, pending); err != nil {
+	if _, err := a.say(ctx, p, t, pending); err != nil {
 		return err
 	}
 	a.cfg.Logger.Info("pod leaves the mesh", "pod", t.key, "uid", t.ref.uid, "why", why)
@@ -315,19 +320,22 @@ func (t *track) annotation(p *pod) string {
 	return p.Annotations[annotation]
 }
 
-// say writes the annotation unless it is so.
-func (a *Agent) say(ctx context.Context, p *pod, t *track, state string) error {
-	if t.annotation(p) == state || a.cfg.Superseded() {
-		return nil
+// say writes the annotation unless it is so. While that is a successor's business, again is when to try.
+func (a *Agent) say(ctx context.Context, p *pod, t *track, state string) (again time.Duration, err error) {
+	if t.annotation(p) == state {
+		return 0, nil
+	}
+	if a.cfg.Superseded() {
+		return supersededLook, nil
 	}
 	if err := a.client.annotate(ctx, p, state); err != nil {
 		if gone(err) {
-			return nil // its event is on the way
+			return 0, nil // its event is on the way
 		}
-		return err
+		return 0, err
 	}
 	t.wrote, t.wroteAt = state, p.ResourceVersion
-	return nil
+	return 0, nil
 }
 
 // host makes the host let probes through to exactly these addresses of the pod. What fails is kept in t.hostErr and

@@ -179,16 +179,43 @@ func TestLeftBehindIsTriedAgain(t *testing.T) {
 	})
 }
 
-// TestSuperseded: an agent that is on its way out leaves the annotation to its successor.
+// TestSuperseded: an agent that is on its way out leaves the annotation to its successor, and is the one to write it again
+// when that goes away.
 func TestSuperseded(t *testing.T) {
 	r := newRig(t)
+	old := func(yes bool) {
+		r.mu.Lock()
+		defer r.mu.Unlock()
+		r.old = yes
+		r.askedOld.Store(0)
+	}
 	r.process("u1", "10.0.0.2")
 	r.namespace("team", ambient, nil)
 	r.pod("team/a", "u1", "10.0.0.2", nil)
-	r.old = true
+	old(true)
 	r.run(nil)
 	<-r.agent.Ready()
+	asks := func() { // for longer than events of the pod make it ask
+		t.Helper()
+		r.eventually(func() string {
+			if n := r.askedOld.Load(); n < 5 {
+				return fmt.Sprintf("asked %d times whether there is a successor", n)
+			}
+			return ""
+		})
+	}
+	asks()
 	if _, there := r.set.Pod("u1"); !there || r.api.redirection("team/a") != "" {
 		t.Errorf("annotated %q by an agent that has a successor", r.api.redirection("team/a"))
 	}
+	old(false)
+	r.says("team/a", "enabled")
+	old(true)
+	r.namespace("team", nil, nil)
+	asks()
+	if _, there := r.set.Pod("u1"); there || r.api.redirection("team/a") != "enabled" {
+		t.Errorf("pod there: %t, annotated %q by an agent that has a successor", there, r.api.redirection("team/a"))
+	}
+	old(false)
+	r.says("team/a", "")
 }

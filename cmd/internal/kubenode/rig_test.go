@@ -12,6 +12,7 @@ import (
 	"slices"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -46,6 +47,7 @@ type rig struct {
 	hosts    map[netip.Addr]string
 	hostErr  error
 	old      bool                                     // superseded
+	askedOld atomic.Int32                             // how often that was asked
 	capture  func(podset.Pod) (podset.Capture, error) // nil means that of the Set
 }
 
@@ -149,6 +151,7 @@ func (r *rig) certified(ctx context.Context, _ podset.Pod) error {
 }
 
 func (r *rig) superseded() bool {
+	r.askedOld.Add(1)
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	return r.old
