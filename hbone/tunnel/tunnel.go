@@ -97,9 +97,10 @@ type Tunnel struct {
 	heard    int64      // when a frame was complete last
 	took     int64      // when the socket took bytes last, or had nothing to take
 	draining bool
-	leaving  bool // the peer has sent GOAWAY
-	crossing bool // the first GOAWAY of a drain is on its way: requests that cross it are still served
-	drained  bool // the final GOAWAY is out
+	leaving  bool  // the peer has sent GOAWAY
+	crossing bool  // the first GOAWAY of a drain is on its way: requests that cross it are still served
+	drained  bool  // the final GOAWAY is out
+	said     int64 // when a drained tunnel had nothing more to send, 0 before
 	err      error
 
 	open   atomic.Int32

@@ -54,9 +54,13 @@ const finishing = 10 * time.Millisecond
 
 // finish ends a drained tunnel when the peer's host has all that was sent: should the peer say anything after the socket is
 // closed, if only that it has read, the kernel resets the connection and drops the rest. A peer that is gone is found by the
-// pings.
+// pings, but not one that sends and does not read: the wait is bounded.
 func (t *Tunnel) finish() {
-	if t.fd.Unacknowledged() > 0 {
+	now := t.loop.Now()
+	if t.said == 0 {
+		t.said = now
+	}
+	if t.fd.Unacknowledged() > 0 && now-t.said <= int64(t.cfg.PingInterval+t.cfg.PingTimeout) {
 		t.loop.After(&t.grace, finishing, t.mark)
 		return
 	}

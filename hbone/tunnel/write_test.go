@@ -126,3 +126,49 @@ func TestWhatADrainedTunnelSentArrives(t *testing.T) {
 		t.Errorf("tunnel ended with %v", err)
 	}
 }
+
+// A drained tunnel waits for what it has sent to arrive, but not for a peer that reads nothing any more, whatever that says.
+func TestDrainedTunnelEndsThoughThePeerReadsNothing(t *testing.T) {
+	f := newFixture(t)
+	cfg := f.config()
+	cfg.PingInterval, cfg.PingTimeout = 100*time.Millisecond, 200*time.Millisecond
+	tun, _, fr := f.client(cfg)
+	_ = fr.WriteSettings(http2.Setting{ID: http2.SettingInitialWindowSize, Val: 1 << 30})
+	_ = fr.WriteWindowUpdate(0, 1<<30)
+	_ = fr.WritePing(false, [8]byte{1})
+	for !next(t, fr, http2.FramePing).(*http2.PingFrame).IsAck() { // the peer reads nothing behind this
+	}
+	stop, stopped := make(chan struct{}), make(chan struct{})
+	go func() {
+		defer close(stopped)
+		for {
+			select {
+			case <-stop:
+				return
+			case <-time.After(50 * time.Millisecond):
+				_ = fr.WriteWindowUpdate(0, 1)
+			}
+		}
+	}()
+	defer func() { close(stop); <-stopped }()
+	f.on(func() {
+		st, err := tun.Open(&h2.Header{Method: "CONNECT", Authority: "10.0.0.1:80"}, newHandler())
+		if err != nil {
+			t.Error(err)
+			return
+		}
+		for sent := 0; sent < 512<<10; { // more than the peer's socket holds
+			n := st.Write(make([]byte, 64<<10))
+			if n == 0 {
+				t.Errorf("only %d bytes were taken", sent)
+				break
+			}
+			sent += n
+		}
+		st.Reset(h2.Cancel)
+		tun.Drain()
+	})
+	if err := f.end(); !errors.Is(err, tunnel.ErrClosed) {
+		t.Errorf("tunnel ended with %v", err)
+	}
+}
