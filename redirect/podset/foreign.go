@@ -3,6 +3,7 @@ package podset
 import (
 	"fmt"
 	"os"
+	"slices"
 	"strconv"
 	"strings"
 	"sync"
@@ -94,6 +95,34 @@ func (w *worker) searchForeign() {
 		w.s.counters.foreign.Add(uint64(len(report)))
 		w.event(Event{Kind: EventForeign, Sockets: report})
 	}
+}
+
+// yieldPause is how often a leaving pod is looked at in which another agent has connections.
+const yieldPause = time.Second
+
+// yield waits as long as another agent has connections in the pod, which the agents of before and after an upgrade do side by
+// side: they need the rules, too. They have the time of those of this agent.
+func (w *worker) yield() {
+	pause := time.NewTicker(yieldPause)
+	defer pause.Stop()
+	for w.shared() {
+		select {
+		case <-pause.C:
+		case <-w.e.drain.Done():
+			return
+		}
+	}
+}
+
+// shared reports whether there are connections with the agent's mark that are not the agent's. In doubt there are none.
+func (w *worker) shared() bool {
+	marked, err := w.s.cfg.MarkedSockets(w.e.pod.NS)
+	marked = slices.DeleteFunc(marked, func(s redirect.Socket) bool { return s.Remote.Port() == 0 })
+	if err != nil || len(marked) == 0 {
+		return false
+	}
+	own, err := w.s.cfg.OwnSockets()
+	return err == nil && slices.ContainsFunc(marked, func(s redirect.Socket) bool { return !own[s.Inode] })
 }
 
 // unsearched says why a search has failed, once for each reason: a kernel that cannot list sockets never does.

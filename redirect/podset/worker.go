@@ -301,6 +301,9 @@ func (w *worker) leave(ctx context.Context) {
 	if w.took != nil {
 		<-w.took // its connections need the rules too, and have a bound of their own
 	}
+	if undo {
+		w.yield()
+	}
 	mine := w.reclaim()
 	if undo && mine {
 		behind = w.takeAway()
