@@ -107,8 +107,9 @@ type cluster struct {
 	pluginDone chan struct{}
 }
 
-// buildKubernetes serves the pods that the API server tells of. The hand-off socket listens before the pods are known,
-// and the plugin comes last, when there is somebody to ask.
+// buildKubernetes serves the pods that the API server tells of. The hand-off socket listens before the pods are known, unless
+// an earlier agent is there, which can enrol pods while this one may never be able to; and the plugin comes last, when there is
+// somebody to ask.
 func (n *node) buildKubernetes(parts []run.Component) ([]run.Component, error) {
 	s, k := n.settings, &n.settings.kubernetes
 	klog.SetSlogLogger(n.scope("kubernetes"))
@@ -135,7 +136,7 @@ func (n *node) buildKubernetes(parts []run.Component) ([]run.Component, error) {
 		return nil, err
 	}
 	n.cluster = c
-	c.server, err = handoff.Listen(handoff.Config{Path: s.handoff, Handler: c.agent.Handoff(), Logger: n.scope("handoff")})
+	c.server, err = handoff.Listen(handoff.Config{Path: s.handoff, Handler: c.agent.Handoff(), Patient: true, Logger: n.scope("handoff")})
 	if err != nil {
 		return nil, err
 	}
@@ -184,7 +185,7 @@ func newInstaller(s *settings, api *rest.Config, log *slog.Logger) (*install.Ins
 	})
 }
 
-// followCluster clears what readiness waits for, and says when the mesh's state is known.
+// followCluster clears what readiness waits for, says when the mesh's state is known, and takes over from an earlier agent.
 func (n *node) followCluster(ctx context.Context, synced chan<- struct{}) error {
 	if err := n.waitState(ctx); err != nil {
 		return nil //nolint:nilerr // stopping
@@ -192,9 +193,14 @@ func (n *node) followCluster(ctx context.Context, synced chan<- struct{}) error 
 	close(synced)
 	select {
 	case <-n.cluster.agent.Ready():
-		n.ready.Clear(waitPods)
 	case <-ctx.Done():
+		return nil
 	}
+	if err := n.cluster.server.Take(); err != nil {
+		return err
+	}
+	n.cluster.agent.Refresh() // what was the earlier agent's to say is this one's now
+	n.ready.Clear(waitPods)
 	return nil
 }
 
@@ -220,7 +226,7 @@ func (n *node) keepPlugin(ctx context.Context) error {
 	return c.installer.Run(ctx)
 }
 
-// superseded reports whether a newer agent has taken the hand-off socket.
+// superseded reports whether another agent has the hand-off socket: a newer one, or an earlier one until this one is ready.
 func (c *cluster) superseded() bool { return c.server.Superseded() }
 
 // certified waits until the certificate is there that the pod's connections will ask for.

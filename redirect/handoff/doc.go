@@ -30,7 +30,8 @@
 // # Several servers
 //
 // During an upgrade two agents may run on a node. The one that started last takes the
-// path, in one step; when it ends while the other still serves, that one takes it back.
+// path, in one step and, if it is Patient, not before it is ready; when it ends while the
+// other still serves, that one takes it back.
 //
 // # Trust
 //

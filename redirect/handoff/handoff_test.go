@@ -314,6 +314,61 @@ func TestSuccessorLives(t *testing.T) {
 	}
 }
 
+// TestPatient: a server that is not ready yet leaves the path to the one that serves it, and takes it when that one ends or it
+// is told to.
+func TestPatient(t *testing.T) {
+	path := filepath.Join(t.TempDir(), "agent.sock")
+	first, stop := run(t, handoff.Config{Path: path, Handler: &pods{}, Patient: true, Interval: time.Millisecond})
+	if first.Superseded() {
+		t.Error("the first waits for nobody")
+	}
+	never, stopNever := run(t, handoff.Config{Path: path, Handler: &pods{}, Patient: true, Interval: time.Millisecond})
+	if !never.Superseded() || first.Superseded() {
+		t.Error("a server that is not ready has the path")
+	}
+	stopNever()
+	unrun, err := handoff.Listen(handoff.Config{Path: path, Handler: &pods{}, Patient: true})
+	if err == nil {
+		err = unrun.Close()
+	}
+	if err != nil || first.Superseded() {
+		t.Errorf("a server that ends before it is ready takes the path away: %v", err)
+	}
+	if err := unrun.Run(t.Context()); !errors.Is(err, net.ErrClosed) {
+		t.Errorf("Run after Close = %v", err)
+	}
+	ready, stopReady := run(t, handoff.Config{Path: path, Handler: &pods{}, Patient: true, Interval: time.Millisecond})
+	for range 2 {
+		if err := ready.Take(); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if _, err := dial(t, path).List(t.Context()); err != nil || ready.Superseded() || !first.Superseded() {
+		t.Errorf("a server that is ready does not have the path: %v", err)
+	}
+	stopReady()
+	for deadline := time.Now().Add(5 * time.Second); first.Superseded() || missing(path); time.Sleep(time.Millisecond) {
+		if time.Now().After(deadline) {
+			t.Fatal("nobody has the path")
+		}
+	}
+	next, _ := run(t, handoff.Config{Path: path, Handler: &pods{}, Patient: true, Interval: time.Millisecond})
+	stop()
+	for deadline := time.Now().Add(5 * time.Second); next.Superseded() || missing(path); time.Sleep(time.Millisecond) {
+		if time.Now().After(deadline) {
+			t.Fatal("the path of a server that has ended is not taken")
+		}
+	}
+	if _, err := dial(t, path).List(t.Context()); err != nil {
+		t.Error(err)
+	}
+}
+
+func missing(path string) bool {
+	_, err := os.Stat(path)
+	return err != nil
+}
+
 // usurp makes the path lead to another socket, as a successor does.
 func usurp(t *testing.T, path string) *net.UnixListener {
 	t.Helper()

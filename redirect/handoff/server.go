@@ -37,6 +37,8 @@ type Config struct {
 	Path string
 	// Handler is required.
 	Handler Handler
+	// Patient leaves a path that another server serves to that one, until it ends or Take is called.
+	Patient bool
 	// AllowUID says whose requests are taken. nil allows root and the user that
 	// the server runs as.
 	AllowUID func(uid uint32) bool
@@ -57,16 +59,18 @@ const acceptPause = 50 * time.Millisecond
 
 // Server serves the hand-off socket.
 type Server struct {
-	cfg Config
+	cfg   Config
+	bound chan struct{} // closed with the first listener, or by Close
 
 	mu       sync.Mutex
-	listener *net.UnixListener
-	inode    uint64 // of the listener's file
+	listener *net.UnixListener // nil while a Patient server waits
+	inode    uint64            // of the listener's file
 	closed   bool
 }
 
 // Listen opens the socket, at once and for whoever comes; Run serves it. A socket of
-// a predecessor is replaced in one step, without a moment in which connecting fails.
+// a predecessor is replaced in one step, without a moment in which connecting fails;
+// see Config.Patient for when.
 func Listen(cfg Config) (*Server, error) {
 	if cfg.Path == "" || cfg.Handler == nil {
 		return nil, errors.New("listen for hand-offs: path and handler are required")
@@ -87,11 +91,27 @@ func Listen(cfg Config) (*Server, error) {
 	if cfg.Logger == nil {
 		cfg.Logger = slog.New(slog.DiscardHandler)
 	}
-	s := &Server{cfg: cfg}
-	if _, err := s.bind(func() bool { return true }); err != nil {
+	s := &Server{cfg: cfg, bound: make(chan struct{})}
+	wanted := func() bool { return true }
+	if cfg.Patient {
+		wanted = s.left
+	}
+	if _, err := s.bind(wanted); err != nil {
 		return nil, fmt.Errorf("listen for hand-offs at %s: %w", cfg.Path, err)
 	}
 	return s, nil
+}
+
+// Take makes the path lead here, whoever serves it, if it does not yet.
+func (s *Server) Take() error {
+	_, err := s.bind(func() bool {
+		_, ours := s.at()
+		return !ours
+	})
+	if err != nil {
+		return fmt.Errorf("take hand-off socket %s: %w", s.cfg.Path, err)
+	}
+	return nil
 }
 
 // Run serves until ctx ends and returns when all connections are closed: nil then,
@@ -107,6 +127,11 @@ func (s *Server) Run(ctx context.Context) error {
 	stop := context.AfterFunc(ctx, func() { _ = s.Close() })
 	defer stop()
 	wg.Go(func() { s.keep(ctx) })
+	select {
+	case <-s.bound:
+	case <-ctx.Done():
+		return s.Close()
+	}
 	slots := make(chan struct{}, s.cfg.MaxClients)
 	for {
 		select {
@@ -133,6 +158,9 @@ func (s *Server) accept(ctx context.Context) (*net.UnixConn, error) {
 	said := false
 	for {
 		l := s.current()
+		if l == nil { // closed before there was one
+			return nil, net.ErrClosed
+		}
 		c, err := l.AcceptUnix()
 		if err == nil {
 			return c, nil

@@ -71,9 +71,11 @@ func (s *Server) replace(l *net.UnixListener, beside string) error {
 	}
 	old := s.listener
 	s.listener, s.inode = l, st.Ino
-	if old != nil {
-		_ = old.Close()
+	if old == nil {
+		close(s.bound)
+		return nil
 	}
+	_ = old.Close()
 	return nil
 }
 
@@ -96,14 +98,15 @@ func (s *Server) at() (there, ours bool) {
 }
 
 // Superseded reports whether the path leads to the socket of another server: a newer
-// one, or one that was killed and whose place is not taken back yet. After the end of
-// the server it still tells whether there is a successor.
+// one, one that was killed and whose place is not taken back yet, or the one that a
+// Patient server waits for. After the end of the server it still tells whether there
+// is a successor.
 func (s *Server) Superseded() bool {
 	there, ours := s.at()
 	return there && !ours
 }
 
-// keep takes the path back, until ctx ends, whenever a successor has left it.
+// keep takes the path, until ctx ends, whenever another server has left it.
 func (s *Server) keep(ctx context.Context) {
 	tick := time.NewTicker(s.cfg.Interval)
 	defer tick.Stop()
@@ -119,11 +122,11 @@ func (s *Server) keep(ctx context.Context) {
 		done, err := s.bind(s.left)
 		switch {
 		case done:
-			s.cfg.Logger.Warn("nobody serves the hand-off socket any more that a newer agent had taken: taken back", "path", s.cfg.Path)
+			s.cfg.Logger.Warn("nobody serves the hand-off socket any more that another agent had: taken over", "path", s.cfg.Path)
 		case errors.Is(err, net.ErrClosed):
 			return
 		case err != nil && !failed && ctx.Err() == nil:
-			s.cfg.Logger.Warn("hand-off socket cannot be taken back, trying on", "path", s.cfg.Path, "error", err)
+			s.cfg.Logger.Warn("hand-off socket cannot be taken over, trying on", "path", s.cfg.Path, "error", err)
 		}
 		failed = err != nil
 	}
@@ -149,6 +152,10 @@ func (s *Server) Close() error {
 		return nil
 	}
 	s.closed = true
+	if s.listener == nil {
+		close(s.bound)
+		return nil
+	}
 	err := s.listener.Close()
 	var st unix.Stat_t
 	if unix.Stat(s.cfg.Path, &st) == nil && st.Ino == s.inode {
