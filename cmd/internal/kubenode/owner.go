@@ -66,6 +66,9 @@ func (a *Agent) ownerSeenGoing() bool {
 // That the API server does not know the agent any more (401) says nothing of the DaemonSet. The account may have been deleted
 // with it, but a token also ends with a pod that is deleted by force or outlives its grace, and a server in trouble refuses
 // good ones. What was seen of the DaemonSet until then decides.
+//
+// That the agent may not ask (403) is believed when it is so for a while, or when the DaemonSet was seen to go: an API server that
+// has just begun, or cannot reach its authorizer, permits nobody anything.
 func (a *Agent) Uninstalled(ctx context.Context) bool {
 	a.mu.Lock()
 	owned := a.owned
@@ -78,7 +81,8 @@ func (a *Agent) Uninstalled(ctx context.Context) bool {
 		switch {
 		case err == nil:
 			return deleting
-		case apierrors.IsNotFound(err), apierrors.IsForbidden(err), apierrors.IsUnauthorized(err) && owned && a.ownerSeenGoing():
+		case apierrors.IsNotFound(err), apierrors.IsForbidden(err) && (attempt == ownerAttempts || a.ownerSeenGoing()),
+			apierrors.IsUnauthorized(err) && owned && a.ownerSeenGoing():
 			a.cfg.Logger.Info("the agent's own DaemonSet is not to be seen", "seen_before", owned, "error", err)
 			return owned
 		}

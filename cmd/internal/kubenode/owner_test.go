@@ -25,6 +25,7 @@ func TestUninstalled(t *testing.T) {
 		{name: "namespace_not_to_be_seen", daemon: "there", hidden: 403},
 		{name: "deleted", want: true},
 		{name: "permission_gone", daemon: "there", refuse: 403, want: true},
+		{name: "permission_refused_for_a_moment", daemon: "there", refuse: 403, once: true},
 		{name: "token_refused", daemon: "there", refuse: 401},
 		{name: "token_refused_for_a_moment", daemon: "there", refuse: 401, once: true},
 		{name: "token_refused_for_a_moment_and_being_deleted", daemon: "deleting", refuse: 401, once: true, blind: true, want: true},
