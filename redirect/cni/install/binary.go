@@ -108,6 +108,12 @@ func sameBinary(f io.Reader, target string) (bool, error) {
 	return sameContent(f, t)
 }
 
+// executable reports whether there is a program at path, whichever.
+func executable(path string) bool {
+	info, err := os.Lstat(path)
+	return err == nil && info.Mode().IsRegular() && info.Mode().Perm()&0o111 != 0
+}
+
 func sameContent(a, b io.Reader) (bool, error) {
 	x, y := make([]byte, 64<<10), make([]byte, 64<<10)
 	ended := func(err error) bool { return err == io.EOF || err == io.ErrUnexpectedEOF }

@@ -246,6 +246,43 @@ func TestDisk(t *testing.T) {
 			n.wantPlugins("bridge culvert-cni")
 		})
 	}
+	// What an earlier agent has installed does its work, and must not be gone past where the disk keeps this one from renewing it.
+	for _, tt := range []struct {
+		name string
+		dir  func(n *node) string
+	}{
+		{"full_run_after_restart", func(n *node) string { return n.cfg.RunDir }},
+		{"full_bin_after_upgrade", func(n *node) string { return n.cfg.BinDir }},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			n := newNode(t)
+			if err := os.MkdirAll(n.cfg.RunDir, 0o700); err != nil {
+				t.Fatal(err)
+			}
+			dir := tt.dir(n)
+			mount(t, dir, 0)
+			t.Cleanup(func() { _ = unix.Unmount(dir, 0) })
+			n.write(n.net("10-net.conflist"), list)
+			earlier, stop := n.run()
+			n.eventually("installed by an earlier agent", earlier.Ready)
+			stop()
+			fill(t, dir)
+			n.write(n.cfg.SourceBinary, "#!/bin/sh\n# new\n")
+			n.rewrite("10-net.conflist", version(1)) // by another program, without the entry
+			i, err := install.New(n.cfg)
+			if err != nil {
+				t.Fatal(err)
+			}
+			for range 2 {
+				if err := i.Ensure(); err == nil || !strings.Contains(err.Error(), "no space left on device") {
+					t.Errorf("got %v, want that no space is left", err)
+				}
+			}
+			if got := n.plugins(); got != "bridge1 culvert-cni" {
+				t.Errorf("pods start past the plugin: the chain is %q", got)
+			}
+		})
+	}
 }
 
 func mount(t *testing.T, dir string, flags uintptr) {

@@ -210,25 +210,24 @@ func (i *Installer) record(err error) {
 }
 
 // ensure looks once and puts in place what is missing. The entry comes last: from
-// then on the runtime calls the binary. What only makes the API file an old one does not
-// keep the entry from coming back, or pods would start past the plugin.
+// then on the runtime calls the binary. What only makes the binary or the API file an
+// old one, or the owner one that has ended, does not keep the entry from coming back,
+// or pods would start past the plugin.
 func (i *Installer) ensure() error {
 	owner, err := i.owns()
-	if err != nil {
-		return err
-	}
 	if !owner {
+		if err != nil {
+			return err
+		}
 		return i.verify()
 	}
 	if err := i.sweepAll(time.Now()); err != nil {
 		return err
 	}
-	if err := i.ensureBinary(); err != nil {
-		return err
-	}
+	err = errors.Join(err, i.ensureBinary())
 	i.step("binary")
-	err = i.ensureAPI()
-	if err != nil && !exists(filepath.Join(i.cfg.RunDir, APIFile)) {
+	err = errors.Join(err, i.ensureAPI())
+	if err != nil && !(executable(filepath.Join(i.cfg.BinDir, cni.Type)) && exists(filepath.Join(i.cfg.RunDir, APIFile))) {
 		return err
 	}
 	i.step("api")
