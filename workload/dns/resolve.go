@@ -2,6 +2,7 @@ package dns
 
 import (
 	"net/netip"
+	"slices"
 	"strings"
 
 	"github.com/culvert-mesh/culvert/workload"
@@ -39,20 +40,35 @@ func (r *Resolver) Resolve(snap *workload.Snapshot, c Client, name string, qtype
 // find returns the service that the name means to the client, and the name left
 // after stripping a search domain when that is how it was found. A wildcard match
 // has no such name: its answer carries the question's own.
+//
+// The first match counts, unless it is another namespace's: a service of
+// Kubernetes goes before what others write down in whatever form of its name.
 func (r *Resolver) find(snap *workload.Snapshot, c Client, name string) (svc *workload.Service, canonical string) {
 	for _, a := range r.aliases(c, name) {
 		for hostname, wildcard := range wildcards(a.name) {
-			svc := r.best(snap.ServicesByHost(hostname), c.Namespace)
-			switch {
-			case svc == nil:
-			case wildcard:
-				return svc, ""
-			default:
-				return svc, a.stripped
+			services := snap.ServicesByHost(hostname)
+			found, kubernetes := r.best(services, c.Namespace), slices.ContainsFunc(services, r.ofKubernetes)
+			if found == nil || svc != nil && !kubernetes {
+				continue
+			}
+			svc, canonical = found, a.stripped
+			if wildcard {
+				canonical = ""
+			}
+			if kubernetes || svc.Namespace == c.Namespace {
+				return svc, canonical
 			}
 		}
 	}
-	return nil, ""
+	return svc, canonical
+}
+
+// ofKubernetes reports whether the service has a name that Kubernetes gives to
+// those of its namespace.
+func (r *Resolver) ofKubernetes(s *workload.Service) bool {
+	name, ok := strings.CutSuffix(s.Hostname, r.suffix)
+	_, namespace, _ := strings.Cut(name, ".")
+	return ok && namespace == s.Namespace
 }
 
 // best chooses among the services of one hostname: the client's own namespace,

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"net/netip"
 	"slices"
+	"strings"
 	"testing"
 
 	"github.com/google/go-cmp/cmp"
@@ -187,6 +188,35 @@ func TestResolve(t *testing.T) {
 				t.Errorf("Resolve(%q) (-want +got):\n%s", tt.host, d)
 			}
 		})
+	}
+}
+
+// What a ServiceEntry of another namespace calls itself takes no name of a Service, in whatever way clients write that.
+func TestServiceGoesBeforeEntriesOfOthers(t *testing.T) {
+	r, err := dns.New(dns.Config{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, host := range []string{"*.local", "*.cluster.local", "*.svc.cluster.local", "*.client.svc.cluster.local", "*.shop", "web.shop", "web.shop.svc", "web.shop.client.svc.cluster.local"} {
+		entry := with(service("evil", host, "nw1/6.6.6.6"), canonical)
+		store := workload.New()
+		store.Replace(nil, []*workload.Service{with(kube("web", "shop", "nw1/10.0.0.1"), canonical), entry})
+		// As resolvers ask that have ndots:5, and as those that do not.
+		for _, name := range []string{
+			"web.shop.client.svc.cluster.local.", "web.shop.svc.client.svc.cluster.local.", "web.shop.svc.cluster.local.client.svc.cluster.local.",
+			"web.shop.", "web.shop.svc.", "web.shop.svc.cluster.local.",
+		} {
+			got := r.Resolve(store.Snapshot(), dns.Client{Namespace: "client", Network: "nw1"}, name, dns.TypeA)
+			if want := addrs("10.0.0.1"); !slices.Equal(got.Addrs, want) {
+				t.Errorf("beside an entry for %s, %s is %v, want %v", host, name, got.Addrs, want)
+			}
+		}
+		// The client's own namespace says what it likes.
+		entry.Namespace = "client"
+		store.Replace(nil, []*workload.Service{with(kube("web", "shop", "nw1/10.0.0.1"), canonical), entry})
+		if got := r.Resolve(store.Snapshot(), dns.Client{Namespace: "client", Network: "nw1"}, strings.Replace(host, "*", "other", 1), dns.TypeA); !slices.Equal(got.Addrs, addrs("6.6.6.6")) {
+			t.Errorf("%s of the own namespace is %v", host, got.Addrs)
+		}
 	}
 }
 
