@@ -111,7 +111,6 @@ func (r *reader) capture() Capture {
 			c.DNS = DNSOn
 		}
 	}
-	c.VirtualInterfaces = carveOut(r, AnnotationInterfaces, parseInterfaces)
 	r.carveOuts(&c, forbidden)
 	c.HostPorts = r.hostPorts(forbidden)
 	return c
@@ -145,7 +144,7 @@ func (r *reader) carveOuts(c *Capture, forbidden string) {
 	if forbidden != "" {
 		for _, key := range []string{
 			AnnotationExcludeInboundPorts, AnnotationIncludeInboundPorts, AnnotationExcludeOutboundPorts,
-			AnnotationExcludeOutboundRanges, AnnotationIncludeOutboundRanges,
+			AnnotationExcludeOutboundRanges, AnnotationIncludeOutboundRanges, AnnotationInterfaces,
 		} {
 			if _, present := r.pod[key]; present {
 				r.ignored(key, forbidden)
@@ -153,6 +152,8 @@ func (r *reader) carveOuts(c *Capture, forbidden string) {
 		}
 		return
 	}
+	// The pod's own interface may be among them: what comes to the pod would go past its policies, as its own outbound traffic.
+	c.VirtualInterfaces = carveOut(r, AnnotationInterfaces, parseInterfaces)
 	c.ExcludeInbound = carveOut(r, AnnotationExcludeInboundPorts, parseOpenPorts)
 	c.IncludeInbound = include(r, AnnotationIncludeInboundPorts, parseOpenPorts)
 	c.ExcludeOutbound = carveOut(r, AnnotationExcludeOutboundPorts, parsePorts)

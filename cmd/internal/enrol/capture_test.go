@@ -72,6 +72,8 @@ func TestCapture(t *testing.T) {
 		{name: "allowed_by_namespace", namespace: labels{enrol.AnnotationAllowCarveOuts: "true"}, pod: labels{enrol.AnnotationExcludeInboundPorts: "80"}, want: enrol.Capture{ExcludeInbound: []uint16{80}}},
 		{name: "namespace_cannot_lift_setting", forbid: true, namespace: labels{enrol.AnnotationAllowCarveOuts: "true"}, pod: labels{enrol.AnnotationExcludeInboundPorts: "80"}, warning: "forbidden by the agent's settings"},
 		{name: "namespace_unreadable_forbids", namespace: labels{enrol.AnnotationAllowCarveOuts: "no"}, warning: "counts as false"},
+		{name: "forbidden_interfaces", forbid: true, pod: labels{enrol.AnnotationInterfaces: "eth0"}, warning: "reroute-virtual-interfaces is ignored: carve-outs are forbidden by the agent's settings"},
+		{name: "interfaces_forbidden_by_namespace", namespace: labels{enrol.AnnotationAllowCarveOuts: "false"}, pod: labels{enrol.AnnotationInterfaces: "eth0"}, warning: "forbidden by the namespace's annotation"},
 		{name: "forbidden_bypass", forbid: true, pod: labels{enrol.AnnotationBypassInbound: "true"}, warning: "bypass-inbound-capture is ignored: carve-outs are forbidden by the agent's settings"},
 
 		{name: "host_ports", pod: labels{enrol.AnnotationHostPorts: "8443"}, want: enrol.Capture{HostPorts: []uint16{8443}}},
@@ -131,7 +133,7 @@ func FuzzAnnotations(f *testing.F) {
 				enrol.Settings{Selectors: all(), ForbidCarveOuts: forbid})
 			c := d.Capture
 			opened := len(c.IncludeInbound) + len(c.ExcludeInbound) + len(c.ExcludeOutbound) + len(c.IncludeRanges) + len(c.ExcludeRanges) + len(c.HostPorts)
-			if forbid && (opened > 0 || c.Ingress) {
+			if forbid && (opened > 0 || c.Ingress || len(c.VirtualInterfaces) > 0) {
 				t.Fatalf("%s=%q opened %+v although forbidden", key, text, c)
 			}
 			if opened > strings.Count(text, ",")+1 {
