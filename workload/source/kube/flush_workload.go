@@ -160,8 +160,12 @@ func (st *state) workloadEntry(r ref) []*workload.Workload {
 	st.report(r, &o.header, boundConditions(&b, pairs{}, ns), o.conditions)
 	fault := o.fault
 	for _, a := range o.addresses() {
-		if fault == "" && len(st.podsOfAddress[a]) > 0 {
+		switch {
+		case fault != "":
+		case len(st.podsOfAddress[a]) > 0:
 			fault = "its address " + a.String() + " belongs to a pod, which is what is meant by it"
+		case len(st.servicesOfVIP[a]) > 0:
+			fault = "its address " + a.String() + " belongs to a Service, which is what is meant by it"
 		}
 	}
 	st.fault(r, fault)
@@ -169,7 +173,17 @@ func (st *state) workloadEntry(r ref) []*workload.Workload {
 	if w == nil {
 		return nil
 	}
+	st.disown(w)
 	return []*workload.Workload{w}
+}
+
+// disown takes its addresses from what somebody has declared at that of a Service: it is an endpoint there like those of a
+// slice, and connections to the address are the Service's, with its waypoint.
+func (st *state) disown(w *workload.Workload) {
+	taken := func(a netip.Addr) bool { return len(st.servicesOfVIP[a]) > 0 }
+	if w.Network == st.settings.network && slices.ContainsFunc(w.Addresses, taken) {
+		w.NetworkMode = workload.HostNetwork
+	}
 }
 
 func (st *state) entryWorkloads(r ref) []*workload.Workload {
@@ -206,7 +220,9 @@ func (st *state) entryWorkloads(r ref) []*workload.Workload {
 			one.services[workload.NamespacedHostname{Namespace: o.namespace, Hostname: host}] = ports
 		}
 		one.waypoint = waypoints(st.waypoint).bind(e.labels, ns, trafficWorkload).address
-		out = append(out, translateServiceEntry(o, e, one, &st.settings))
+		w := translateServiceEntry(o, e, one, &st.settings)
+		st.disown(w)
+		out = append(out, w)
 	}
 	return out
 }

@@ -1,6 +1,7 @@
 package kube
 
 import (
+	"net/netip"
 	"testing"
 
 	corev1 "k8s.io/api/core/v1"
@@ -250,6 +251,49 @@ func TestServiceEntryTakesNoAddresses(t *testing.T) {
 	check("192.0.2.1")
 	w.drop(pod("one", nil))
 	check("10.0.0.1", "192.0.2.1")
+}
+
+// Whoever declares an endpoint at the address of a Service leads there and no more. Were the address its own, nobody would go
+// through the Service's waypoint any more.
+func TestEndpointsTakeNoAddressesOfServices(t *testing.T) {
+	machine := custom(t, `{apiVersion: networking.istio.io/v1, kind: WorkloadEntry, metadata: {name: vm, namespace: other}, spec: {address: 10.1.0.1}}`)
+	entry := custom(t, `{apiVersion: networking.istio.io/v1, kind: ServiceEntry, metadata: {name: ext, namespace: other},
+		spec: {hosts: [a.example.com], resolution: STATIC, ports: [{number: 80, name: http}], endpoints: [{address: 10.1.0.1}, {address: 10.1.0.2, network: net2}]}}`)
+	web := service("web", []string{"10.1.0.1"})
+	for _, declared := range []any{machine, entry} {
+		for _, late := range []bool{false, true} {
+			w := newWorld(t)
+			owner := func(network, address string) string {
+				if o := w.store.Snapshot().WorkloadByAddress(workload.NewNetworkAddress(network, netip.MustParseAddr(address))); o != nil {
+					return o.Name
+				}
+				return ""
+			}
+			if late {
+				w.set(declared)
+				w.set(web)
+			} else {
+				w.set(web)
+				w.set(declared)
+			}
+			if o := owner("", "10.1.0.1"); o != "" {
+				t.Errorf("the address of a Service is that of %s (declared first: %t)", o, late)
+			}
+			if declared == entry {
+				if n := len(w.store.Snapshot().Endpoints(workload.NamespacedHostname{Namespace: "other", Hostname: "a.example.com"})); n != 2 {
+					t.Errorf("%d endpoints, want 2", n)
+				}
+				w.set(service("far", []string{"10.1.0.2"}))
+				if o := owner("net2", "10.1.0.2"); o != "ext" {
+					t.Errorf("the address in another network is that of %q", o)
+				}
+			}
+			w.drop(web)
+			if o := owner("", "10.1.0.1"); o == "" {
+				t.Error("the address is nobody's when the Service is gone")
+			}
+		}
+	}
 }
 
 func cidr(s string) workload.NetworkPrefix {

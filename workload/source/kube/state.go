@@ -43,7 +43,7 @@ type state struct {
 	slicesOfPod      links[key]
 	attached         links[ref]        // target ─► policies with targetRefs
 	entriesOfAddress links[netip.Addr] // ServiceEntries that claim it
-	machinesAt       links[netip.Addr] // WorkloadEntries that have it
+	machinesAt       links[netip.Addr] // WorkloadEntries that have it, and ServiceEntries with endpoints that do
 	servicesOfVIP    links[netip.Addr]
 	reserved         map[netip.Addr]key // for hosts of ServiceEntries; see allocate
 	reservedBy       map[key][]netip.Addr

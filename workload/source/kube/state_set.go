@@ -35,9 +35,7 @@ func (st *state) setPod(r ref, old, next *podObject) {
 		}
 		if len(before) != len(after) || !slices.Contains(before, a) || !slices.Contains(after, a) {
 			st.markEntriesOf(a)
-			for entry := range st.machinesAt[a] {
-				st.mark(entry)
-			}
+			st.markMachinesAt(a)
 		}
 	}
 	if old != nil && next != nil && old.uid == next.uid && len(old.ips) > 0 && !slices.Equal(old.ips, next.ips) {
@@ -62,11 +60,19 @@ func (st *state) markEntriesOf(a netip.Addr) {
 	}
 }
 
+// markMachinesAt marks what declares workloads with the address.
+func (st *state) markMachinesAt(a netip.Addr) {
+	for r := range st.machinesAt[a] {
+		st.mark(r)
+	}
+}
+
 func (st *state) setService(r ref, old, next *serviceObject) {
 	before, after := old.addresses(), next.addresses()
 	st.servicesOfVIP.move(r, before, after)
 	for _, a := range append(before, after...) {
 		st.markEntriesOf(a)
+		st.markMachinesAt(a)
 	}
 	var selector pairs
 	if next == nil {
@@ -177,9 +183,23 @@ func (st *state) setServiceEntry(r ref, old, next *serviceEntryObject) {
 	}
 	before, after := old.addresses(), next.addresses()
 	st.entriesOfAddress.move(r, before, after)
+	st.machinesAt.move(r, old.endpointAddresses(), next.endpointAddresses())
 	st.markRivals(r, append(before, after...))
 	st.relabel(r, headOf(old), headOf(next), more...)
 	st.markAttached(r)
+}
+
+func (o *serviceEntryObject) endpointAddresses() []netip.Addr {
+	if o == nil {
+		return nil
+	}
+	var out []netip.Addr
+	for i := range o.endpoints {
+		if a := o.endpoints[i].address; a.IsValid() {
+			out = append(out, a)
+		}
+	}
+	return out
 }
 
 func (o *serviceEntryObject) endpointLabels() []pairs {

@@ -312,6 +312,7 @@ func trimSlice(s *discoveryv1.EndpointSlice) *sliceObject {
 		}
 		o.addEndpoint(e, seen)
 	}
+	o.bound()
 	return o
 }
 

@@ -6,11 +6,12 @@ import (
 	networkingv1 "istio.io/api/networking/v1"
 )
 
-// Every host of a ServiceEntry has all its ports, and every endpoint has all its hosts: a small object can ask for hundreds of
-// megabytes, which every agent would have to take before it hears of anything else.
+// Every host of a ServiceEntry has all its ports, and every endpoint has all its hosts; every endpoint of an EndpointSlice has all
+// its ports: a small object can ask for hundreds of megabytes, which every agent would have to take before it hears of anything else.
 const (
-	// maxEntry bounds what becomes of one ServiceEntry for an agent, in octets as this file counts them. 4,096 endpoints, which
-	// is all that the API lets it have, of ten hosts with five ports each are below it.
+	// maxEntry bounds what becomes of one ServiceEntry or EndpointSlice for an agent, in octets as this file counts them. 4,096
+	// endpoints, which is all that the API lets an entry have, of ten hosts with five ports each are below it, and 1,000 of a
+	// slice with 400 ports.
 	maxEntry = 4 << 20
 	// selectedEndpoints are counted for a selector, which says nothing of how many it selects: 16 KiB are left for each then.
 	selectedEndpoints = 256
@@ -45,4 +46,12 @@ func (o *serviceEntryObject) refuse() string {
 		len(o.hosts), len(o.ports), len(o.endpoints))
 	o.hosts, o.vips, o.cidrs, o.endpoints, o.names = nil, nil, nil, nil, nil
 	return fault
+}
+
+// bound takes all endpoints out of a slice that is too large, and says so. Those of pods count for others' workloads.
+func (o *sliceObject) bound() {
+	if n := len(o.endpoints) + len(o.pods); n*len(o.ports)*sizePort > maxEntry {
+		o.fault = fmt.Sprintf("%d endpoints with %d ports are too much for one object: nothing of it is used", n, len(o.ports))
+		o.endpoints, o.pods, o.podUIDs, o.ports = nil, nil, nil, nil
+	}
 }

@@ -6,7 +6,11 @@ import (
 	"strings"
 	"testing"
 
+	corev1 "k8s.io/api/core/v1"
+	discoveryv1 "k8s.io/api/discovery/v1"
 	"k8s.io/apimachinery/pkg/apis/meta/v1/unstructured"
+
+	"github.com/culvert-mesh/culvert/workload"
 )
 
 // wideEntry is a ServiceEntry with so many hosts and ports.
@@ -76,6 +80,64 @@ func TestServiceEntryTooLarge(t *testing.T) {
 			w.set(wideEntry(2, 2, endpoints(2)))
 			if n := w.store.Snapshot().WorkloadCount(); n != 3 {
 				t.Errorf("%d workloads when it is smaller, want 3", n)
+			}
+		})
+	}
+}
+
+// TestEndpointSliceTooLarge: every endpoint has all ports, so two objects of some hundred kilobytes would become very much for every
+// agent, also in the workloads of pods of other namespaces. No slice of any use is that large.
+func TestEndpointSliceTooLarge(t *testing.T) {
+	ports := func(n int) (of []corev1.ServicePort, in []discoveryv1.EndpointPort) {
+		for i := range n {
+			name, number := fmt.Sprintf("p%d", i), int32(i+1)
+			of = append(of, corev1.ServicePort{Name: name, Port: number})
+			in = append(in, discoveryv1.EndpointPort{Name: &name, Port: &number})
+		}
+		return of, in
+	}
+	for _, tc := range []struct {
+		name             string
+		endpoints, ports int
+		pods             bool
+		refused          bool
+	}{
+		{"addresses", 1000, 8000, false, true},
+		{"pods", 1000, 8000, true, true},
+		{"many-endpoints", 1000, 100, false, false},
+		{"many-pods", 1000, 100, true, false},
+		{"many-ports", 5, 8000, false, false},
+	} {
+		t.Run(tc.name, func(t *testing.T) {
+			w := newWorld(t)
+			of, in := ports(tc.ports)
+			large := slice("web-x", "web", func(s *discoveryv1.EndpointSlice) {
+				s.Ports = in
+				for i := range tc.endpoints {
+					e := discoveryv1.Endpoint{Addresses: []string{fmt.Sprintf("198.18.%d.%d", i/256, i%256)}}
+					if tc.pods {
+						e.TargetRef = &corev1.ObjectReference{Kind: "Pod", Namespace: "ns", Name: fmt.Sprintf("pod-%d", i)}
+					}
+					s.Endpoints = append(s.Endpoints, e)
+				}
+			})
+			w.set(pod("pod-0", []string{"198.18.0.0"}), large, service("web", nil, func(s *corev1.Service) { s.Spec.Selector, s.Spec.Ports = nil, of }))
+			got := 0
+			for _, e := range w.store.Snapshot().Endpoints(workload.NamespacedHostname{Namespace: "ns", Hostname: webHost}) {
+				got += len(e.Ports)
+			}
+			want := tc.endpoints * tc.ports
+			if tc.pods {
+				want = tc.ports // there is one of them
+			}
+			if tc.refused {
+				want = 0
+			}
+			if got != want {
+				t.Errorf("%d ports of endpoints, want %d", got, want)
+			}
+			if fault := w.st.faults[ref{kindEndpointSlice, key{"ns", "web-x"}}]; strings.HasSuffix(fault, "nothing of it is used") != tc.refused {
+				t.Errorf("fault is %q", fault)
 			}
 		})
 	}
