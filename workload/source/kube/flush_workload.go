@@ -142,16 +142,13 @@ func (st *state) workloadEntry(r ref) []*workload.Workload {
 	var in surroundings
 	st.govern(&in, o.namespace, o.labels)
 	for s := range st.selecting.matching(o.namespace, o.labels) {
-		if s.kind != kindServiceEntry {
-			continue // Services select pods only
-		}
 		for _, host := range st.hostsOf(s) {
 			k := workload.NamespacedHostname{Namespace: s.namespace, Hostname: host}
 			if pub := st.published[k]; pub.ref == s {
 				if in.services == nil {
 					in.services = make(memberships)
 				}
-				in.services[k] = endpointPorts(pub.ports, o.endpoint.ports)
+				in.services[k] = endpointPorts(pub.ports, o.endpoint.ports, s.kind == kindServiceEntry)
 			}
 		}
 	}
@@ -215,7 +212,7 @@ func (st *state) entryWorkloads(r ref) []*workload.Workload {
 		e := &o.endpoints[i]
 		one := in
 		one.services = make(memberships, len(won))
-		ports := endpointPorts(o.ports, e.ports)
+		ports := endpointPorts(o.ports, e.ports, true)
 		for _, host := range won {
 			one.services[workload.NamespacedHostname{Namespace: o.namespace, Hostname: host}] = ports
 		}
@@ -233,7 +230,7 @@ func (st *state) implicitWorkloads(o *serviceEntryObject, won []string, in surro
 	for _, host := range won {
 		one := in
 		one.services = memberships{
-			{Namespace: o.namespace, Hostname: host}: endpointPorts(o.ports, nil),
+			{Namespace: o.namespace, Hostname: host}: endpointPorts(o.ports, nil, true),
 		}
 		out = append(out, translateServiceEntry(o, &endpoint{host: host}, one, &st.settings))
 	}

@@ -6,6 +6,7 @@ import (
 
 	corev1 "k8s.io/api/core/v1"
 	"k8s.io/apimachinery/pkg/apis/meta/v1/unstructured"
+	"k8s.io/apimachinery/pkg/util/intstr"
 
 	"github.com/culvert-mesh/culvert/identity"
 	"github.com/culvert-mesh/culvert/workload"
@@ -139,15 +140,36 @@ func TestServiceEntrySelects(t *testing.T) {
 			p.Spec.Containers[0].Ports = []corev1.ContainerPort{{Name: "http", ContainerPort: 8080, Protocol: "TCP"}}
 		}),
 		custom(t, `{apiVersion: networking.istio.io/v1, kind: WorkloadEntry, metadata: {name: vm, labels: {app: web}}, spec: {address: 192.0.2.1, ports: {http: 9090}, labels: {app: other, k: v}}}`),
-		service("web", []string{"10.1.0.1"}),
 	)
 	if d := diff(workloadtest.PortMap(80, 8080, 81, 8181), w.ports("one", "ns/a.example.com")); d != "" {
 		t.Error(d)
 	}
 	vm := w.workload("Kubernetes/networking.istio.io/WorkloadEntry/ns/vm")
-	// Services select pods only.
 	if d := diff(memberships{{Namespace: "ns", Hostname: "a.example.com"}: {80: 9090, 81: 8181}}, vm.Services); d != "" {
 		t.Error(d)
+	}
+}
+
+// TestServiceSelectsWorkloadEntry has a machine behind a Service, beside its pods or in their place.
+func TestServiceSelectsWorkloadEntry(t *testing.T) {
+	web := service("web", []string{"10.1.0.1"}, func(s *corev1.Service) {
+		s.Spec.Ports = []corev1.ServicePort{
+			{Name: "plain", Port: 80, TargetPort: intstr.FromInt32(8080)},
+			{Name: "named", Port: 81, TargetPort: intstr.FromString("http")},
+			{Name: "absent", Port: 82, TargetPort: intstr.FromString("grpc")},
+		}
+	})
+	w := newWorld(t)
+	w.set(web, custom(t, `{apiVersion: networking.istio.io/v1, kind: WorkloadEntry, metadata: {name: vm, labels: {app: web}}, spec: {address: 192.0.2.1, ports: {http: 9090, plain: 8081, named: 1}}}`))
+	const uid = "Kubernetes/networking.istio.io/WorkloadEntry/ns/vm"
+	want := memberships{{Namespace: "ns", Hostname: "web.ns.svc.cluster.local"}: {80: 8080, 81: 9090}}
+	if d := diff(want, w.workload(uid).Services); d != "" {
+		t.Error(d)
+	}
+	web.Spec.Selector = map[string]string{"app": "other"}
+	w.set(web)
+	if got := w.workload(uid).Services; len(got) != 0 {
+		t.Errorf("not selected any more and still in %v", got)
 	}
 }
 

@@ -157,26 +157,37 @@ func translateSlice(o *sliceObject, service workload.NamespacedHostname, ports w
 	return out
 }
 
-// podPorts resolves a service's ports for a pod. A named port that the pod
-// does not have is left out.
-func podPorts(ports []servicePort, named pairs, fromServiceEntry bool) workload.PortMap {
+// targetPorts resolves a service's ports for one who is behind it and has ports
+// with names: those of targets, or for a ServiceEntry, which has none, those of its
+// own ports. A named target that is not there is left out.
+func targetPorts(ports []servicePort, own func(name string) (uint16, bool), ofServiceEntry bool) workload.PortMap {
 	out := make(workload.PortMap, len(ports))
 	for i := range ports {
 		p := &ports[i]
-		target := p.target
 		name := p.targetName
-		if fromServiceEntry {
-			// Its ports have no named targets; names of ports are compared.
+		if ofServiceEntry {
 			name = p.name
 		}
-		if n, ok := lookupPort(named, name); ok {
-			target = n
-		} else if p.targetName != "" {
-			continue
+		if n, ok := own(name); ok {
+			out[p.port] = n
+		} else if p.targetName == "" {
+			out[p.port] = p.target
 		}
-		out[p.port] = target
 	}
 	return out
+}
+
+// podPorts resolves a service's ports for a pod.
+func podPorts(ports []servicePort, named pairs, ofServiceEntry bool) workload.PortMap {
+	return targetPorts(ports, func(name string) (uint16, bool) { return lookupPort(named, name) }, ofServiceEntry)
+}
+
+// endpointPorts resolves a service's ports for an endpoint that names its own.
+func endpointPorts(ports []servicePort, named map[string]uint16, ofServiceEntry bool) workload.PortMap {
+	return targetPorts(ports, func(name string) (uint16, bool) {
+		n, ok := named[name]
+		return n, ok && name != ""
+	}, ofServiceEntry)
 }
 
 func lookupPort(named pairs, name string) (uint16, bool) {
@@ -189,20 +200,6 @@ func lookupPort(named pairs, name string) (uint16, bool) {
 	}
 	n, err := strconv.ParseUint(v, 10, 16)
 	return uint16(n), err == nil
-}
-
-// endpointPorts resolves a ServiceEntry's ports for an endpoint, by their
-// names.
-func endpointPorts(ports []servicePort, own map[string]uint16) workload.PortMap {
-	out := make(workload.PortMap, len(ports))
-	for i := range ports {
-		p := &ports[i]
-		out[p.port] = p.target
-		if n, ok := own[p.name]; ok {
-			out[p.port] = n
-		}
-	}
-	return out
 }
 
 // slicePorts joins a slice's ports with the service's by their names.
