@@ -7,6 +7,7 @@ import (
 	"net/netip"
 	"slices"
 	"testing"
+	"time"
 
 	"github.com/culvert-mesh/culvert/workload"
 	"github.com/culvert-mesh/culvert/workload/route"
@@ -210,6 +211,27 @@ func TestSuspendedGoLast(t *testing.T) {
 	in.Suspended = func(_ string, addr netip.AddrPort) bool { return bad[addr] }
 	if got := names(in); !slices.Equal(got, []string{"far", "near"}) {
 		t.Errorf("across ranks: %v", got)
+	}
+}
+
+// Where all of a large Service is suspended a plan costs little more than otherwise: each endpoint is looked at once, and not
+// compared with all before it.
+func TestManySuspended(t *testing.T) {
+	cost := func(n int) time.Duration {
+		in := input(source(), "127.0.0.3:80", pods(n)...)
+		in.Suspended = func(string, netip.AddrPort) bool { return true }
+		least := time.Hour
+		for range 7 {
+			begin := time.Now()
+			if plan := route.Make(in); len(plan.Targets) != route.MaxTargets {
+				t.Fatalf("%d targets", len(plan.Targets))
+			}
+			least = min(least, time.Since(begin))
+		}
+		return least
+	}
+	if few, many := cost(250), cost(4000); many > 64*few { // 16 when each is looked at once, 256 when each is compared
+		t.Errorf("250 endpoints take %v, 4000 take %v", few, many)
 	}
 }
 

@@ -57,10 +57,23 @@ func (b *builder) add(t Target, h hop, port uint16) {
 		return
 	}
 	if b.suspended != nil && b.suspended(h.workload.UID, t.Endpoint) {
-		b.later = append(b.later, t)
+		if !b.plenty(t.Protocol) {
+			b.later = append(b.later, t)
+		}
 		return
 	}
 	b.targets = append(b.targets, t)
+}
+
+// plenty reports whether there are so many suspended targets of a protocol that one more would not get into the plan.
+func (b *builder) plenty(protocol Protocol) bool {
+	n := 0
+	for i := range b.later {
+		if b.later[i].Protocol == protocol {
+			n++
+		}
+	}
+	return n >= MaxTargets
 }
 
 // contains reports a target that would only repeat an attempt.
