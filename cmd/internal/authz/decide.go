@@ -212,7 +212,7 @@ func (w *World) notes(from source, to *pod, a *arrival) []string {
 	if from.pod != nil && !from.pod.in {
 		notes = append(notes, "the source is not in the mesh: it has no identity")
 	}
-	if from.pod != nil && from.pod.in && a.how == byPlaintext {
+	if from.pod != nil && from.pod.in && a.how == byPlaintext && a.refused == "" {
 		notes = append(notes, "the destination does not take mTLS, so the source's identity is not seen")
 	}
 	if from.pod == nil && !from.id.IsZero() && a.how == byPlaintext && to.in {

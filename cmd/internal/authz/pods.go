@@ -101,6 +101,29 @@ func (w *World) imagine(p *corev1.Pod, own owner) (*unstructured.Unstructured, e
 	return &unstructured.Unstructured{Object: content}, err
 }
 
+// imagineServices makes Services that are not created yet into ones that are, with an address of documentation's too.
+func (w *World) imagineServices() []*unstructured.Unstructured {
+	var made []*unstructured.Unstructured
+	for _, u := range w.objects {
+		if u.GroupVersionKind().GroupKind() != (schema.GroupKind{Kind: "Service"}) {
+			continue
+		}
+		spec, _, _ := unstructured.NestedMap(u.Object, "spec")
+		ip, _ := spec["clusterIP"].(string)
+		ips, _ := spec["clusterIPs"].([]any)
+		if spec == nil || ip != "" || len(ips) > 0 || spec["type"] == "ExternalName" {
+			continue
+		}
+		n := len(made) + 1
+		addr := netip.AddrFrom16([16]byte{0x20, 0x01, 0x0d, 0xb8, 7: 1, 12: byte(n >> 24), 13: byte(n >> 16), 14: byte(n >> 8), 15: byte(n)})
+		spec["clusterIP"] = addr.String()
+		u = u.DeepCopy()
+		u.Object["spec"] = spec
+		made = append(made, u)
+	}
+	return made
+}
+
 func (w *World) addPod(p *corev1.Pod, own owner, template bool) {
 	name := p.Spec.ServiceAccountName
 	if name == "" {

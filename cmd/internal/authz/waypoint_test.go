@@ -60,6 +60,33 @@ func TestDecideBehindWaypoint(t *testing.T) {
 	}
 }
 
+// A Service of files has no address yet, and gets one when it is made: it is not headless, whose pods are dialled themselves.
+func TestDecideBehindWaypointFromFiles(t *testing.T) {
+	for _, tt := range []struct {
+		name, addresses string
+		allowed         bool
+		how             string
+	}{
+		{"address", "clusterIP: 10.96.0.1, clusterIPs: [10.96.0.1], ", true, "waypoint shop/wp"},
+		{"none_yet", "", true, "waypoint shop/wp"},
+		{"empty", `clusterIP: "", `, true, "waypoint shop/wp"},
+		{"headless", "clusterIP: None, ", false, "mTLS"},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			objects := strings.Replace(waypoint, "clusterIP: 10.96.0.1, clusterIPs: [10.96.0.1], ", tt.addresses, 1)
+			w := build(t, objects+authzPolicy("p", `{selector: {matchLabels: {app: cart}}, rules: [{from: [{source: {serviceAccounts: [wp]}}]}]}`))
+			from := mustRef(t, "deployment/web")
+			all, err := w.Decide(Question{From: &from, To: mustRef(t, "service/cart"), Port: 80})
+			if err != nil || len(all) != 1 {
+				t.Fatalf("%+v, %v", all, err)
+			}
+			if v := all[0]; v.Allowed != tt.allowed || v.How != tt.how {
+				t.Errorf("got %+v", v)
+			}
+		})
+	}
+}
+
 // A waypoint of workloads alone judges what is addressed to them, not what is addressed to a Service of theirs: that arrives
 // from who sent it.
 func TestDecideServiceBehindWaypointOfWorkloads(t *testing.T) {
@@ -90,5 +117,18 @@ metadata: {name: shop, labels: {istio.io/dataplane-mode: ambient, istio.io/use-w
 		if v := all[0]; v.Allowed != tt.allowed || v.How != tt.how {
 			t.Errorf("%s: got %+v", tt.to, v)
 		}
+	}
+}
+
+// What the source's agent refuses says nothing of the destination, which takes mTLS here.
+func TestDecideBehindWaypointThatIsNotThere(t *testing.T) {
+	w := build(t, strings.Replace(waypoint, "status: {addresses: [{type: Hostname, value: wp.shop.svc.cluster.local}]}", "", 1))
+	from := mustRef(t, "deployment/web")
+	all, err := w.Decide(Question{From: &from, To: mustRef(t, "service/cart"), Port: 80})
+	if err != nil || len(all) != 1 {
+		t.Fatalf("%+v, %v", all, err)
+	}
+	if v := all[0]; v.Allowed || !strings.Contains(v.Reason, "unknown waypoint") || len(v.Notes) > 0 {
+		t.Errorf("got %+v", v)
 	}
 }

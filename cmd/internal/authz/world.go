@@ -146,7 +146,7 @@ func New(objects []*unstructured.Unstructured, namespace string, s Settings) (*W
 	if err != nil {
 		return nil, err
 	}
-	all = append(all, made...)
+	all = append(append(all, made...), w.imagineServices()...)
 	if w.translation, err = kube.Translate(kube.Config{
 		ClusterID: s.ClusterID, TrustDomain: s.TrustDomain, TrustDomainAliases: s.TrustDomainAliases, Domain: s.Domain, Network: s.Network,
 		RootNamespace: s.RootNamespace, LenientL7: s.LenientL7,
