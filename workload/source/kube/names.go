@@ -9,6 +9,7 @@ const (
 	annotationCanaryWeight = "istio.io/use-waypoint-canary-weight"
 	annotationInbound      = "ambient.istio.io/waypoint-inbound-binding"
 	annotationConnect      = "istio.io/connect-strategy"
+	connectRacing          = "RACE_FIRST_TCP_CONNECT"
 	annotationRegistration = "istio.io/autoRegistrationGroup"
 
 	labelTunnel            = "networking.istio.io/tunnel"

@@ -1,6 +1,7 @@
 package kube
 
 import (
+	"fmt"
 	"testing"
 	"time"
 
@@ -297,6 +298,36 @@ func TestEndpointSliceOfPodsElsewhere(t *testing.T) {
 	endpoints(0)
 }
 
+// Nobody stops the translation for everybody with a Service and a slice of many ports: with each compared with each it took seconds
+// for every pod, whenever one of them changed.
+func TestEndpointSliceOfManyPorts(t *testing.T) {
+	const number, pods = 8000, 40
+	wide := service("web", nil, func(s *corev1.Service) { s.Spec.Selector, s.Spec.Ports = nil, nil })
+	refers := slice("web-x", "web")
+	refers.Ports = nil
+	for i := range number {
+		name, port := fmt.Sprintf("p%05d", i), int32(i+1)
+		wide.Spec.Ports = append(wide.Spec.Ports, corev1.ServicePort{Name: name, Port: port})
+		refers.Ports = append(refers.Ports, discoveryv1.EndpointPort{Name: &name, Port: &port})
+	}
+	w := newWorld(t)
+	for i := range pods {
+		name := fmt.Sprintf("pod-%d", i)
+		w.set(pod(name, []string{fmt.Sprintf("10.0.0.%d", i+1)}))
+		refers.Endpoints = append(refers.Endpoints, discoveryv1.Endpoint{
+			Addresses: []string{"10.0.0.1"}, TargetRef: &corev1.ObjectReference{Kind: "Pod", Namespace: "ns", Name: name},
+		})
+	}
+	begin := time.Now()
+	w.set(wide, refers)
+	if took := time.Since(begin); took > 5*time.Second {
+		t.Errorf("it took %v for %d pods", took, pods)
+	}
+	if got := w.ports("pod-7", "ns/"+webHost); len(got) != number || got[4711] != 4711 {
+		t.Errorf("%d ports, and 4711 is %d", len(got), got[4711])
+	}
+}
+
 func TestNodeLocality(t *testing.T) {
 	node := func(zone string) *corev1.Node {
 		return &corev1.Node{ObjectMeta: metav1.ObjectMeta{Name: "node1", Labels: map[string]string{labelZone: zone}}}
@@ -333,6 +364,28 @@ func TestAppProtocol(t *testing.T) {
 	got := trimService(service("web", nil, func(s *corev1.Service) { s.Spec.Ports[0].AppProtocol = &given }))
 	if got.ports[0].app != workload.AppGRPC {
 		t.Error("the field does not go before the name")
+	}
+	// Ports of protocols in which the server speaks first are TCP unless they say otherwise, as in Istio.
+	for _, tc := range []struct {
+		port  int32
+		name  string
+		given *string
+		want  workload.AppProtocol
+	}{
+		{3306, "", nil, workload.AppTCP},
+		{27017, "db", nil, workload.AppTCP},
+		{25, "mail", nil, workload.AppTCP},
+		{53, "dns-tcp", nil, workload.AppTCP},
+		{3306, "http-x", nil, workload.AppHTTP1},
+		{3306, "", &given, workload.AppGRPC},
+		{8080, "", nil, workload.AppUnknown},
+	} {
+		got := trimService(service("web", nil, func(s *corev1.Service) {
+			s.Spec.Ports[0] = corev1.ServicePort{Name: tc.name, Port: tc.port, AppProtocol: tc.given}
+		}))
+		if got.ports[0].app != tc.want {
+			t.Errorf("port %d %q is %v, want %v", tc.port, tc.name, got.ports[0].app, tc.want)
+		}
 	}
 }
 

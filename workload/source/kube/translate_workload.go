@@ -202,15 +202,19 @@ func lookupPort(named pairs, name string) (uint16, bool) {
 	return uint16(n), err == nil
 }
 
-// slicePorts joins a slice's ports with the service's by their names.
+// slicePorts joins a slice's ports with the service's by their names. The first of a
+// name counts.
 func slicePorts(ports []servicePort, own []servicePort) workload.PortMap {
-	out := make(workload.PortMap, len(ports))
+	targets := make(map[string]uint16, len(own))
+	for i := range own {
+		if _, ok := targets[own[i].name]; !ok {
+			targets[own[i].name] = own[i].target
+		}
+	}
+	out := make(workload.PortMap, len(targets))
 	for i := range ports {
-		for j := range own {
-			if ports[i].name == own[j].name {
-				out[ports[i].port] = own[j].target
-				break
-			}
+		if target, ok := targets[ports[i].name]; ok {
+			out[ports[i].port] = target
 		}
 	}
 	return out

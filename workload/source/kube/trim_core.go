@@ -226,10 +226,7 @@ func servicePorts(ports []corev1.ServicePort) []servicePort {
 		if p.Protocol != corev1.ProtocolTCP && p.Protocol != "" || !validPort(p.Port) {
 			continue
 		}
-		sp := servicePort{name: p.Name, port: uint16(p.Port), targetName: p.TargetPort.StrVal, app: appProtocol(p.Name)}
-		if p.AppProtocol != nil {
-			sp.app = appProtocol(*p.AppProtocol)
-		}
+		sp := servicePort{name: p.Name, port: uint16(p.Port), targetName: p.TargetPort.StrVal, app: portProtocol(p)}
 		switch {
 		case sp.targetName != "":
 		case p.TargetPort.IntVal == 0:
@@ -242,6 +239,24 @@ func servicePorts(ports []corev1.ServicePort) []servicePort {
 		out = append(out, sp)
 	}
 	return out
+}
+
+// portProtocol reads what a port speaks. Of SMTP, DNS, MySQL and MongoDB the
+// well-known ports say it too: who waited there for the client to speak first,
+// to find out, would wait for ever.
+func portProtocol(p *corev1.ServicePort) workload.AppProtocol {
+	text := p.Name
+	if p.AppProtocol != nil {
+		text = *p.AppProtocol
+	}
+	app := appProtocol(text)
+	switch p.Port {
+	case 25, 53, 3306, 27017:
+		if app == workload.AppUnknown {
+			app = workload.AppTCP
+		}
+	}
+	return app
 }
 
 // appProtocol reads a field appProtocol or the name of a port, of which the

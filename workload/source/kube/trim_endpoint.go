@@ -123,7 +123,7 @@ func trimServiceEntry(u *unstructured.Unstructured) *serviceEntryObject {
 	o.enrolled = annotations[annotationRedirection] == redirectionEnabled
 	o.distribution = parseDistribution(annotations[annotationDistribution])
 	o.canaryWeight = annotations[annotationCanaryWeight]
-	o.racing = annotations[annotationConnect] != ""
+	o.racing = strings.EqualFold(annotations[annotationConnect], connectRacing)
 	var spec networkingv1.ServiceEntry
 	if err := decodeSpec(u, &spec, false); err != nil {
 		o.fault = err.Error()

@@ -202,6 +202,13 @@ func TestServiceEntryConditions(t *testing.T) {
 		t.Errorf("condition is %+v", c)
 	}
 	racing := serviceEntry(t, `{hosts: [a.example.com], resolution: DNS}`)
+	for _, other := range []string{"", "DEFAULT", "x"} {
+		racing.SetAnnotations(map[string]string{annotationConnect: other})
+		w.set(racing)
+		if got := w.reports[ref{kindServiceEntry, key{"ns", "ext"}}].Want; len(got) != 0 {
+			t.Errorf("strategy %q: conditions are %+v", other, got)
+		}
+	}
 	racing.SetAnnotations(map[string]string{annotationConnect: "RACE_FIRST_TCP_CONNECT"})
 	w.set(racing)
 	if c := w.condition(kindServiceEntry, "ext", "istio.io/WaypointMissing"); c.Reason != "NoWaypointForRacingConnectStrategy" {
