@@ -207,19 +207,6 @@ func (s *Snapshot) Endpoint(key NamespacedHostname, uid string) (Endpoint, bool)
 	return Endpoint{Workload: w, Ports: w.Services[key]}, true
 }
 
-// ServicesOf returns the known services that the workload says it belongs to,
-// in the order of their keys.
-func (s *Snapshot) ServicesOf(w *Workload) []*Service {
-	var out []*Service
-	for key := range w.Services {
-		if svc := s.Service(key); svc != nil {
-			out = append(out, svc)
-		}
-	}
-	slices.SortFunc(out, compareServices)
-	return out
-}
-
 // Workloads iterates over all workloads in no particular order.
 func (s *Snapshot) Workloads() iter.Seq[*Workload] { return s.workloads.Values() }
 

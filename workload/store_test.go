@@ -343,10 +343,6 @@ func TestEndpointPorts(t *testing.T) {
 	if _, ok := s.Snapshot().Endpoint(key("ns/x"), "x"); ok {
 		t.Error("endpoint of an unknown service is found")
 	}
-	got := s.Snapshot().ServicesOf(wt.Pod("ns/a", nil, wt.In("ns/z"), wt.In("ns/svc.ns")))
-	if len(got) != 1 || got[0].String() != "ns/svc.ns" {
-		t.Errorf("ServicesOf = %v", got)
-	}
 }
 
 // TestSnapshotsAreIndependent keeps a snapshot over changes of everything in it.

@@ -4,6 +4,7 @@ import (
 	"context"
 	"crypto/tls"
 	"errors"
+	"fmt"
 	"io"
 	"net"
 	"net/netip"
@@ -321,5 +322,38 @@ func TestPeerResetsBeforeTheAnswer(t *testing.T) {
 	two.seen.ended(t, proxy.Inbound, 1)
 	if n := len(server.Flows()); n != 0 {
 		t.Errorf("%d flows are left", n)
+	}
+}
+
+// TestServicesOfAPodAreForFree: whoever writes Services for a pod, or EndpointSlices that name it, makes no connection to it dearer.
+// They are decided on loops, which the pods of the node have in common.
+func TestServicesOfAPodAreForFree(t *testing.T) {
+	r := newRig(t)
+	_, _, client, server := pair(r, nil)
+	dst := r.echo(server.ip)
+	connect := func() time.Duration {
+		begin := time.Now()
+		for range 30 {
+			c := client.dial(dst)
+			exchange(t, c, "hello")
+			c.Close()
+		}
+		return time.Since(begin)
+	}
+	connect()
+	before := connect()
+	var batch []workload.Event
+	many := *server.w
+	many.Services = make(map[workload.NamespacedHostname]workload.PortMap)
+	for i := range 20_000 {
+		svc := &workload.Service{Name: "svc", Namespace: "other", Hostname: fmt.Sprintf("svc-%05d.other.svc.cluster.local", i), Ports: workload.PortMap{80: 1}}
+		many.Services[svc.Key()] = svc.Ports
+		batch = append(batch, workload.UpsertService(svc))
+	}
+	r.store.Apply(append(batch, workload.Upsert(&many)))
+	connect()
+	after := min(connect(), connect(), connect())
+	if after > 3*before+100*time.Millisecond {
+		t.Errorf("30 connections take %v, and %v while the pod has 20,000 services", before, after)
 	}
 }

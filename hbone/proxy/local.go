@@ -5,6 +5,7 @@ import (
 
 	"github.com/culvert-mesh/culvert/identity"
 	"github.com/culvert-mesh/culvert/workload"
+	"github.com/culvert-mesh/culvert/workload/route"
 )
 
 // localState is what is known about the pod's own workload, and what follows from it.
@@ -13,6 +14,7 @@ type localState struct {
 	workload *workload.Workload
 	id       identity.ID
 	baggage  string
+	services []workload.NamespacedHostname // what connections may be meant for
 }
 
 // localNow returns the pod's workload as of the newest snapshot, nil when it is not known.
@@ -29,9 +31,9 @@ func (p *Pod) localIn(snap *workload.Snapshot) *localState {
 	}
 	next := &localState{version: snap.Version(), workload: w}
 	if last != nil && last.workload == w {
-		next.id, next.baggage = last.id, last.baggage
+		next.id, next.baggage, next.services = last.id, last.baggage, last.services
 	} else {
-		next.id, next.baggage = w.Identity(), w.Baggage().String()
+		next.id, next.baggage, next.services = w.Identity(), w.Baggage().String(), route.Candidates(w)
 	}
 	p.local.Store(next)
 	return next

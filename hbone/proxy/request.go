@@ -103,7 +103,7 @@ func (c *inbound) look() {
 		c.route(snap, h)
 		return
 	}
-	if _, err := route.Inbound(c.question(snap, &workload.Workload{})); errors.Is(err, route.ErrBadAuthority) {
+	if _, err := route.Inbound(c.question(snap, &localState{workload: &workload.Workload{}})); errors.Is(err, route.ErrBadAuthority) {
 		c.refuse(400, err)
 		return
 	}
@@ -134,16 +134,16 @@ func (c *inbound) back(f func()) {
 	}
 }
 
-func (c *inbound) question(snap *workload.Snapshot, local *workload.Workload) route.InboundInput {
+func (c *inbound) question(snap *workload.Snapshot, local *localState) route.InboundInput {
 	return route.InboundInput{
-		Snapshot: snap, Local: local, Authority: c.Authority, LocalAddr: c.peer.t.Local,
-		Network: c.pod.proxy.cfg.Network, IllegalPorts: c.pod.own,
+		Snapshot: snap, Local: local.workload, Authority: c.Authority, LocalAddr: c.peer.t.Local,
+		Network: c.pod.proxy.cfg.Network, IllegalPorts: c.pod.own, Candidates: local.services,
 	}
 }
 
 // route finds where the request leads.
 func (c *inbound) route(snap *workload.Snapshot, h *h2.Header) {
-	up, err := route.Inbound(c.question(snap, c.local.workload))
+	up, err := route.Inbound(c.question(snap, c.local))
 	if err != nil {
 		status := 503
 		if ie, ok := errors.AsType[*route.InboundError](err); ok {

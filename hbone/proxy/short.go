@@ -64,6 +64,7 @@ func (c *short) prepare(ctx context.Context, local *localState, t *route.Target)
 	p, cfg := c.pod, &c.pod.proxy.cfg
 	up, err := route.Inbound(route.InboundInput{
 		Snapshot: cfg.Store.Snapshot(), Local: local.workload, Authority: t.Authority, LocalAddr: t.Dial, Network: cfg.Network, IllegalPorts: p.own,
+		Candidates: local.services,
 	})
 	if err != nil {
 		status := 503

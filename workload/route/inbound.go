@@ -1,12 +1,15 @@
 package route
 
 import (
+	"cmp"
 	"errors"
 	"fmt"
+	"maps"
 	"net"
 	"net/netip"
 	"slices"
 	"strconv"
+	"strings"
 
 	"github.com/culvert-mesh/culvert/workload"
 )
@@ -41,6 +44,30 @@ type InboundInput struct {
 	Network string
 	// IllegalPorts are the agent's own ports, which no request may lead to.
 	IllegalPorts []uint16
+	// Candidates are those of Local, for who has them at hand. Nil means that they are found anew.
+	Candidates []workload.NamespacedHostname
+}
+
+// What is looked at to guess the service that a connection was meant for. Whoever writes Services and EndpointSlices could make
+// it very much for every connection to a pod, and loops, which many pods have in common, wait for it.
+const (
+	mostCandidates = 256
+	mostPorts      = 4096
+)
+
+// Candidates returns the services that connections to the workload may be meant for, in the order of guessing: those of its own
+// namespace go first, because another's EndpointSlice may name it too. Of very many it returns some.
+func Candidates(w *workload.Workload) []workload.NamespacedHostname {
+	keys := slices.SortedFunc(maps.Keys(w.Services), func(a, b workload.NamespacedHostname) int {
+		if own := a.Namespace == w.Namespace; own != (b.Namespace == w.Namespace) {
+			if own {
+				return -1
+			}
+			return 1
+		}
+		return cmp.Or(strings.Compare(a.Namespace, b.Namespace), strings.Compare(a.Hostname, b.Hostname))
+	})
+	return slices.Clone(keys[:min(len(keys), mostCandidates)])
 }
 
 // Upstream is where an inbound request leads.
@@ -87,7 +114,7 @@ func Inbound(in InboundInput) (Upstream, error) {
 	}
 	up := Upstream{Addr: netip.AddrPortFrom(in.LocalAddr.Addr(), asked.port)}
 	if asked.addr.IsValid() {
-		up.Services = in.Snapshot.ServicesOf(in.Local)
+		up.Services = in.services()
 	} else if err := in.resolveHost(asked, &up); err != nil {
 		return Upstream{}, unavailable(err)
 	}
@@ -100,6 +127,21 @@ func Inbound(in InboundInput) (Upstream, error) {
 		}
 	}
 	return up, nil
+}
+
+// services returns the known ones of the candidates.
+func (in *InboundInput) services() []*workload.Service {
+	keys := in.Candidates
+	if keys == nil {
+		keys = Candidates(in.Local)
+	}
+	var out []*workload.Service
+	for _, key := range keys {
+		if svc := in.Snapshot.Service(key); svc != nil {
+			out = append(out, svc)
+		}
+	}
+	return out
 }
 
 // authority is a parsed :authority: an address, or a host name.
@@ -224,7 +266,11 @@ func (u Upstream) Service(local *workload.Workload, forwardedHost string) *workl
 			return svc
 		}
 	}
+	looked := 0
 	for _, svc := range u.Services {
+		if looked += len(svc.Ports); looked > mostPorts {
+			return nil
+		}
 		own := local.Services[svc.Key()]
 		for port, target := range svc.Ports {
 			if target == u.Addr.Port() || own[port] == u.Addr.Port() {

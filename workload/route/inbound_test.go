@@ -213,6 +213,25 @@ func TestInboundService(t *testing.T) {
 	}
 }
 
+// Another namespace's EndpointSlice may name a pod; that takes no connections of the pod's own services, for telemetry.
+func TestServicesOfOthersComeLast(t *testing.T) {
+	svc := wt.Service("ns/web.ns", nil, wt.Ports(80, 8080))
+	foreign := wt.Service("a/web.a", nil, wt.Ports(80, 8080))
+	local := wt.Pod("ns/web", []string{serverIP}, wt.In("ns/web.ns", 80, 8080), wt.In("a/web.a", 80, 8080))
+	up, err := route.Inbound(route.InboundInput{
+		Snapshot: wt.Snapshot(local, svc, foreign), Local: local, Authority: serverIP + ":8080", LocalAddr: netip.MustParseAddrPort(serverIP + ":15008"),
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if got := up.Service(local, ""); got == nil || got.Hostname != "web.ns" {
+		t.Errorf("the service is %v, want that of the pod's own namespace", got)
+	}
+	if got := up.Service(local, "web.a"); got == nil || got.Hostname != "web.a" {
+		t.Errorf("the service is %v, want the one that the peer names", got)
+	}
+}
+
 func FuzzInboundAuthority(f *testing.F) {
 	for _, s := range []string{"10.0.0.2:80", "[fd00::1]:80", serverHost + ":80", ":80", "[::", "a:b:c", "x:99999"} {
 		f.Add(s)
