@@ -64,7 +64,7 @@ func (w *World) arrive(from source, to *pod, d dialled) arrival {
 		asked = d.service
 	}
 	plan := route.Make(route.Input{
-		Snapshot: w.store, Source: from.pod.workload, Destination: asked, Network: w.settings.Network, Rand: func(int) int { return 0 },
+		Snapshot: w.store, Source: from.pod.near(to), Destination: asked, Network: w.settings.Network, Rand: func(int) int { return 0 },
 		Suspended: func(uid string, _ netip.AddrPort) bool { return uid != to.workload.UID }, // of a Service's endpoints it is about this one
 	})
 	switch {
@@ -81,6 +81,17 @@ func (w *World) arrive(from source, to *pod, d dialled) arrival {
 		a.how, a.connection.Source = byTLS, from.pod.workload.Identity()
 	}
 	return a
+}
+
+// near returns the pod's workload as routing has to see it. Where a pod of a template will run is not known: it may be beside
+// the other one, and a Service that stays on its node has an endpoint for it then.
+func (p *pod) near(to *pod) *workload.Workload {
+	if !p.template && !to.template {
+		return p.workload
+	}
+	beside := *p.workload
+	beside.Node, beside.Locality = to.workload.Node, to.workload.Locality
+	return &beside
 }
 
 // unknownAddr stands for an address that nobody has told (documentation's, RFC 5737).

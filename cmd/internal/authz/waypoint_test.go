@@ -132,3 +132,26 @@ func TestDecideBehindWaypointThatIsNotThere(t *testing.T) {
 		t.Errorf("got %+v", v)
 	}
 }
+
+// A Deployment that does not run yet is on no node. What a Service does that stays on its node cannot be told of it, but policies
+// can.
+func TestDecideServiceOfOneNode(t *testing.T) {
+	w := build(t, `
+---
+apiVersion: v1
+kind: Service
+metadata: {name: log, namespace: shop}
+spec: {internalTrafficPolicy: Local, clusterIP: 10.96.0.8, clusterIPs: [10.96.0.8], selector: {app: log}, ports: [{port: 80, targetPort: 8080}]}
+---
+apiVersion: v1
+kind: Pod
+metadata: {name: log-0, namespace: shop, labels: {app: log}, annotations: {ambient.istio.io/redirection: enabled}}
+spec: {serviceAccountName: log, nodeName: n1, containers: [{name: c}]}
+status: {phase: Running, podIP: 10.1.0.3, podIPs: [{ip: 10.1.0.3}], conditions: [{type: Ready, status: "True"}]}
+`)
+	from := mustRef(t, "deployment/web")
+	all, err := w.Decide(Question{From: &from, To: mustRef(t, "service/log"), Port: 80})
+	if err != nil || len(all) != 1 || !all[0].Allowed || all[0].How != "mTLS" {
+		t.Errorf("got %+v, %v", all, err)
+	}
+}
