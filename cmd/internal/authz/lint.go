@@ -204,12 +204,22 @@ func (l *linter) conditions(a *authorization, i int, r *ruleMeaning) {
 	}
 }
 
+// notRoot is said of policies in Istio's root namespace where that is another.
+func (l *linter) notRoot(namespace string) (text, remedy string) {
+	root := l.settings.RootNamespace
+	if namespace != "istio-system" || root == namespace {
+		return "", ""
+	}
+	return "this policy is for namespace istio-system only: policies for the whole mesh live in " + root + " here", "move it to " + root + " if it is for the mesh"
+}
+
 // root looks at policies that are for the whole mesh, or were to be.
 func (l *linter) root(a *authorization) {
 	root := l.settings.RootNamespace
+	text, remedy := l.notRoot(a.namespace)
 	switch {
-	case a.namespace == "istio-system" && root != "istio-system":
-		l.add(Warning, "not-root", a, -1, "this policy is for namespace istio-system only: policies for the whole mesh live in "+root+" here", "move it to "+root+" if it is for the mesh")
+	case text != "":
+		l.add(Warning, "not-root", a, -1, text, remedy)
 	case a.namespace != root || a.action == "ALLOW" && len(a.rules) == 0 && len(a.selector) == 0:
 	case len(a.selector) > 0:
 		l.add(Note, "root-namespace", a, -1, "its selector selects in all namespaces, because "+root+" is the root namespace", "move it to the namespace that it is for, if it is for one")

@@ -22,6 +22,9 @@ func (l *linter) peerAuthentications() {
 			add(Note, "root-namespace", c.Message, "move it to the namespace that it is for")
 		}
 		if len(p.selector) == 0 {
+			if text, remedy := l.notRoot(p.namespace); text != "" {
+				add(Warning, "not-root", text, remedy)
+			}
 			continue
 		}
 		here, selected := 0, 0

@@ -71,6 +71,8 @@ func TestLint(t *testing.T) {
 		{"root-deny", in("culvert-system", authzPolicy("p", `{action: DENY, rules: [{to: [{operation: {ports: ["22"]}}]}]}`)), []string{"note root-namespace p -1 | for the whole mesh"}},
 		{"istios-root", "\n---\napiVersion: v1\nkind: Namespace\nmetadata: {name: istio-system}\n" + in("istio-system", authzPolicy("p", `{rules: [{from: [{source: {namespaces: [shop]}}]}]}`)),
 			[]string{"warning not-root p -1 | live in culvert-system here"}},
+		{"istios-root-peer", in("istio-system", strict), []string{"warning not-root default -1 | live in culvert-system here"}},
+		{"istios-root-peer-of-some", in("istio-system", "\n---\napiVersion: security.istio.io/v1\nkind: PeerAuthentication\nmetadata: {name: p}\nspec: {selector: {matchLabels: {app: x}}, mtls: {mode: STRICT}}"), nil},
 		{"dry-run", strings.Replace(strict+from(`{namespaces: [shop]}`), "{name: p}", "{name: p, annotations: {istio.io/dry-run: 'true'}}", 1), []string{"note dry-run p -1"}},
 		{"service-port", strict + authzPolicy("p", `{selector: {matchLabels: {app: cart}}, rules: [{from: [{source: {namespaces: [shop]}}], to: [{operation: {ports: ["80"]}}]}]}`),
 			[]string{"warning service-port p 0 | port 80 is a Service's; the pods behind it listen on 8080"}},
