@@ -148,7 +148,7 @@ func (st *state) workloadEntry(r ref) []*workload.Workload {
 				if in.services == nil {
 					in.services = make(memberships)
 				}
-				in.services[k] = endpointPorts(pub.ports, o.endpoint.ports, s.kind == kindServiceEntry)
+				in.services[k] = endpointPorts(pub.ports, o.endpoint.ports)
 			}
 		}
 	}
@@ -212,7 +212,7 @@ func (st *state) entryWorkloads(r ref) []*workload.Workload {
 		e := &o.endpoints[i]
 		one := in
 		one.services = make(memberships, len(won))
-		ports := endpointPorts(o.ports, e.ports, true)
+		ports := endpointPorts(o.ports, e.ports)
 		for _, host := range won {
 			one.services[workload.NamespacedHostname{Namespace: o.namespace, Hostname: host}] = ports
 		}
@@ -230,7 +230,7 @@ func (st *state) implicitWorkloads(o *serviceEntryObject, won []string, in surro
 	for _, host := range won {
 		one := in
 		one.services = memberships{
-			{Namespace: o.namespace, Hostname: host}: endpointPorts(o.ports, nil, true),
+			{Namespace: o.namespace, Hostname: host}: endpointPorts(o.ports, nil),
 		}
 		out = append(out, translateServiceEntry(o, &endpoint{host: host}, one, &st.settings))
 	}

@@ -162,7 +162,7 @@ func TestServiceSelectsWorkloadEntry(t *testing.T) {
 	w := newWorld(t)
 	w.set(web, custom(t, `{apiVersion: networking.istio.io/v1, kind: WorkloadEntry, metadata: {name: vm, labels: {app: web}}, spec: {address: 192.0.2.1, ports: {http: 9090, plain: 8081, named: 1}}}`))
 	const uid = "Kubernetes/networking.istio.io/WorkloadEntry/ns/vm"
-	want := memberships{{Namespace: "ns", Hostname: "web.ns.svc.cluster.local"}: {80: 8080, 81: 9090}}
+	want := memberships{{Namespace: "ns", Hostname: "web.ns.svc.cluster.local"}: {80: 8081, 81: 9090}}
 	if d := diff(want, w.workload(uid).Services); d != "" {
 		t.Error(d)
 	}

@@ -158,14 +158,14 @@ func translateSlice(o *sliceObject, service workload.NamespacedHostname, ports w
 }
 
 // targetPorts resolves a service's ports for one who is behind it and has ports
-// with names: those of targets, or for a ServiceEntry, which has none, those of its
-// own ports. A named target that is not there is left out.
-func targetPorts(ports []servicePort, own func(name string) (uint16, bool), ofServiceEntry bool) workload.PortMap {
+// with names: those of targets or, if they are compared too, those of the service's
+// ports where no target is named. A named target that is not there is left out.
+func targetPorts(ports []servicePort, own func(name string) (uint16, bool), compared bool) workload.PortMap {
 	out := make(workload.PortMap, len(ports))
 	for i := range ports {
 		p := &ports[i]
 		name := p.targetName
-		if ofServiceEntry {
+		if compared && name == "" {
 			name = p.name
 		}
 		if n, ok := own(name); ok {
@@ -177,17 +177,18 @@ func targetPorts(ports []servicePort, own func(name string) (uint16, bool), ofSe
 	return out
 }
 
-// podPorts resolves a service's ports for a pod.
+// podPorts resolves a service's ports for a pod. Those of a ServiceEntry name no
+// targets.
 func podPorts(ports []servicePort, named pairs, ofServiceEntry bool) workload.PortMap {
 	return targetPorts(ports, func(name string) (uint16, bool) { return lookupPort(named, name) }, ofServiceEntry)
 }
 
 // endpointPorts resolves a service's ports for an endpoint that names its own.
-func endpointPorts(ports []servicePort, named map[string]uint16, ofServiceEntry bool) workload.PortMap {
+func endpointPorts(ports []servicePort, named map[string]uint16) workload.PortMap {
 	return targetPorts(ports, func(name string) (uint16, bool) {
 		n, ok := named[name]
 		return n, ok && name != ""
-	}, ofServiceEntry)
+	}, true)
 }
 
 func lookupPort(named pairs, name string) (uint16, bool) {
