@@ -1,8 +1,11 @@
 package podset_test
 
 import (
+	"context"
+	"net/netip"
 	"sync"
 	"testing"
+	"testing/synctest"
 	"time"
 
 	"github.com/culvert-mesh/culvert/redirect"
@@ -52,4 +55,33 @@ func TestLeavesBesideAnotherAgent(t *testing.T) {
 	if have, err := nft.Read(n.pod); err != nil || have != nil {
 		t.Errorf("left behind: %s, %v", have.Text(), err)
 	}
+}
+
+// TestEndsBesideAnotherAgent: an agent that ends does not wait for the connections of another one.
+func TestEndsBesideAnotherAgent(t *testing.T) {
+	ns := namespaces(t, 1)
+	bubble(t, func(t *testing.T) {
+		w := newWorld(t)
+		end := w.start(podset.Config{
+			AuditInterval: time.Hour, DrainTimeout: time.Minute, OwnSockets: func() (map[uint64]bool, error) { return nil, nil },
+			MarkedSockets: func(*netns.NS) ([]redirect.Socket, error) {
+				return []redirect.Socket{{Inode: 1, Remote: netip.MustParseAddrPort("10.0.0.1:9000")}}, nil
+			},
+		})
+		if err := w.set.Add(t.Context(), w.pod("a", ns[0])); err != nil {
+			t.Fatal(err)
+		}
+		gone, cancel := context.WithCancel(t.Context())
+		cancel()
+		_ = w.set.RemoveWithin(gone, "uid-a", time.Hour)
+		synctest.Wait()
+		if got := w.states(); got != "a:leaving " {
+			t.Errorf("states %q, want that it waits for the other agent", got)
+		}
+		before := time.Now()
+		end()
+		if took := time.Since(before); took > time.Second {
+			t.Errorf("the end took %v", took)
+		}
+	})
 }

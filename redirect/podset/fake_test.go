@@ -131,6 +131,9 @@ func (w *world) start(cfg podset.Config) (end func()) {
 	if cfg.SocketAudit == 0 {
 		cfg.SocketAudit = -1
 	}
+	if cfg.MarkedSockets == nil {
+		cfg.MarkedSockets = func(*netns.NS) ([]redirect.Socket, error) { return nil, nil }
+	}
 	cfg.NewCapture = func(pod podset.Pod) (podset.Capture, error) {
 		w.mu.Lock()
 		defer w.mu.Unlock()

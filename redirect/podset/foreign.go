@@ -1,6 +1,7 @@
 package podset
 
 import (
+	"context"
 	"fmt"
 	"os"
 	"slices"
@@ -101,14 +102,16 @@ func (w *worker) searchForeign() {
 const yieldPause = time.Second
 
 // yield waits as long as another agent has connections in the pod, which the agents of before and after an upgrade do side by
-// side: they need the rules, too. They have the time of those of this agent.
-func (w *worker) yield() {
+// side: they need the rules, too. They have the time of those of this agent, and not longer than the whole set.
+func (w *worker) yield(ctx context.Context) {
 	pause := time.NewTicker(yieldPause)
 	defer pause.Stop()
 	for w.shared() {
 		select {
 		case <-pause.C:
 		case <-w.e.drain.Done():
+			return
+		case <-ctx.Done():
 			return
 		}
 	}

@@ -56,7 +56,8 @@ func TestReplaceAndReAdd(t *testing.T) {
 			}
 			w.want("coming back", "reserve a", "start a", "apply a")
 		}
-		w.events = nil
+		synctest.Wait()
+		w.eventKinds()
 		time.Sleep(11 * time.Second)
 		synctest.Wait()
 		w.want("connections of before end", "drained a", "drained a")

@@ -302,7 +302,7 @@ func (w *worker) leave(ctx context.Context) {
 		<-w.took // its connections need the rules too, and have a bound of their own
 	}
 	if undo {
-		w.yield()
+		w.yield(ctx)
 	}
 	mine := w.reclaim()
 	if undo && mine {
