@@ -54,7 +54,7 @@ type track struct {
 	wrote, wroteAt string // the annotation that was written last, and to which version of the pod
 	warned         string // the warnings that were told
 	certified      bool   // its certificate was seen
-	resuming       bool   // an earlier agent has enabled it, and something is missing here
+	resuming       bool   // an earlier agent serves it or has enabled it, and something is missing here
 	hostErr        error  // why the host does not let probes through
 
 	leaving bool      // told not to be enrolled any more
@@ -232,7 +232,7 @@ func (a *Agent) worked(key string) {
 	}
 }
 
-// resuming reports whether an earlier agent has enabled the pod and this one cannot serve it as well yet. The caller has the
+// resuming reports whether an earlier agent serves the pod, or has enabled it, and this one cannot serve it as well yet. The caller has the
 // lock of the key.
 func (a *Agent) resuming(key string) bool {
 	a.mu.Lock()

@@ -52,14 +52,14 @@ type Config struct {
 	// Certified returns nil when the pod's certificate is there; it may wait until ctx ends.
 	Certified func(ctx context.Context, pod podset.Pod) error
 	// Synced is closed when the state of the mesh is known: starting pods wait for that, running ones are captured at
-	// once. nil waits for nothing.
+	// once unless an earlier agent serves them, see Superseded. nil waits for nothing.
 	Synced <-chan struct{}
 	// Clean removes what an earlier agent has left, or the Set could not take away, in a pod that is not to be enrolled any
 	// more, unless it is busy: that agent still serves connections there. nil means the rules of package redirect.
 	Clean func(ns *netns.NS) (busy bool, err error)
 
-	// Superseded reports whether a newer agent runs on this node: annotations are its business then, or two agents of
-	// two minds would write in turns. nil means never.
+	// Superseded reports whether another agent on this node has the word, a newer one or, until this one is ready, an
+	// earlier one: annotations are its business then, or two agents of two minds would write in turns. nil means never.
 	Superseded func() bool
 
 	// Outbound is told the outbound policy of each namespace that asks for one, before any of its pods is enrolled and

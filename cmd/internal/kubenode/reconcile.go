@@ -127,6 +127,11 @@ func (a *Agent) stay(ctx context.Context, p *pod, d enrol.Decision) (time.Durati
 		}
 		return 0, nil
 	}
+	if !a.synced() && a.cfg.Superseded() {
+		// The earlier agent serves it. This one would take half of its connections and could do nothing with them.
+		t.resuming, t.since = true, time.Now()
+		return time.Second, nil
+	}
 	if err := a.enrol(ctx, p, t, addrs, &options); err != nil {
 		a.events.warn(t.ref, reasonFailed, err.Error())
 		_, sayErr := a.say(ctx, p, t, pending)
@@ -138,6 +143,16 @@ func (a *Agent) stay(ctx context.Context, p *pod, d enrol.Decision) (time.Durati
 		err = errors.Join(err, t.hostErr)
 	}
 	return again, err
+}
+
+// synced reports whether the state of the mesh is known.
+func (a *Agent) synced() bool {
+	select {
+	case <-a.cfg.Synced:
+		return true
+	default:
+		return false
+	}
 }
 
 // enrol sees to it that the Set has the pod, in the right namespace and with the right options. A failure of the Set
