@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"net"
 	"net/netip"
 	"path/filepath"
 	"sync"
@@ -196,7 +197,7 @@ func (n *node) followCluster(ctx context.Context, synced chan<- struct{}) error 
 	case <-ctx.Done():
 		return nil
 	}
-	if err := n.cluster.server.Take(); err != nil {
+	if err := n.cluster.server.Take(); err != nil && !errors.Is(err, net.ErrClosed) { // closed when stopping
 		return err
 	}
 	n.cluster.agent.Refresh() // what was the earlier agent's to say is this one's now

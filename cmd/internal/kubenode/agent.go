@@ -232,8 +232,8 @@ func (a *Agent) worked(key string) {
 	}
 }
 
-// resuming reports whether an earlier agent serves the pod, or has enabled it, and this one cannot serve it as well yet. The caller has the
-// lock of the key.
+// resuming reports whether an earlier agent serves the pod, or has enabled it, and this one cannot serve it as well yet. The
+// caller has the lock of the key.
 func (a *Agent) resuming(key string) bool {
 	a.mu.Lock()
 	defer a.mu.Unlock()
