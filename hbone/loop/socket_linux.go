@@ -94,11 +94,13 @@ func Listen(fd int, addr netip.AddrPort, reusePort bool) error {
 	return nil
 }
 
-// BindTransparent gives a fresh socket a source address that need not be the machine's own (IP_TRANSPARENT, port chosen
-// by the kernel), so that the destination sees the client's address.
-func BindTransparent(fd int, source netip.Addr) error {
+// BindTransparent gives a fresh socket a source address that need not be the machine's own (IP_TRANSPARENT), so that the
+// destination sees the client's address. Port 0 leaves the port to the kernel, which chooses it when the socket connects.
+// Another one may be that of several sockets with different destinations, and may not be one that somebody listens on
+// (EADDRINUSE). A socket that could not be bound may be bound again.
+func BindTransparent(fd int, source netip.AddrPort) error {
 	var err error
-	if source.Is4() {
+	if source.Addr().Is4() {
 		err = unix.SetsockoptInt(fd, unix.SOL_IP, unix.IP_TRANSPARENT, 1)
 	} else {
 		err = unix.SetsockoptInt(fd, unix.SOL_IPV6, unix.IPV6_TRANSPARENT, 1)
@@ -106,9 +108,13 @@ func BindTransparent(fd int, source netip.Addr) error {
 	if err != nil {
 		return fmt.Errorf("set IP_TRANSPARENT: %w", err)
 	}
-	// Without this the port is taken from the range of (address, any peer) and 28,000 connections use it up.
-	_ = unix.SetsockoptInt(fd, unix.SOL_IP, unix.IP_BIND_ADDRESS_NO_PORT, 1)
-	if err := unix.Bind(fd, Sockaddr(netip.AddrPortFrom(source, 0))); err != nil {
+	if source.Port() == 0 {
+		// Without this the port is taken from the range of (address, any peer) and 28,000 connections use it up.
+		_ = unix.SetsockoptInt(fd, unix.SOL_IP, unix.IP_BIND_ADDRESS_NO_PORT, 1)
+	} else {
+		_ = unix.SetsockoptInt(fd, unix.SOL_SOCKET, unix.SO_REUSEADDR, 1)
+	}
+	if err := unix.Bind(fd, Sockaddr(source)); err != nil {
 		return fmt.Errorf("bind %s: %w", source, err)
 	}
 	return nil

@@ -6,6 +6,7 @@ import (
 	"io/fs"
 	"net/netip"
 	"sync"
+	"syscall"
 	"time"
 
 	"github.com/culvert-mesh/culvert/hbone/loop"
@@ -39,9 +40,59 @@ func (p *Pod) prepare(fd int) {
 	}
 }
 
+// call begins to connect a socket of appSocket to the application, with the client's address where that is kept. It takes
+// the socket and returns the one that connects, which may be another.
+func (p *Pod) call(fd int, client netip.Addr, app netip.AddrPort) (int, error) {
+	err := p.startCall(fd, client, app, p.bindSource)
+	if errors.Is(err, syscall.EADDRNOTAVAIL) { // the port is in use between these two; a socket that is bound keeps its port
+		if next := p.stash.take(loop.Family(app.Addr())); next >= 0 {
+			loop.CloseFD(fd)
+			fd = next
+			err = p.startCall(fd, client, app, bindAnyPort)
+		}
+	}
+	if err != nil {
+		loop.CloseFD(fd)
+		return -1, err
+	}
+	return fd, nil
+}
+
+func (p *Pod) startCall(fd int, client netip.Addr, app netip.AddrPort, bind func(int, netip.Addr) error) error {
+	if err := p.keepSource(fd, client, app.Addr(), bind); err != nil {
+		return err
+	}
+	return loop.StartConnect(fd, app)
+}
+
+// The ports that sockets with a client's address have: below those that the kernel gives to clients
+// (net.ipv4.ip_local_port_range begins at 32768), above the agent's and most servers'.
+const (
+	firstSourcePort = 16384
+	sourcePorts     = 32768 - firstSourcePort
+)
+
+// bindSource binds a socket to the client's address and a port that clients hardly ever have. The kernel does not know here
+// which ports a client uses on its own machine. A connection of the client that is redirected to the agent, and the agent's
+// own to where that was to go, with the same port would be one and the same to connection tracking, and neither would get
+// any further; so would one beside any other that goes on.
+func (p *Pod) bindSource(fd int, client netip.Addr) error {
+	for range 4 {
+		port := firstSourcePort + p.sourcePort.Add(1)%sourcePorts
+		if err := loop.BindTransparent(fd, netip.AddrPortFrom(client, uint16(port))); !errors.Is(err, syscall.EADDRINUSE) { // somebody listens there
+			return err
+		}
+	}
+	return bindAnyPort(fd, client)
+}
+
+func bindAnyPort(fd int, client netip.Addr) error {
+	return loop.BindTransparent(fd, netip.AddrPortFrom(client, 0))
+}
+
 // keepSource gives the socket the client's address as its own, where that is wanted and makes sense: not for a call of
 // the pod to itself, nor across address families.
-func (p *Pod) keepSource(fd int, client, app netip.Addr) error {
+func (p *Pod) keepSource(fd int, client, app netip.Addr, bind func(int, netip.Addr) error) error {
 	mode := p.proxy.cfg.Source
 	if mode == SourceNever || p.cfg.NoSource || client == app || client.Is4() != app.Is4() || app.IsLoopback() && !client.IsLoopback() {
 		return nil
@@ -49,7 +100,7 @@ func (p *Pod) keepSource(fd int, client, app netip.Addr) error {
 	if mode == SourceAuto && p.opaque.Load() {
 		return nil
 	}
-	err := loop.BindTransparent(fd, client)
+	err := bind(fd, client)
 	if err == nil || mode == SourceAlways {
 		return err
 	}

@@ -1,6 +1,7 @@
 package proxy_test
 
 import (
+	"bufio"
 	"io"
 	"net"
 	"net/netip"
@@ -48,7 +49,7 @@ func mayBindTransparent(t *testing.T) bool {
 		t.Fatal(err)
 	}
 	defer loop.CloseFD(fd)
-	return loop.BindTransparent(fd, netip.MustParseAddr("127.0.10.1")) == nil
+	return loop.BindTransparent(fd, netip.MustParseAddrPort("127.0.10.1:0")) == nil
 }
 
 func TestApplicationSeesItsClient(t *testing.T) {
@@ -80,6 +81,65 @@ func testApplicationSeesItsClient(t *testing.T, r *rig) {
 	if got := seenBy(server.dial(app.addr)); got == "" {
 		t.Errorf("a call of itself sees %q", got)
 	}
+}
+
+// A connection in a client's name has a port that the client hardly has itself, or connection tracking takes it for one of the
+// client's that is redirected to the agent.
+func TestSourcePort(t *testing.T) {
+	if !mayBindTransparent(t) {
+		t.Skip("needs CAP_NET_ADMIN to bind foreign addresses")
+	}
+	paths(t, testSourcePort)
+}
+
+func testSourcePort(t *testing.T, r *rig) {
+	r.sockets = freeSockets{}
+	_, _, client, server := pair(r, func(c *proxy.Config) { c.Source = proxy.SourceAlways })
+	app := r.serve(server.ip, func(c *net.TCPConn) {
+		_, _ = io.WriteString(c, c.RemoteAddr().String()+"\n")
+		_, _ = io.Copy(io.Discard, c)
+	})
+	seenBy := func(c net.Conn) netip.AddrPort {
+		t.Helper()
+		line, err := bufio.NewReader(c).ReadString('\n')
+		if err != nil {
+			t.Fatal(err)
+		}
+		return netip.MustParseAddrPort(strings.TrimSpace(line))
+	}
+	last := seenBy(client.dial(app.addr))
+	next := func(by int) netip.AddrPort {
+		return netip.AddrPortFrom(last.Addr(), 16384+(last.Port()-16384+uint16(by))%16384)
+	}
+	wants := func(what string, c net.Conn, want netip.AddrPort) {
+		t.Helper()
+		if last = seenBy(c); last != want {
+			t.Errorf("%s the application sees %s, want %s", what, last, want)
+		}
+	}
+	wants("behind another tunnel", client.dial(app.addr), next(1))
+	wants("behind passthrough", server.dialFrom(client.ip, app.addr), next(1))
+	// Where somebody listens, a server of the pod.
+	l, err := net.Listen("tcp", next(1).String())
+	if err != nil {
+		t.Fatal(err)
+	}
+	wants("beside a listener", client.dial(app.addr), next(2))
+	_ = l.Close()
+	// A connection of just these ports is there.
+	other := net.Dialer{LocalAddr: net.TCPAddrFromAddrPort(next(1)), Control: func(_, _ string, raw syscall.RawConn) error {
+		return raw.Control(func(fd uintptr) { _ = syscall.SetsockoptInt(int(fd), syscall.SOL_SOCKET, syscall.SO_REUSEADDR, 1) })
+	}}
+	c, err := other.DialContext(t.Context(), "tcp", app.addr.String())
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer c.Close()
+	free := next(2)
+	if got := seenBy(client.dial(app.addr)); got.Addr() != last.Addr() || got.Port() >= 16384 && got.Port() < 32768 {
+		t.Errorf("beside a connection of the same ports the application sees %s, want a port of the kernel's choice", got)
+	}
+	wants("then", client.dial(app.addr), free)
 }
 
 func TestApplicationThatEndsAtOnce(t *testing.T) { paths(t, testApplicationThatEndsAtOnce) }

@@ -67,19 +67,16 @@ func (c *passthrough) run() {
 		return
 	}
 	fd, err := p.appSocket(loop.Family(c.OriginalDst.Addr()))
+	if err == nil {
+		fd, err = p.call(fd, c.Source.Addr.Addr(), c.OriginalDst)
+	}
 	if err != nil {
 		c.fail(err)
 		return
 	}
-	if err = p.keepSource(fd, c.Source.Addr.Addr(), c.OriginalDst.Addr()); err == nil {
-		err = loop.StartConnect(fd, c.OriginalDst)
-	}
-	if err == nil && !c.loop.Post(func() { c.join(fd) }) {
-		err = loop.ErrClosed
-	}
-	if err != nil {
+	if !c.loop.Post(func() { c.join(fd) }) {
 		loop.CloseFD(fd)
-		c.fail(err)
+		c.fail(loop.ErrClosed)
 	}
 }
 

@@ -3,6 +3,7 @@ package proxy
 import (
 	"context"
 	"log/slog"
+	"math/rand/v2"
 	"net/netip"
 	"slices"
 	"sync"
@@ -34,6 +35,8 @@ type Pod struct {
 	local     atomic.Pointer[localState]
 	opaque    atomic.Bool // source addresses cannot be kept; it was said once
 
+	sourcePort atomic.Uint32 // counts, see bindSource
+
 	accepts sync.WaitGroup // accept loops
 	work    sync.WaitGroup // flows, inbound tunnels and handshakes
 
@@ -58,6 +61,7 @@ func newPod(p *Proxy, cfg PodConfig) (*Pod, error) {
 	pod.handshakes.init(p.cfg.MaxHandshakes, pod.stopping)
 	pod.ctx, pod.cancel = context.WithCancelCause(context.Background())
 	pod.suspended.base = p.cfg.Suspension
+	pod.sourcePort.Store(rand.Uint32N(sourcePorts))
 	pod.pool = pool.New(pool.Config{
 		Loops: p.cfg.Loops, Idle: p.cfg.PoolIdle, MaxStreams: p.cfg.PoolMaxStreams,
 		DialTimeout: p.cfg.ConnectTimeout + p.cfg.HandshakeTimeout,

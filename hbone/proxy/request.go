@@ -332,12 +332,8 @@ func (c *inbound) dial(fd int, dst netip.AddrPort) {
 		c.refuse(503, ErrCrowded)
 		return
 	}
-	err := c.pod.keepSource(fd, c.Source.Addr.Addr(), dst.Addr())
-	if err == nil {
-		err = loop.StartConnect(fd, dst)
-	}
+	fd, err := c.pod.call(fd, c.Source.Addr.Addr(), dst)
 	if err != nil {
-		loop.CloseFD(fd)
 		c.refuse(503, err)
 		return
 	}

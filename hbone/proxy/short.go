@@ -100,11 +100,7 @@ func (c *short) prepare(ctx context.Context, local *localState, t *route.Target)
 			return -1, c.refuse(503, err)
 		}
 	}
-	if err = p.keepSource(fd, c.Source.Addr.Addr(), up.Addr.Addr()); err == nil {
-		err = loop.StartConnect(fd, up.Addr)
-	}
-	if err != nil {
-		loop.CloseFD(fd)
+	if fd, err = p.call(fd, c.Source.Addr.Addr(), up.Addr); err != nil {
 		return -1, c.refuse(503, err)
 	}
 	return fd, nil
