@@ -40,30 +40,46 @@ func (p *Pod) prepare(fd int) {
 	}
 }
 
-// call begins to connect a socket of appSocket to the application, with the client's address where that is kept. It takes
-// the socket and returns the one that connects, which may be another.
-func (p *Pod) call(fd int, client netip.Addr, app netip.AddrPort) (int, error) {
-	err := p.startCall(fd, client, app, p.bindSource)
-	if errors.Is(err, syscall.EADDRNOTAVAIL) { // the port is in use between these two; a socket that is bound keeps its port
-		if next := p.stash.take(loop.Family(app.Addr())); next >= 0 {
-			loop.CloseFD(fd)
-			fd = next
-			err = p.startCall(fd, client, app, bindAnyPort)
+// call begins to connect a socket to the application, with the client's address where that is kept. It may wait for the
+// socket to be made.
+func (p *Pod) call(client netip.Addr, app netip.AddrPort) (fd int, err error) {
+	for _, bind := range []binder{p.bindSource, bindAnyPort} {
+		if fd, err = p.readySocket(loop.Family(app.Addr())); err != nil {
+			return -1, err
+		}
+		if err = p.startCall(fd, client, app, bind); err == nil {
+			return fd, nil
+		}
+		loop.CloseFD(fd)
+		if !inUse(err) {
+			break
 		}
 	}
-	if err != nil {
-		loop.CloseFD(fd)
-		return -1, err
-	}
-	return fd, nil
+	return -1, err
 }
 
-func (p *Pod) startCall(fd int, client netip.Addr, app netip.AddrPort, bind func(int, netip.Addr) error) error {
+// readySocket returns a socket of the stash, or makes one.
+func (p *Pod) readySocket(family int) (int, error) {
+	if fd := p.stash.take(family); fd >= 0 {
+		return fd, nil
+	}
+	return p.appSocket(family)
+}
+
+// startCall is call with a socket, which stays the caller's. Where its port is inUse, another one of any port may connect;
+// a socket that is bound keeps its port.
+func (p *Pod) startCall(fd int, client netip.Addr, app netip.AddrPort, bind binder) error {
 	if err := p.keepSource(fd, client, app.Addr(), bind); err != nil {
 		return err
 	}
 	return loop.StartConnect(fd, app)
 }
+
+// inUse reports whether a connection between the same addresses and ports is there already.
+func inUse(err error) bool { return errors.Is(err, syscall.EADDRNOTAVAIL) }
+
+// binder gives a socket a client's address.
+type binder func(fd int, client netip.Addr) error
 
 // The ports that sockets with a client's address have: below those that the kernel gives to clients
 // (net.ipv4.ip_local_port_range begins at 32768), above the agent's and most servers'.
@@ -92,7 +108,7 @@ func bindAnyPort(fd int, client netip.Addr) error {
 
 // keepSource gives the socket the client's address as its own, where that is wanted and makes sense: not for a call of
 // the pod to itself, nor across address families.
-func (p *Pod) keepSource(fd int, client, app netip.Addr, bind func(int, netip.Addr) error) error {
+func (p *Pod) keepSource(fd int, client, app netip.Addr, bind binder) error {
 	mode := p.proxy.cfg.Source
 	if mode == SourceNever || p.cfg.NoSource || client == app || client.Is4() != app.Is4() || app.IsLoopback() && !client.IsLoopback() {
 		return nil

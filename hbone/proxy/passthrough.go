@@ -66,10 +66,7 @@ func (c *passthrough) run() {
 		c.fail(err)
 		return
 	}
-	fd, err := p.appSocket(loop.Family(c.OriginalDst.Addr()))
-	if err == nil {
-		fd, err = p.call(fd, c.Source.Addr.Addr(), c.OriginalDst)
-	}
+	fd, err := p.call(c.Source.Addr.Addr(), c.OriginalDst)
 	if err != nil {
 		c.fail(err)
 		return

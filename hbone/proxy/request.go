@@ -26,6 +26,7 @@ type inbound struct {
 	local    *localState
 	upstream route.Upstream
 	appFD    int // the application's socket, for what goes ahead of the payload
+	anyPort  bool
 	over     bool
 }
 
@@ -332,8 +333,18 @@ func (c *inbound) dial(fd int, dst netip.AddrPort) {
 		c.refuse(503, ErrCrowded)
 		return
 	}
-	fd, err := c.pod.call(fd, c.Source.Addr.Addr(), dst)
+	bind := c.pod.bindSource
+	if c.anyPort {
+		bind = bindAnyPort
+	}
+	err := c.pod.startCall(fd, c.Source.Addr.Addr(), dst, bind)
 	if err != nil {
+		loop.CloseFD(fd)
+		if inUse(err) && !c.anyPort {
+			c.anyPort = true
+			c.connect()
+			return
+		}
 		c.refuse(503, err)
 		return
 	}

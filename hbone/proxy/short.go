@@ -94,13 +94,7 @@ func (c *short) prepare(ctx context.Context, local *localState, t *route.Target)
 		}
 		return -1, c.refuse(401, err)
 	}
-	family := loop.Family(up.Addr.Addr())
-	if fd = p.stash.take(family); fd < 0 {
-		if fd, err = p.appSocket(family); err != nil {
-			return -1, c.refuse(503, err)
-		}
-	}
-	if fd, err = p.call(fd, c.Source.Addr.Addr(), up.Addr); err != nil {
+	if fd, err = p.call(c.Source.Addr.Addr(), up.Addr); err != nil {
 		return -1, c.refuse(503, err)
 	}
 	return fd, nil
