@@ -124,7 +124,7 @@ func (w *worker) shared() bool {
 	if err != nil || len(marked) == 0 {
 		return false
 	}
-	own, err := w.s.cfg.OwnSockets()
+	own, err := w.s.ownSockets()
 	return err == nil && slices.ContainsFunc(marked, func(s redirect.Socket) bool { return !own[s.Inode] })
 }
 
