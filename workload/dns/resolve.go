@@ -2,7 +2,6 @@ package dns
 
 import (
 	"net/netip"
-	"slices"
 	"strings"
 
 	"github.com/culvert-mesh/culvert/workload"
@@ -46,16 +45,15 @@ func (r *Resolver) Resolve(snap *workload.Snapshot, c Client, name string, qtype
 func (r *Resolver) find(snap *workload.Snapshot, c Client, name string) (svc *workload.Service, canonical string) {
 	for _, a := range r.aliases(c, name) {
 		for hostname, wildcard := range wildcards(a.name) {
-			services := snap.ServicesByHost(hostname)
-			found, kubernetes := r.best(services, c.Namespace), slices.ContainsFunc(services, r.ofKubernetes)
-			if found == nil || svc != nil && !kubernetes {
+			found := r.best(snap.ServicesByHost(hostname), c.Namespace)
+			if found == nil || svc != nil && !r.ofKubernetes(found) {
 				continue
 			}
 			svc, canonical = found, a.stripped
 			if wildcard {
 				canonical = ""
 			}
-			if kubernetes || svc.Namespace == c.Namespace {
+			if svc.Namespace == c.Namespace || r.ofKubernetes(svc) {
 				return svc, canonical
 			}
 		}
