@@ -25,8 +25,8 @@ type inbound struct {
 	head     *h2.Header // until the request has been looked at
 	local    *localState
 	upstream route.Upstream
-	appFD    int // the application's socket, for what goes ahead of the payload
-	anyPort  bool
+	appFD    int  // the application's socket, for what goes ahead of the payload
+	anyPort  bool // the application is called again, see startCall
 	over     bool
 }
 
@@ -333,11 +333,7 @@ func (c *inbound) dial(fd int, dst netip.AddrPort) {
 		c.refuse(503, ErrCrowded)
 		return
 	}
-	bind := c.pod.bindSource
-	if c.anyPort {
-		bind = bindAnyPort
-	}
-	err := c.pod.startCall(fd, c.Source.Addr.Addr(), dst, bind)
+	err := c.pod.startCall(fd, c.Source.Addr.Addr(), dst, c.anyPort)
 	if err != nil {
 		loop.CloseFD(fd)
 		if inUse(err) && !c.anyPort {
