@@ -26,7 +26,7 @@ const deadDrain = 3 * time.Second
 // drainLook is how often a draining pod is looked at.
 const drainLook = 10 * time.Second
 
-// supersededLook is how often it is seen whether a successor, whose business an annotation is, has gone away again.
+// supersededLook is how often it is seen whether the other agent of the node still has the word, see Config.Superseded.
 const supersededLook = time.Second
 
 // reconcile makes one pod what it should be, as far as that goes now. The caller has the lock of its key. again, when
@@ -130,7 +130,7 @@ func (a *Agent) stay(ctx context.Context, p *pod, d enrol.Decision) (time.Durati
 	if !a.synced() && a.cfg.Superseded() {
 		// The earlier agent serves it. This one would take half of its connections and could do nothing with them.
 		t.resuming, t.since = true, time.Now()
-		return time.Second, nil
+		return supersededLook, nil
 	}
 	if err := a.enrol(ctx, p, t, addrs, &options); err != nil {
 		a.events.warn(t.ref, reasonFailed, err.Error())
@@ -335,7 +335,7 @@ func (t *track) annotation(p *pod) string {
 	return p.Annotations[annotation]
 }
 
-// say writes the annotation unless it is so. While that is a successor's business, again is when to try.
+// say writes the annotation unless it is so. While that is another agent's business, again is when to try.
 func (a *Agent) say(ctx context.Context, p *pod, t *track, state string) (again time.Duration, err error) {
 	if t.annotation(p) == state {
 		return 0, nil
