@@ -221,22 +221,23 @@ func (t *table) sweepLocked() {
 	t.growOldLocked(now)
 	gone := make(map[*series]bool)
 	for _, s := range t.all {
-		if s.labels[lFlags] != None.String() {
+		if s.origin == beyond || s.labels[lFlags] != None.String() {
 			continue
 		}
-		idle := s.origin != beyond && s.live.Load() == 0 && t.age.Load()-s.used.Load() >= 2
+		idle := s.live.Load() == 0 && t.age.Load()-s.used.Load() >= 2
+		if idle {
+			gone[s] = true
+		}
 		if idle && s.origin == claim {
 			t.claimed--
 		}
-		gone[s] = idle
 		for i := range s.flags {
-			f := s.flags[i].Load()
-			switch {
+			switch f := s.flags[i].Load(); {
 			case f == nil:
-			case f.origin != s.origin && f.origin == beyond:
+			case f.origin == beyond:
 				s.flags[i].Store(nil) // it may find room of its own now
-			default:
-				gone[f] = idle
+			case idle:
+				gone[f] = true
 			}
 		}
 	}
