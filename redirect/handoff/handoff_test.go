@@ -347,26 +347,26 @@ func TestPatient(t *testing.T) {
 		t.Errorf("a server that is ready does not have the path: %v", err)
 	}
 	stopReady()
-	for deadline := time.Now().Add(5 * time.Second); first.Superseded() || missing(path); time.Sleep(time.Millisecond) {
-		if time.Now().After(deadline) {
-			t.Fatal("nobody has the path")
-		}
-	}
+	takesPath(t, first, path)
 	next, _ := run(t, handoff.Config{Path: path, Handler: &pods{}, Patient: true, Interval: time.Millisecond})
 	stop()
-	for deadline := time.Now().Add(5 * time.Second); next.Superseded() || missing(path); time.Sleep(time.Millisecond) {
-		if time.Now().After(deadline) {
-			t.Fatal("the path of a server that has ended is not taken")
-		}
-	}
+	takesPath(t, next, path)
 	if _, err := dial(t, path).List(t.Context()); err != nil {
 		t.Error(err)
 	}
 }
 
-func missing(path string) bool {
-	_, err := os.Stat(path)
-	return err != nil
+// takesPath waits until the server has the path, which another one has left.
+func takesPath(t *testing.T, s *handoff.Server, path string) {
+	t.Helper()
+	for deadline := time.Now().Add(5 * time.Second); ; time.Sleep(time.Millisecond) {
+		if _, err := os.Stat(path); err == nil && !s.Superseded() {
+			return
+		}
+		if time.Now().After(deadline) {
+			t.Fatal("a path that was left is not taken")
+		}
+	}
 }
 
 // usurp makes the path lead to another socket, as a successor does.

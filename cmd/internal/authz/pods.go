@@ -1,6 +1,7 @@
 package authz
 
 import (
+	"encoding/binary"
 	"maps"
 	"net/netip"
 	"slices"
@@ -72,12 +73,18 @@ func (w *World) collectPods() ([]*unstructured.Unstructured, error) {
 	return made, nil
 }
 
-// imagine makes a pod that does not run into one that does, ready and with an address of documentation's (RFC 3849), in
-// the mesh if its labels ask for it.
+// imagined is the n-th address of those that do not exist yet: documentation's (RFC 3849), a range for each kind.
+func imagined(kind byte, n int) netip.Addr {
+	addr := [16]byte{0x20, 0x01, 0x0d, 0xb8, 7: kind}
+	binary.BigEndian.PutUint32(addr[12:], uint32(n))
+	return netip.AddrFrom16(addr)
+}
+
+// imagine makes a pod that does not run into one that does, ready and with an imagined address, in the mesh if its labels
+// ask for it.
 func (w *World) imagine(p *corev1.Pod, own owner) (*unstructured.Unstructured, error) {
 	p = p.DeepCopy()
-	n := len(w.pods) + 1
-	addr := netip.AddrFrom16([16]byte{0x20, 0x01, 0x0d, 0xb8, 12: byte(n >> 24), 13: byte(n >> 16), 14: byte(n >> 8), 15: byte(n)})
+	addr := imagined(0, len(w.pods)+1)
 	p.TypeMeta = metav1.TypeMeta{APIVersion: "v1", Kind: "Pod"}
 	p.Status = corev1.PodStatus{
 		Phase: corev1.PodRunning, PodIP: addr.String(), PodIPs: []corev1.PodIP{{IP: addr.String()}},
@@ -101,7 +108,7 @@ func (w *World) imagine(p *corev1.Pod, own owner) (*unstructured.Unstructured, e
 	return &unstructured.Unstructured{Object: content}, err
 }
 
-// imagineServices makes Services that are not created yet into ones that are, with an address of documentation's too.
+// imagineServices makes Services that are not created yet into ones that are, with an imagined address.
 func (w *World) imagineServices() []*unstructured.Unstructured {
 	var made []*unstructured.Unstructured
 	for _, u := range w.objects {
@@ -114,9 +121,7 @@ func (w *World) imagineServices() []*unstructured.Unstructured {
 		if spec == nil || ip != "" || len(ips) > 0 || spec["type"] == "ExternalName" {
 			continue
 		}
-		n := len(made) + 1
-		addr := netip.AddrFrom16([16]byte{0x20, 0x01, 0x0d, 0xb8, 7: 1, 12: byte(n >> 24), 13: byte(n >> 16), 14: byte(n >> 8), 15: byte(n)})
-		spec["clusterIP"] = addr.String()
+		spec["clusterIP"] = imagined(1, len(made)+1).String()
 		u = u.DeepCopy()
 		u.Object["spec"] = spec
 		made = append(made, u)

@@ -218,14 +218,7 @@ func TestDisk(t *testing.T) {
 		{"read_only_bin", func(n *node) string { return n.cfg.BinDir }, readOnly, "read-only file system"},
 	} {
 		t.Run(tt.name, func(t *testing.T) {
-			n := newNode(t)
-			if err := os.MkdirAll(n.cfg.RunDir, 0o700); err != nil {
-				t.Fatal(err)
-			}
-			dir := tt.dir(n)
-			mount(t, dir, 0)
-			t.Cleanup(func() { _ = unix.Unmount(dir, 0) })
-			n.write(n.net("10-net.conflist"), list)
+			n, dir := onDisk(t, tt.dir)
 			i := n.installer()
 			tt.spoil(t, dir)
 			n.ensure(i, tt.want)
@@ -255,14 +248,7 @@ func TestDisk(t *testing.T) {
 		{"full_bin_after_upgrade", func(n *node) string { return n.cfg.BinDir }},
 	} {
 		t.Run(tt.name, func(t *testing.T) {
-			n := newNode(t)
-			if err := os.MkdirAll(n.cfg.RunDir, 0o700); err != nil {
-				t.Fatal(err)
-			}
-			dir := tt.dir(n)
-			mount(t, dir, 0)
-			t.Cleanup(func() { _ = unix.Unmount(dir, 0) })
-			n.write(n.net("10-net.conflist"), list)
+			n, dir := onDisk(t, tt.dir)
 			earlier, stop := n.run()
 			n.eventually("installed by an earlier agent", earlier.Ready)
 			stop()
@@ -283,6 +269,20 @@ func TestDisk(t *testing.T) {
 			}
 		})
 	}
+}
+
+// onDisk makes a node one of whose directories is a small disk of its own.
+func onDisk(t *testing.T, of func(*node) string) (n *node, dir string) {
+	t.Helper()
+	n = newNode(t)
+	if err := os.MkdirAll(n.cfg.RunDir, 0o700); err != nil {
+		t.Fatal(err)
+	}
+	dir = of(n)
+	mount(t, dir, 0)
+	t.Cleanup(func() { _ = unix.Unmount(dir, 0) })
+	n.write(n.net("10-net.conflist"), list)
+	return n, dir
 }
 
 func mount(t *testing.T, dir string, flags uintptr) {
