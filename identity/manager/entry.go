@@ -44,7 +44,8 @@ type entry struct {
 	changed chan struct{} // closed when svid or err changes, then replaced
 
 	svid     *svid.SVID
-	err      error // of the latest fetch
+	next     *svid.SVID // takes the place of svid when it is due; nil if none
+	err      error      // of the latest fetch
 	failures int   // in a row
 	pushes   int   // SVIDs that the source has announced on its own
 
@@ -86,10 +87,20 @@ func (e *entry) wanted(now time.Time) {
 	}
 }
 
-// accept takes over a new SVID. rnd is in [0, 1).
+// accept takes over a new SVID, unless its validity begins later, which says that the
+// authority's clock is ahead, and peers accept the one at hand: then it waits for its
+// beginning or the end of that one, when it is due. rnd is in [0, 1).
 func (e *entry) accept(s *svid.SVID, now time.Time, rnd float64) {
-	e.svid, e.err, e.failures = s, nil, 0
+	e.next, e.err, e.failures = nil, nil, 0
 	e.priority = background
+	if begin := s.NotBefore(); begin.After(now) && e.svid != nil && !e.svid.NotBefore().After(now) && e.svid.NotAfter().After(now) {
+		e.next, e.due = s, begin
+		if end := e.svid.NotAfter(); end.Before(begin) {
+			e.due = end
+		}
+		return
+	}
+	e.svid = s
 	e.due = renewalTime(s, now, rnd)
 	e.announce()
 }
@@ -114,7 +125,7 @@ func (e *entry) drop() {
 	if e.cancel != nil {
 		e.cancel()
 	}
-	e.svid = nil
+	e.svid, e.next = nil, nil
 	close(e.changed)
 	e.changed = nil
 }

@@ -76,12 +76,15 @@ func (m *Manager) startDue(ctx context.Context, fetches *sync.WaitGroup, slots c
 }
 
 // mostUrgentLocked returns the entry to fetch first, or nil and the time until
-// one is due. A node holds at most a few hundred identities, so it simply looks
+// one is due. Certificates that waited for their time come into use. A node holds at most a few hundred identities, so it simply looks
 // at each.
 func (m *Manager) mostUrgentLocked(now time.Time) (*entry, time.Duration) {
 	var first *entry
 	sleep := maxSleep
 	for _, e := range m.entries {
+		if e.next != nil && !e.due.After(now) {
+			e.accept(e.next, now, m.rand())
+		}
 		switch {
 		case e.cancel != nil:
 		case e.due.After(now):
@@ -106,23 +109,29 @@ func (m *Manager) fetch(ctx context.Context, e *entry, pushes int) {
 		err = check(s, e, now)
 	}
 	m.mu.Lock()
-	defer m.mu.Unlock()
 	e.cancel = nil
-	if m.entries[e.id] != e || (err != nil && errors.Is(context.Cause(ctx), context.Canceled)) {
-		return // released, or Run is ending
-	}
-	if e.pushes != pushes {
-		return
-	}
-	if err != nil {
+	counts := m.entries[e.id] == e && e.pushes == pushes &&
+		(err == nil || !errors.Is(context.Cause(ctx), context.Canceled)) // else released, or Run is ending
+	switch {
+	case !counts:
+	case err != nil:
 		e.fail(err, now, m.rand())
-		m.logger.Warn("certificate not fetched", "identity", e.id.String(), "error", err,
-			"failures", e.failures, "retry_in", e.due.Sub(now), "valid_one_at_hand", e.state(now) == available)
-		return
+	default:
+		e.accept(s, now, m.rand())
 	}
-	e.accept(s, now, m.rand())
-	m.logger.Debug("certificate fetched", "identity", e.id.String(),
-		"not_after", s.NotAfter(), "next_refresh", e.due)
+	failures, due, waits, valid := e.failures, e.due, e.next == s, e.state(now) == available
+	m.mu.Unlock() // before anything is logged: handshakes must not wait for whoever reads the log
+	switch {
+	case !counts:
+	case err != nil:
+		m.logger.Warn("certificate not fetched", "identity", e.id.String(), "error", err,
+			"failures", failures, "retry_in", due.Sub(now), "valid_one_at_hand", valid)
+	case waits:
+		m.logger.Warn("new certificate is not valid yet, the one at hand stays: the authority's clock is ahead",
+			"identity", e.id.String(), "not_before", s.NotBefore(), "in_use_at", due)
+	default:
+		m.logger.Debug("certificate fetched", "identity", e.id.String(), "not_after", s.NotAfter(), "next_refresh", due)
+	}
 }
 
 // check refuses what peers would refuse, so that a fault of the authority shows
