@@ -17,16 +17,18 @@ import (
 // system's first, which is nobody's whom a pod's container could forge. Where this process
 // may not see what that one sees (CAP_SYS_PTRACE, when the first may do more), it is this
 // process itself; why says so then.
-func viewpoint(procRoot string) (dir string, why error) {
+func viewpoint(procRoot string) (dir string, why, err error) {
 	dir = filepath.Join(procRoot, "1")
 	f, err := os.Open(cgroupNS(dir))
-	if err == nil {
-		err = f.Close()
+	switch {
+	case err == nil:
+		return dir, nil, f.Close()
+	case errors.Is(err, fs.ErrNotExist):
+		return dir, nil, nil
+	case errors.Is(err, fs.ErrPermission):
+		return "/proc/self", err, nil
 	}
-	if err == nil || errors.Is(err, fs.ErrNotExist) {
-		return dir, nil
-	}
-	return "/proc/self", err
+	return "", nil, err
 }
 
 // cgroupNS is the file of the cgroup namespace of a process.
@@ -134,12 +136,14 @@ func openCgroups(dir string) (cgroups, error) {
 	} else {
 		tree.root = filepath.Join(dir, "root") + point
 	}
-	if ns, err := os.Open(cgroupNS(dir)); err == nil {
-		defer func() { _ = ns.Close() }()
-		ino, err := inode(ns)
-		tree.first = err == nil && ino == initCgroupNS
+	ns, err := os.Open(cgroupNS(dir))
+	if err != nil {
+		return tree, passing(err)
 	}
-	return tree, nil
+	defer func() { _ = ns.Close() }()
+	ino, err := inode(ns)
+	tree.first = err == nil && ino == initCgroupNS
+	return tree, err
 }
 
 // cgroupMount finds in a mountinfo file where the whole of cgroup v2 is mounted.
@@ -155,15 +159,18 @@ func cgroupMount(mountinfo string) string {
 }
 
 // locate finds out what the kernel calls the cgroup of k, or clears it and says why it
-// is of no use.
-func (t cgroups) locate(k *Kubelet) {
+// is of no use. An error says that this is not known at the moment.
+func (t cgroups) locate(k *Kubelet) error {
 	id, err := t.id(k.Cgroup)
+	if err := passing(err); err != nil {
+		return err
+	}
 	if err != nil {
 		if k.NoCgroup = err.Error(); t.blind != nil {
 			k.NoCgroup += fmt.Sprintf(" (seen from here, because of: %v)", t.blind)
 		}
 		k.Cgroup = ""
-		return
+		return nil
 	}
 	k.CgroupID = id
 	depth := uint32(0)
@@ -174,6 +181,16 @@ func (t cgroups) locate(k *Kubelet) {
 	for i := uint32(1); !t.first && i <= deepest; i++ {
 		k.Levels = append(k.Levels, depth+i)
 	}
+	return nil
+}
+
+// passing returns err when it says nothing of what was looked at, only that this process
+// or the system has no descriptors or memory left. Nothing must be concluded from it.
+func passing(err error) error {
+	if errors.Is(err, unix.EMFILE) || errors.Is(err, unix.ENFILE) || errors.Is(err, unix.ENOMEM) {
+		return err
+	}
+	return nil
 }
 
 func (t cgroups) id(cgroup string) (uint64, error) {

@@ -68,8 +68,11 @@ func FindKubelet(procRoot string, host *netns.NS) (Kubelet, error) {
 		found []Kubelet
 		tree  cgroups
 	)
-	view, blind := viewpoint(procRoot)
-	err := host.Do(func() error { // a goroutine whose thread may be moved
+	view, blind, err := viewpoint(procRoot)
+	if err != nil {
+		return Kubelet{}, fmt.Errorf("find kubelet in %s: %w", procRoot, err)
+	}
+	err = host.Do(func() error { // a goroutine whose thread may be moved
 		return inCgroupNS(cgroupNS(view), func() error {
 			var err error
 			if found, err = candidates(procRoot, host.ID()); err == nil {
@@ -86,7 +89,9 @@ func FindKubelet(procRoot string, host *netns.NS) (Kubelet, error) {
 		return Kubelet{}, fmt.Errorf("find kubelet in %s, %s: %w", procRoot, host, err)
 	}
 	tree.blind = blind
-	tree.locate(&k)
+	if err := tree.locate(&k); err != nil {
+		return Kubelet{}, fmt.Errorf("find kubelet in %s: %w", procRoot, err)
+	}
 	k.view = view
 	return k, nil
 }

@@ -44,7 +44,7 @@ func TestCgroupOutside(t *testing.T) {
 	tree := cgroups{root: t.TempDir()}
 	for _, path := range []string{"/../x", "/..", "x", "/a/../b", "/a/", "", "/"} { // the last is no cgroup v2
 		k := Kubelet{Cgroup: path}
-		if tree.locate(&k); k.CgroupID != 0 || k.Cgroup != "" || k.NoCgroup == "" {
+		if err := tree.locate(&k); err != nil || k.CgroupID != 0 || k.Cgroup != "" || k.NoCgroup == "" {
 			t.Errorf("%q: %+v", path, k)
 		}
 	}
@@ -74,7 +74,7 @@ func FuzzProc(f *testing.F) {
 	f.Fuzz(func(t *testing.T, text string) {
 		path, _ := parseCgroup(text)
 		k := Kubelet{Cgroup: path}
-		if (cgroups{root: "/proc/self/nothing"}).locate(&k); k.CgroupID != 0 {
+		if err := (cgroups{root: "/proc/self/nothing"}).locate(&k); err != nil || k.CgroupID != 0 {
 			t.Errorf("%q is a cgroup", path)
 		}
 		_ = cgroupMount(text)
