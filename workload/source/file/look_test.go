@@ -3,6 +3,7 @@ package file
 import (
 	"os"
 	"path/filepath"
+	"syscall"
 	"testing"
 	"time"
 
@@ -47,5 +48,37 @@ func TestHalfWritten(t *testing.T) {
 	}
 	if s.look(seen); count() != 3 {
 		t.Errorf("%d workloads in the end", count())
+	}
+}
+
+// TestChangeWithoutDescriptors: the agent has no descriptors left when the file changes. The change is in use when it has some
+// again, though nobody touches the file any more.
+func TestChangeWithoutDescriptors(t *testing.T) {
+	path := filepath.Join(t.TempDir(), "mesh.yaml")
+	if err := os.WriteFile(path, []byte("workloads:\n- {uid: a, namespace: n}\n"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	store := workload.New()
+	s, err := New(Config{Path: path, Store: store, Policies: policy.New()})
+	if err != nil {
+		t.Fatal(err)
+	}
+	seen := s.look(nil)
+	var old syscall.Rlimit
+	if err := syscall.Getrlimit(syscall.RLIMIT_NOFILE, &old); err != nil {
+		t.Fatal(err)
+	}
+	if err := syscall.Setrlimit(syscall.RLIMIT_NOFILE, &syscall.Rlimit{Cur: 3, Max: old.Max}); err != nil {
+		t.Fatal(err)
+	}
+	seen = s.look(seen)
+	if err := syscall.Setrlimit(syscall.RLIMIT_NOFILE, &old); err != nil {
+		t.Fatal(err)
+	}
+	if s.Err() == nil {
+		t.Error("no error in the shortage")
+	}
+	if s.look(seen); store.Snapshot().WorkloadCount() != 1 || s.Err() != nil {
+		t.Errorf("not in use afterwards: %v", s.Err())
 	}
 }

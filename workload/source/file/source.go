@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io/fs"
 	"log/slog"
 	"os"
 	"sync"
@@ -89,6 +90,9 @@ func (s *Source) loadLocked(info os.FileInfo) error {
 	s.last = info
 	state, err := Load(s.cfg.Path)
 	s.err = err
+	if unread := (*fs.PathError)(nil); errors.As(err, &unread) {
+		s.last = nil // the content is not known: it is looked at again
+	}
 	if err != nil {
 		return err
 	}
@@ -171,7 +175,8 @@ func (s *Source) look(seen os.FileInfo) os.FileInfo {
 	if !same(info, seen) {
 		return info
 	}
-	if err := s.loadLocked(info); err != nil {
+	before := s.err
+	if err := s.loadLocked(info); err != nil && (before == nil || before.Error() != err.Error()) {
 		s.cfg.Logger.Warn("workload file is refused, the last state stays", "error", err)
 	}
 	return info
