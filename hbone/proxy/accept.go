@@ -11,7 +11,7 @@ import (
 	"github.com/culvert-mesh/culvert/hbone/loop"
 )
 
-// Keepalive of connections from applications and from outside the mesh: tunnels have pings of their own.
+// Keepalive of connections from applications, and from and to what is outside of the mesh: tunnels have pings of their own.
 const (
 	keepAliveIdle     = 180 * time.Second
 	keepAliveInterval = 180 * time.Second

@@ -185,6 +185,7 @@ func (o *outbound) dial(t *route.Target) error {
 	}
 	loop.NoDelay(fd)
 	loop.ResetOnClose(fd)
+	loop.KeepAlive(fd, keepAliveIdle, keepAliveInterval, keepAliveProbes) // the application's own ends at its agent
 	if err := loop.StartConnect(fd, t.Dial); err != nil {
 		loop.CloseFD(fd)
 		return err
