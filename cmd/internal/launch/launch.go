@@ -68,13 +68,15 @@ func (p Program[S]) start(args []string, out, errs io.Writer) int {
 		fmt.Fprintf(errs, "%s: --log-level: %v\n", p.Name, err)
 		return Misused
 	}
-	logger := slog.New(levels.Handler(handler(errs, common.LogFormat)))
+	lines := newQueue(errs, common.LogFormat)
+	defer lines.close()
+	logger := slog.New(levels.Handler(handler(lines, common.LogFormat)))
 	signals := make(chan os.Signal, 2)
 	signal.Notify(signals, os.Interrupt, syscall.SIGTERM)
 	defer signal.Stop(signals)
 	run, err := p.Build(settings, Given{set, levels, logger, signals})
 	if err != nil {
-		fmt.Fprintf(errs, "%s: %v\n", p.Name, err)
+		fmt.Fprintf(lines, "%s: %v\n", p.Name, err)
 		return Failed
 	}
 	if err := run(context.Background()); err != nil {
