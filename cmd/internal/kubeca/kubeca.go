@@ -48,6 +48,9 @@ const (
 	defaultInterval = 5 * time.Second
 	// requestTimeout ends a request to an API server that does not answer.
 	requestTimeout = 10 * time.Second
+	// roundTimeout ends a round of up to some ten requests, one after the other: a server that
+	// takes seconds for each must not keep it from its end for ever.
+	roundTimeout = time.Minute
 )
 
 // Config configures a CA.
@@ -186,7 +189,7 @@ func (c *CA) repeat(ctx context.Context, what string, fn func(context.Context) e
 	defer ticker.Stop()
 	defer c.forget(what)
 	for {
-		once, cancel := context.WithTimeout(ctx, requestTimeout)
+		once, cancel := context.WithTimeout(ctx, roundTimeout)
 		err := fn(once)
 		cancel()
 		if ctx.Err() != nil {
