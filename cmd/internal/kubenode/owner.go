@@ -11,6 +11,7 @@ import (
 const (
 	ownerAttempts = 3
 	ownerPause    = time.Second
+	ownerTime     = 3 * time.Second // for all of them; more when the end has more than four times that
 )
 
 // lookForOwner notes that the agent's own DaemonSet can be seen: only then does its absence mean anything. From then on it
@@ -76,6 +77,13 @@ func (a *Agent) Uninstalled(ctx context.Context) bool {
 	if a.cfg.Namespace == "" || a.cfg.DaemonSet == "" {
 		return false
 	}
+	// Connections end after this, and within the same time: a server that does not answer must leave them most of it.
+	budget := ownerTime
+	if end, ok := ctx.Deadline(); ok {
+		budget = max(budget, time.Until(end)/4)
+	}
+	ctx, cancel := context.WithTimeout(ctx, budget)
+	defer cancel()
 	for attempt := 1; ; attempt++ {
 		deleting, err := a.client.daemonSet(ctx, a.cfg.Namespace, a.cfg.DaemonSet)
 		switch {
