@@ -38,7 +38,7 @@ func TestRenewalKeepsTheValidOneUntilTheNewOneIs(t *testing.T) {
 			}
 			if bad++; bad == 1 {
 				t.Errorf("peers refuse us (%v) from %s on, though another certificate is at hand that is valid for %s more",
-					err, time.Now().UTC().Format("15:04:05"), first.NotAfter().Sub(time.Now()).Round(time.Minute))
+					err, time.Now().UTC().Format("15:04:05"), time.Until(first.NotAfter()).Round(time.Minute))
 			}
 		}
 		if bad > 0 {
