@@ -34,6 +34,7 @@ type Conn struct {
 	readable chan struct{} // closed when the fields above change; replaced by who waits
 
 	writing  sync.Mutex   // one Write at a time
+	finished bool         // guarded by writing: CloseWrite was called
 	out      []byte       // on the loop: what the Write in progress has not sent
 	outDone  chan error   // on the loop
 	answered chan *answer // dialling side
@@ -96,6 +97,9 @@ func (c *Conn) Write(p []byte) (int, error) {
 	if err := c.writable(); err != nil || len(p) == 0 {
 		return 0, err
 	}
+	if c.finished {
+		return 0, io.ErrClosedPipe
+	}
 	done := make(chan error, 1)
 	if !c.t.Post(func() { c.out, c.outDone = p, done; c.pump() }) {
 		return 0, net.ErrClosed
@@ -150,13 +154,15 @@ func (c *Conn) endWrite(err error) {
 	}
 }
 
-// CloseWrite ends the sending direction; the peer reads io.EOF behind what was written.
+// CloseWrite ends the sending direction; the peer reads io.EOF behind what was written. Writing
+// fails with io.ErrClosedPipe from then on.
 func (c *Conn) CloseWrite() error {
 	c.writing.Lock()
 	defer c.writing.Unlock()
 	if err := c.writable(); err != nil && !errors.Is(err, os.ErrDeadlineExceeded) {
 		return err
 	}
+	c.finished = true
 	c.t.Post(func() { c.stream.End() })
 	return nil
 }

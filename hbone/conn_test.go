@@ -5,6 +5,7 @@ import (
 	"crypto/tls"
 	"crypto/x509"
 	"errors"
+	"io"
 	"net"
 	"net/netip"
 	"testing"
@@ -99,6 +100,21 @@ func TestRequestReachesTheServer(t *testing.T) {
 	}
 	if got := s.(*hbone.Conn).Request; got != want {
 		t.Errorf("server got %+v, want %+v", got, want)
+	}
+}
+
+// TestWriteBehindCloseWrite: what can never be sent is not waited for.
+func TestWriteBehindCloseWrite(t *testing.T) {
+	m := newMesh(t, bob, nil)
+	c, err := m.dialer.Dial(t.Context(), m.addr, hbone.Request{Authority: "10.0.0.1:80"})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := c.CloseWrite(); err != nil {
+		t.Fatal(err)
+	}
+	if n, err := c.Write([]byte("hello")); n != 0 || !errors.Is(err, io.ErrClosedPipe) {
+		t.Errorf("writing behind CloseWrite: %d, %v", n, err)
 	}
 }
 
