@@ -2,6 +2,7 @@ package dns
 
 import (
 	"net/netip"
+	"slices"
 	"strings"
 
 	"github.com/culvert-mesh/culvert/workload"
@@ -42,10 +43,18 @@ func (r *Resolver) Resolve(snap *workload.Snapshot, c Client, name string, qtype
 //
 // The first match counts, unless it is another namespace's: a service of
 // Kubernetes goes before what others write down in whatever form of its name.
+// The full name of a pod is never that of a service elsewhere.
 func (r *Resolver) find(snap *workload.Snapshot, c Client, name string) (svc *workload.Service, canonical string) {
+	owner, ofPod := r.ofPod(snap, name)
 	for _, a := range r.aliases(c, name) {
 		for hostname, wildcard := range wildcards(a.name) {
-			found := r.best(snap.ServicesByHost(hostname), c.Namespace)
+			services := snap.ServicesByHost(hostname)
+			if ofPod {
+				services = slices.DeleteFunc(services, func(s *workload.Service) bool {
+					return r.ofKubernetes(s) || s.Namespace != owner && s.Namespace != c.Namespace
+				})
+			}
+			found := r.best(services, c.Namespace)
 			if found == nil || svc != nil && !r.ofKubernetes(found) {
 				continue
 			}
@@ -59,6 +68,21 @@ func (r *Resolver) find(snap *workload.Snapshot, c Client, name string) (svc *wo
 		}
 	}
 	return svc, canonical
+}
+
+// ofPod reports whether the name is that of a pod behind a service that the mesh
+// knows, host.subdomain.namespace.svc.domain, and returns the namespace. That is
+// also what a client makes of "service.namespace" in the first step along its
+// search path; the next one finds the service then.
+func (r *Resolver) ofPod(snap *workload.Snapshot, name string) (namespace string, ok bool) {
+	_, host, _ := strings.Cut(name, ".")
+	behind, ok := strings.CutSuffix(host, r.suffix)
+	if !ok {
+		return "", false
+	}
+	_, namespace, _ = strings.Cut(behind, ".")
+	key := workload.NamespacedHostname{Namespace: namespace, Hostname: host}
+	return namespace, !strings.Contains(namespace, ".") && snap.Service(key) != nil
 }
 
 // ofKubernetes reports whether the service has a name that Kubernetes gives to

@@ -220,6 +220,48 @@ func TestServiceGoesBeforeEntriesOfOthers(t *testing.T) {
 	}
 }
 
+// The name of a pod behind a Service (Kubernetes DNS specification, 2.4) is for the cluster's DNS, whatever there is elsewhere:
+// kafka-0.kafka.shop.svc.cluster.local is no Service kafka-0 of namespace kafka.
+func TestNameOfPod(t *testing.T) {
+	r, err := dns.New(dns.Config{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	resolve := func(client, name string, others ...*workload.Service) []netip.Addr {
+		store := workload.New()
+		store.Replace(nil, append(others, kube("kafka", "shop"), kube("kafka-0", "kafka", "nw1/10.0.0.1"), kube("db", "prod", "nw1/10.0.0.2")))
+		return r.Resolve(store.Snapshot(), dns.Client{Namespace: client, Network: "nw1"}, name, dns.TypeA).Addrs
+	}
+	const pod, step = "kafka-0.kafka.shop.svc.cluster.local.", "kafka-0.kafka.svc.cluster.local."
+	tests := []struct {
+		name         string
+		client, host string
+		want         []netip.Addr
+	}{
+		{"pod", "shop", pod, nil},
+		{"pod-of-other-namespace", "kafka", pod, nil},
+		{"service", "shop", step, addrs("10.0.0.1")}, // the next step along the search path for kafka-0.kafka
+		{"service-short", "shop", "kafka-0.kafka.", addrs("10.0.0.1")},
+		{"first-step-where-no-service-is-called-so", "web", "kafka-0.kafka.web.svc.cluster.local.", addrs("10.0.0.1")},
+		{"first-step-of-other-service", "shop", "db.prod.shop.svc.cluster.local.", addrs("10.0.0.2")},
+	}
+	for _, tt := range tests {
+		t.Run(tt.name, func(t *testing.T) {
+			if got := resolve(tt.client, tt.host); !slices.Equal(got, tt.want) {
+				t.Errorf("%s is %v to %s, want %v", tt.host, got, tt.client, tt.want)
+			}
+		})
+	}
+	for _, host := range []string{"*.local", "*.kafka", "kafka-0.kafka", "*.kafka.shop.svc.cluster.local", strings.TrimSuffix(pod, ".")} {
+		if got := resolve("shop", pod, with(service("evil", host, "nw1/6.6.6.6"), canonical)); got != nil {
+			t.Errorf("an entry of another namespace for %s makes it %v", host, got)
+		}
+		if got := resolve("shop", pod, service("shop", host, "nw1/6.6.6.6")); !slices.Equal(got, addrs("6.6.6.6")) {
+			t.Errorf("an entry of its namespace for %s makes it %v", host, got)
+		}
+	}
+}
+
 func TestResolveShuffles(t *testing.T) {
 	called := 0
 	r, err := dns.New(dns.Config{Shuffle: func(n int, swap func(i, j int)) {
@@ -290,7 +332,7 @@ func TestLookup(t *testing.T) {
 }
 
 func FuzzResolve(f *testing.F) {
-	for _, host := range []string{"", ".", "a", "*.wildcard", "productpage.ns1.svc.cluster.local.", "..", "a..ns1", `\000.`} {
+	for _, host := range []string{"", ".", "a", "*.wildcard", "productpage.ns1.svc.cluster.local.", "example.ns2.ns1.svc.cluster.local.", "pod.headless.ns1.svc.cluster.local.", "..", "a..ns1", `\000.`} {
 		f.Add(host, dns.TypeA)
 	}
 	r, err := dns.New(dns.Config{})
