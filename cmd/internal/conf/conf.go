@@ -13,7 +13,9 @@ package conf
 import (
 	"errors"
 	"fmt"
+	"strconv"
 	"strings"
+	"unicode/utf8"
 )
 
 // ErrHelp is returned by Parse when -h or --help was given. The program prints Usage and exits with success.
@@ -215,7 +217,20 @@ func describe(o *option, value string, err error) error {
 	if o.Secret {
 		return err
 	}
-	return fmt.Errorf("%q: %w", value, err)
+	return fmt.Errorf("%s: %w", shown(value), err)
+}
+
+// maxShown is how many characters of a faulty text are repeated.
+const maxShown = 40
+
+// shown is a faulty text for the log. A long one, or one of several lines, is only measured: a variable may hold a key or a
+// token where a file's name was meant. Paths are repeated, however long.
+func shown(text string) string {
+	n := utf8.RuneCountInString(text)
+	if strings.ContainsAny(text, "\r\n") || n > maxShown && !strings.HasPrefix(text, "/") {
+		return fmt.Sprintf("a text of %d characters", n)
+	}
+	return strconv.Quote(text)
 }
 
 // where names the place that the option of the flag was set from.

@@ -25,6 +25,7 @@ type settings struct {
 	Key     string
 	Ranges  []netip.Prefix
 	Loops   int
+	CA      string
 }
 
 func declare(env map[string]string) (*conf.Set, *settings) {
@@ -38,6 +39,7 @@ func declare(env map[string]string) (*conf.Set, *settings) {
 	conf.Add(s, &c.Key, conf.String, conf.Option{Flag: "key", Env: []string{"KEY"}, Usage: "a secret", Secret: true})
 	conf.Add(s, &c.Ranges, conf.List(conf.Prefix), conf.Option{Flag: "ranges", Usage: "address ranges"})
 	conf.Add(s, &c.Loops, conf.Int(0, 64), conf.Option{Flag: "loops", Usage: "event loops"})
+	conf.Add(s, &c.CA, conf.File, conf.Option{Flag: "ca", Usage: "a certificate"})
 	return s, c
 }
 
@@ -94,6 +96,12 @@ func TestFaults(t *testing.T) {
 		{"argument", []string{"--node=n1", "start"}, nil, []string{"start: unexpected argument: every setting is a flag"}},
 		{"faulty_variable", []string{"--node=n1"}, map[string]string{"DRAIN": "soon"}, []string{`$DRAIN: "soon": not a duration such as 500ms, 30s or 5m`}},
 		{"secret_is_not_repeated", []string{"--node=n1"}, map[string]string{"KEY": " "}, []string{"$KEY: is empty"}},
+		{"long_text_is_not_repeated", []string{"--node=n1"}, map[string]string{"DRAIN": strings.Repeat("s", 41)}, []string{"$DRAIN: a text of 41 characters: not a duration such as 500ms, 30s or 5m"}},
+		{"lines_are_not_repeated", []string{"--node=n1", "--mode=---\nsecret"}, nil, []string{"--mode: a text of 10 characters: not one of node, dedicated"}},
+		{"long_element_is_not_repeated", []string{"--node=n1", "--ranges=" + strings.Repeat("s", 41)}, nil, []string{
+			"--ranges: a text of 41 characters: element a text of 41 characters: not a range such as 10.0.0.0/8",
+		}},
+		{"path_is_repeated", []string{"--node=n1", "--ca=/" + strings.Repeat("a/", 30) + "ca.pem"}, nil, []string{`--ca: "/` + strings.Repeat("a/", 30) + `ca.pem": no such file or directory`}},
 		{"all_at_once", []string{"--mode=mesh", "--loops=-1", "--admin=localhost", "--ranges=10.0.0.1/8"}, map[string]string{"DRAIN": "2h"}, []string{
 			`--mode: "mesh": not one of node, dedicated`,
 			`--loops: "-1": not a whole number from 0 to 64`,

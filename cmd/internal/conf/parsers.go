@@ -170,7 +170,7 @@ func List[T any](parse Parser[T]) Parser[[]T] {
 			}
 			v, err := parse(part)
 			if err != nil {
-				return nil, fmt.Errorf("element %q: %w", part, err)
+				return nil, fmt.Errorf("element %s: %w", shown(part), err)
 			}
 			values = append(values, v)
 		}

@@ -8,6 +8,7 @@ import (
 	"regexp"
 	"strconv"
 	"strings"
+	"unicode/utf8"
 
 	"go.yaml.in/yaml/v3"
 
@@ -171,7 +172,7 @@ func (d *decoder) object(n *yaml.Node, what string, f fields) map[string]bool {
 		set, known := f[k.Value]
 		switch {
 		case k.Kind != yaml.ScalarNode || !known:
-			d.fault(k, "%s: unknown key %q", what, k.Value)
+			d.fault(k, "%s: unknown key %s", what, shown(k.Value))
 		case seen[k.Value]:
 			d.fault(k, "%s: key %q is there twice", what, k.Value)
 		default:
@@ -273,7 +274,7 @@ func enum[T interface {
 		}
 		names = append(names, v.String())
 	}
-	d.fault(n, "%s: %q is none of %s", what, s, strings.Join(names, ", "))
+	d.fault(n, "%s: %s is none of %s", what, shown(s), strings.Join(names, ", "))
 	return first
 }
 
@@ -307,6 +308,18 @@ func describe(n *yaml.Node) string {
 		if n.Tag == "!!null" {
 			return "nothing"
 		}
-		return strconv.Quote(n.Value)
+		return shown(n.Value)
 	}
+}
+
+// maxShown is how many characters of a faulty text are repeated.
+const maxShown = 40
+
+// shown is a faulty text for the log. One that is long or of several lines is only measured: the file may be another one
+// than was meant, and its content not for everybody.
+func shown(text string) string {
+	if n := utf8.RuneCountInString(text); n > maxShown || strings.ContainsAny(text, "\r\n") {
+		return fmt.Sprintf("a text of %d characters", n)
+	}
+	return strconv.Quote(text)
 }

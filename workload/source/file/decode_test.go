@@ -218,6 +218,27 @@ func TestFaults(t *testing.T) {
 	}
 }
 
+// A file that was given by mistake may be a secret: the log does not repeat it.
+func TestForeignFileIsNotShown(t *testing.T) {
+	const key = "-----BEGIN PRIVATE KEY-----\nMIGHAgEAMBMGByqGSM49AgEGCCqGSM49AwEHBG0wawIBAQQgSECRETSECRETSECRET\n-----END PRIVATE KEY-----\n"
+	long := strings.Repeat("SECRET", 7)
+	for _, tc := range []struct{ name, text, want string }{
+		{"key", key, "f.yaml:1: file: want a mapping, have a text of 120 characters"},
+		{"token", long, "f.yaml:1: file: want a mapping, have a text of 42 characters"},
+		{"lines", "|\n  SEC\n  RET\n", "f.yaml:1: file: want a mapping, have a text of 8 characters"},
+		{"as-key", long + ": x", "f.yaml:1: file: unknown key a text of 42 characters"},
+		{"as-value", "workloads:\n- " + long, "f.yaml:2: workload: want a mapping, have a text of 42 characters"},
+		{"as-word", "workloads:\n- {uid: u, namespace: n, workloadIps: [], status: " + long + "}", "f.yaml:2: workload status: a text of 42 characters is none of"},
+	} {
+		t.Run(tc.name, func(t *testing.T) {
+			_, err := file.Decode("f.yaml", []byte(tc.text))
+			if err == nil || !strings.HasPrefix(err.Error(), tc.want) || strings.Contains(err.Error(), "SEC") {
+				t.Errorf("got %v, want %s", err, tc.want)
+			}
+		})
+	}
+}
+
 func TestAllFaultsAreShown(t *testing.T) {
 	_, err := file.Decode("f.yaml", []byte("workloads:\n- uid: 1\n- uid: 2\n  namespace: n\n  protocol: x\npolicies: 7\n"))
 	want := "f.yaml:2: workload: namespace is missing\nf.yaml:5: workload protocol: \"x\" is none of TCP, HBONE\nf.yaml:6: policies: want a list, have \"7\""
