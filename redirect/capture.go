@@ -33,7 +33,8 @@ const (
 	FirstReservedPort = 15000
 	LastReservedPort  = 15090
 
-	// MaxAddresses is how long NodeAddresses and HostAddresses may be.
+	// MaxAddresses is how long each of ProbeAddresses, NodeAddresses and HostAddresses
+	// may be.
 	MaxAddresses = nft.MaxAddresses
 
 	// HalfCloseTimeout is how long a captured connection may be silent after one
@@ -76,10 +77,13 @@ type Options struct {
 	// call the pod from. Alone they open nothing.
 	NodeAddresses []netip.Addr
 	// ProbeMark lets the kubelet's connections reach the application directly, as
-	// the host's rules mark them (package hostrules) and when they come from
-	// NodeAddresses. Without these rules on the host anybody who can send from a
-	// node's address could set the mark, so then leave it false.
+	// the host's rules mark them (package hostrules) and when they go from
+	// NodeAddresses to ProbeAddresses. Without these rules on the host anybody who can
+	// send from a node's address could set the mark, so then leave it false.
 	ProbeMark bool
+	// ProbeAddresses are the addresses of the pod that the host's rules have already.
+	// The pod's others are guarded by nobody there.
+	ProbeAddresses []netip.Addr
 	// HostPorts are ports that connections from NodeAddresses and HostAddresses
 	// reach directly, of whichever process: API server, hostNetwork pods, NodePort
 	// traffic that a node forwards under its own address.
@@ -98,7 +102,7 @@ func (o Options) nft(draining bool) nft.Options {
 		ExcludeInbound:    o.ExcludeInbound, IncludeInbound: o.IncludeInbound,
 		NoOutbound: o.NoOutbound, ExcludeOutbound: o.ExcludeOutbound,
 		ExcludeOutboundRanges: o.ExcludeOutboundRanges, IncludeOutboundRanges: o.IncludeOutboundRanges,
-		NodeAddresses: o.NodeAddresses, ProbeMark: o.ProbeMark,
+		NodeAddresses: o.NodeAddresses, ProbeMark: o.ProbeMark, ProbeAddresses: o.ProbeAddresses,
 		HostPorts: o.HostPorts, HostAddresses: o.HostAddresses,
 		Draining: draining,
 	}

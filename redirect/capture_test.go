@@ -84,7 +84,7 @@ func TestWhoServes(t *testing.T) {
 		{"host_port_not_a_host", redirect.Options{NodeAddresses: peers[1:], HostPorts: []uint16{8080}}, fromPeer, "10.0.0.2:8080", netnstest.Options{}, "15006 for 10.0.0.2:8080"},
 		{"host_port_other_node", redirect.Options{HostAddresses: peers, HostPorts: []uint16{8080}}, fromPeer, "[fd00::2]:8080", netnstest.Options{}, "app"},
 		{"host_addresses_alone", redirect.Options{NodeAddresses: peers, HostAddresses: peers}, fromPeer, "10.0.0.2:8080", netnstest.Options{}, "15006 for 10.0.0.2:8080"},
-		{"unmarked_probe", redirect.Options{NodeAddresses: peers, ProbeMark: true}, fromPeer, "10.0.0.2:8080", netnstest.Options{}, "15006 for 10.0.0.2:8080"},
+		{"unmarked_probe", redirect.Options{NodeAddresses: peers, ProbeMark: true, ProbeAddresses: pods}, fromPeer, "10.0.0.2:8080", netnstest.Options{}, "15006 for 10.0.0.2:8080"},
 		{"virtual_interface", redirect.Options{VirtualInterfaces: []string{"eth0"}}, fromPeer, "10.0.0.2:8080", netnstest.Options{}, "15001 for 10.0.0.2:8080"},
 	}
 	for _, tt := range tests {

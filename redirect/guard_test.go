@@ -32,7 +32,7 @@ func TestNoWayAroundCapture(t *testing.T) {
 		{"outbound", false, true, redirect.Options{}}, {"outbound_control", false, false, redirect.Options{}},
 		{"included_port", true, true, redirect.Options{IncludeInbound: []uint16{8081}}},
 		{"included_range", false, true, redirect.Options{IncludeOutboundRanges: prefixes("10.0.0.0/30")}},
-		{"unmarked_probe", true, true, redirect.Options{NodeAddresses: peers, ProbeMark: true}},
+		{"unmarked_probe", true, true, redirect.Options{NodeAddresses: peers, ProbeMark: true, ProbeAddresses: pods}},
 		{"other_host_port", true, true, redirect.Options{NodeAddresses: peers, HostPorts: []uint16{8082}}},
 	} {
 		t.Run(tt.name, func(t *testing.T) {

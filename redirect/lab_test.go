@@ -33,6 +33,8 @@ const (
 	pod4, pod6   = "10.0.0.2", "fd00::2"
 )
 
+var pods = []netip.Addr{netip.MustParseAddr(pod4), netip.MustParseAddr(pod6)}
+
 func newLab(t testing.TB) *lab {
 	l := &lab{TB: t, peer: netnstest.New(t), pod: netnstest.New(t)}
 	netnstest.Veth(t,

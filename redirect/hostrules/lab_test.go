@@ -5,11 +5,13 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"maps"
 	"net"
 	"net/netip"
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"strconv"
 	"strings"
 	"sync"
@@ -127,7 +129,7 @@ func newLab(t testing.TB) *lab {
 		for _, port := range []int{redirect.PortOutbound, redirect.PortInbound, redirect.PortHBONE} {
 			l.serve(pod, fmt.Sprintf("[::]:%d", port), fmt.Sprint(port), redirect.AgentMark)
 		}
-		l.capture(pod, redirect.Options{ProbeMark: true, NodeAddresses: l.nodeAddresses()})
+		l.capture(pod, l.heeding())
 	}
 	return l
 }
@@ -168,6 +170,12 @@ func (l *lab) nodeAddresses() []netip.Addr {
 		addrs = append(addrs, netip.MustParseAddr(foul))
 	}
 	return addrs
+}
+
+// heeding lets pods heed the mark, at the addresses that rules gives to the host.
+func (l *lab) heeding() redirect.Options {
+	l.Helper()
+	return redirect.Options{ProbeMark: true, NodeAddresses: l.nodeAddresses(), ProbeAddresses: slices.Collect(maps.Keys(l.pods()))}
 }
 
 func (l *lab) capture(pod *netns.NS, o redirect.Options) *redirect.Capture {

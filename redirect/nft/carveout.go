@@ -12,6 +12,7 @@ import (
 
 // The sets of a pod's table, by family.
 const (
+	selfSet = "self" // ProbeAddresses
 	nodeSet = "node" // NodeAddresses
 	hostSet = "host" // HostAddresses
 )
@@ -97,7 +98,9 @@ func (b builder) addresses(set string, family byte) []netip.Addr {
 	var all []netip.Addr
 	switch {
 	case b.o.Draining || b.o.Ingress || family == unix.NFPROTO_IPV6 && !b.o.IPv6:
-	case set == nodeSet && (b.o.ProbeMark || len(b.o.HostPorts) > 0):
+	case set == selfSet && b.o.ProbeMark:
+		all = b.o.ProbeAddresses
+	case set == nodeSet && (len(b.o.HostPorts) > 0 || len(b.addresses(selfSet, family)) > 0):
 		all = b.o.NodeAddresses
 	case set == hostSet && len(b.o.HostPorts) > 0:
 		all = b.o.HostAddresses
@@ -110,10 +113,10 @@ var hostSets = [...]struct{ set, chain string }{{nodeSet, "from_node"}, {hostSet
 
 func (b builder) sets() []Set {
 	var sets []Set
-	for _, from := range hostSets {
+	for _, set := range []string{selfSet, nodeSet, hostSet} {
 		for _, family := range b.families() {
-			if addrs := b.addresses(from.set, family); len(addrs) > 0 {
-				sets = append(sets, addrSet(setName(from.set, family), family, addrs))
+			if addrs := b.addresses(set, family); len(addrs) > 0 {
+				sets = append(sets, addrSet(setName(set, family), family, addrs))
 			}
 		}
 	}
@@ -133,18 +136,21 @@ func (b builder) jumpFromHost(c *Chain) {
 }
 
 // fromNode lets pass what the node's kubelet has opened, and any process of the node
-// where its port says so.
+// where its port says so. At other addresses of the pod than selfSet's (of a second
+// interface, link-local ones) the host takes a forged mark from nobody.
 func (b builder) fromNode() Chain {
 	c := Chain{Name: "from_node"}
 	if !b.uses(nodeSet) {
 		return c
 	}
-	if b.o.ProbeMark {
+	if b.uses(selfSet) {
 		for _, port := range []uint16{PortOutbound, PortInbound} { // no probe's business
 			c.add(l4proto(unix.IPPROTO_TCP), dport(port), leave())
 		}
 		for _, family := range b.families() {
-			c.add(nfproto(family), dscp(family, ProbeDSCP), accept())
+			if len(b.addresses(selfSet, family)) > 0 {
+				c.add(daddrInSet(family, setName(selfSet, family)), dscp(family, ProbeDSCP), accept())
+			}
 		}
 	}
 	b.hostPorts(&c)

@@ -91,6 +91,7 @@ func TestCarveOutsValidate(t *testing.T) {
 		ExcludeOutbound:       many,
 		ExcludeOutboundRanges: []netip.Prefix{{}, netip.MustParsePrefix("10.0.0.1/8"), netip.MustParsePrefix("::ffff:10.0.0.0/104")},
 		IncludeOutboundRanges: []netip.Prefix{netip.MustParsePrefix("fd00::1/8")},
+		ProbeAddresses:        []netip.Addr{netip.MustParseAddr("::1")},
 		NodeAddresses:         []netip.Addr{{}, netip.MustParseAddr("127.0.0.1"), netip.MustParseAddr("fe80::1%eth0")},
 		HostAddresses:         []netip.Addr{netip.MustParseAddr("0.0.0.0"), netip.MustParseAddr("ff02::1"), netip.MustParseAddr("::ffff:10.0.0.1")},
 	}
@@ -103,7 +104,7 @@ func TestCarveOutsValidate(t *testing.T) {
 		"included inbound port 15006: belongs to the agent", "host port 15001: belongs", "host port 15053: belongs",
 		"excluded outbound ports: 257 of them, at most 256", `excluded outbound range "invalid Prefix"`,
 		"is 10.0.0.0/8 meant?", `range "::ffff:10.0.0.0/104"`, "is fd00::/8 meant?",
-		`node address "invalid IP"`, `"127.0.0.1"`, `"fe80::1%eth0"`, `host address "0.0.0.0"`, `"ff02::1"`, `"::ffff:10.0.0.1"`,
+		`probe address "::1"`, `node address "invalid IP"`, `"127.0.0.1"`, `"fe80::1%eth0"`, `host address "0.0.0.0"`, `"ff02::1"`, `"::ffff:10.0.0.1"`,
 	} {
 		if !strings.Contains(err.Error(), part) {
 			t.Errorf("%q is not in: %v", part, err)

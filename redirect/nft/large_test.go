@@ -61,7 +61,7 @@ func TestLargestOptions(t *testing.T) {
 	}
 	o := nft.Options{
 		DNS: true, IPv6: true, Probes: true, ProbeMark: true, ExcludeInbound: ports, ExcludeOutbound: ports, HostPorts: ports,
-		IncludeOutboundRanges: include, ExcludeOutboundRanges: exclude, NodeAddresses: addrs, HostAddresses: addrs,
+		IncludeOutboundRanges: include, ExcludeOutboundRanges: exclude, ProbeAddresses: addrs, NodeAddresses: addrs, HostAddresses: addrs,
 	}
 	want, err := nft.Desired(o, nil)
 	if err != nil {

@@ -40,9 +40,11 @@ var variants = []struct {
 	{name: "included_ranges", o: nft.Options{DNS: true, IPv6: true, IncludeOutboundRanges: ranges,
 		ExcludeOutboundRanges: prefixes("10.3.0.0/16"), ExcludeOutbound: []uint16{5432}}},
 	{name: "ipv4_ranges", o: nft.Options{IncludeOutboundRanges: ranges, ExcludeOutboundRanges: ranges}},
-	{name: "probe_mark", o: nft.Options{IPv6: true, ProbeMark: true, NodeAddresses: hosts}},
+	{name: "probe_mark", o: nft.Options{IPv6: true, ProbeMark: true, ProbeAddresses: pods, NodeAddresses: hosts}},
+	{name: "probe_mark_one_family", o: nft.Options{IPv6: true, ProbeMark: true, ProbeAddresses: pods[:1], NodeAddresses: hosts}},
+	{name: "probe_mark_nowhere", o: nft.Options{IPv6: true, ProbeMark: true, NodeAddresses: hosts}},
 	{name: "host_ports", o: nft.Options{IPv6: true, NodeAddresses: hosts[:1], HostPorts: []uint16{9443, 443}, HostAddresses: hosts[1:]}},
-	{name: "hosts_ipv4", o: nft.Options{ProbeMark: true, NodeAddresses: hosts, HostPorts: []uint16{9443}, HostAddresses: hosts[2:]}},
+	{name: "hosts_ipv4", o: nft.Options{ProbeMark: true, ProbeAddresses: pods, NodeAddresses: hosts, HostPorts: []uint16{9443}, HostAddresses: hosts[2:]}},
 	{name: "hosts_unused", o: nft.Options{IPv6: true, NodeAddresses: hosts, HostAddresses: hosts}},
 	{name: "draining", o: nft.Options{DNS: true, IPv6: true, Draining: true}},
 	{name: "saved", o: nft.Options{DNS: true, IPv6: true}, saved: map[string]string{
@@ -57,6 +59,8 @@ var hosts = []netip.Addr{
 	netip.MustParseAddr("10.0.0.9"), netip.MustParseAddr("fd00::9"), netip.MustParseAddr("10.0.0.1"),
 	netip.MustParseAddr("fd00::1"), netip.MustParseAddr("10.0.0.9"),
 }
+
+var pods = []netip.Addr{netip.MustParseAddr("10.1.0.2"), netip.MustParseAddr("fd01::2")}
 
 func prefixes(texts ...string) []netip.Prefix {
 	var out []netip.Prefix

@@ -86,10 +86,12 @@ type Options struct {
 	// NodeAddresses are the addresses that processes of the node's host network may
 	// call the pod from. Alone they open nothing.
 	NodeAddresses []netip.Addr
-	// ProbeMark lets connections from NodeAddresses that carry ProbeDSCP reach the
-	// application directly: the kubelet's. Only where the host table keeps others
-	// from that mark.
+	// ProbeMark lets connections from NodeAddresses to ProbeAddresses that carry
+	// ProbeDSCP reach the application directly: the kubelet's. Only where the host
+	// table keeps others from that mark.
 	ProbeMark bool
+	// ProbeAddresses are the addresses of the pod that the host table knows.
+	ProbeAddresses []netip.Addr
 	// HostPorts are ports of the application that NodeAddresses and HostAddresses
 	// reach directly, whichever process it is.
 	HostPorts []uint16
@@ -121,7 +123,7 @@ func (o Options) Validate() error {
 	}
 	errs = append(errs,
 		validateRanges("excluded outbound", o.ExcludeOutboundRanges), validateRanges("included outbound", o.IncludeOutboundRanges),
-		validateAddresses("node", o.NodeAddresses), validateAddresses("host", o.HostAddresses))
+		validateAddresses("probe", o.ProbeAddresses), validateAddresses("node", o.NodeAddresses), validateAddresses("host", o.HostAddresses))
 	return errors.Join(errs...)
 }
 

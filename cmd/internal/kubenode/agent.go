@@ -51,11 +51,12 @@ type track struct {
 	since time.Time
 	addrs []netip.Addr // that the namespace was found to have, and that the host lets probes through to
 
-	wrote, wroteAt string // the annotation that was written last, and to which version of the pod
-	warned         string // the warnings that were told
-	certified      bool   // its certificate was seen
-	resuming       bool   // an earlier agent serves it or has enabled it, and something is missing here
-	hostErr        error  // why the host does not let probes through
+	wrote, wroteAt string       // the annotation that was written last, and to which version of the pod
+	warned         string       // the warnings that were told
+	certified      bool         // its certificate was seen
+	resuming       bool         // an earlier agent serves it or has enabled it, and something is missing here
+	hostErr        error        // why the host does not let probes through
+	guarded        []netip.Addr // those of addrs that the host's rules have taken
 
 	leaving bool      // told not to be enrolled any more
 	gone    bool      // leaving: the Set has let it go

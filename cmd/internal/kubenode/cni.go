@@ -83,6 +83,7 @@ func (a *Agent) add(ctx context.Context, c handoff.CNIPod, ns *netns.NS) (bool, 
 	a.mu.Unlock()
 	a.host(t, c.Addresses)
 	options, _ := a.options(d.Capture) // stay tells the warnings
+	t.guard(&options, c.Addresses)
 	id := ns.ID()
 	given = true
 	defer a.queue.Add(key) // says how far it is

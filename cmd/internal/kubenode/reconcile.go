@@ -160,6 +160,9 @@ func (a *Agent) synced() bool {
 func (a *Agent) enrol(ctx context.Context, p *pod, t *track, addrs []netip.Addr, options *redirect.Options) error {
 	wait, cancel := context.WithTimeout(ctx, enrolWait)
 	defer cancel()
+	if len(addrs) == 0 {
+		addrs = t.addrs // of the CNI plugin
+	}
 	st, there := a.cfg.Set.Pod(p.uid())
 	verified := there && (len(addrs) == 0 || slices.ContainsFunc(addrs, func(x netip.Addr) bool { return slices.Contains(t.addrs, x) }))
 	if !verified {
@@ -171,17 +174,39 @@ func (a *Agent) enrol(ctx context.Context, p *pod, t *track, addrs []netip.Addr,
 			_ = ns.Close()
 		} else {
 			a.host(t, addrs)
+			t.guard(options, addrs)
 			_ = a.cfg.Set.Add(wait, a.podOf(p, ns, options))
 			return nil
 		}
 	}
+	// The host guards an address before the pod heeds marks there, and until it does not any more.
+	both := slices.SortedFunc(slices.Values(append(slices.Clone(t.addrs), addrs...)), netip.Addr.Compare)
+	a.host(t, slices.Compact(both))
+	t.guard(options, addrs)
 	if st.Pod.Options == nil || !reflect.DeepEqual(*st.Pod.Options, *options) {
-		_ = a.cfg.Set.Change(wait, p.uid(), options)
+		if a.cfg.Set.Change(wait, p.uid(), options) != nil {
+			return nil
+		}
+	} else if st.State != podset.Enrolled {
+		return nil
 	}
-	if len(addrs) > 0 {
+	if t.hostErr == nil {
 		a.host(t, addrs)
 	}
 	return nil
+}
+
+// guard lets the pod heed the mark of probes at those of these addresses that the host's rules have.
+func (t *track) guard(o *redirect.Options, addrs []netip.Addr) {
+	if !o.ProbeMark {
+		return
+	}
+	o.ProbeAddresses = nil
+	for _, addr := range addrs {
+		if slices.Contains(t.guarded, addr) && !addr.IsUnspecified() && !addr.IsLoopback() && !addr.IsMulticast() {
+			o.ProbeAddresses = append(o.ProbeAddresses, addr.Unmap())
+		}
+	}
 }
 
 func (a *Agent) podOf(p *pod, ns *netns.NS, options *redirect.Options) podset.Pod {
@@ -353,14 +378,12 @@ func (a *Agent) say(ctx context.Context, p *pod, t *track, state string) (again 
 	return 0, nil
 }
 
-// host makes the host let probes through to exactly these addresses of the pod. What fails is kept in t.hostErr and
-// tried again with the next call.
+// host makes the host let probes through to exactly these addresses of the pod, and take others' marks away there. What
+// fails is kept in t.hostErr and tried again with the next call.
 func (a *Agent) host(t *track, addrs []netip.Addr) {
 	a.hostTurn.RLock()
 	defer a.hostTurn.RUnlock()
-	old, failed := t.addrs, t.hostErr != nil
-	t.addrs, t.hostErr = slices.Clone(addrs), nil
-	for _, addr := range old {
+	for _, addr := range t.addrs {
 		if slices.Contains(addrs, addr) {
 			continue
 		}
@@ -368,13 +391,17 @@ func (a *Agent) host(t *track, addrs []netip.Addr) {
 			a.cfg.Logger.Warn("removing the probes' exemption failed", "pod", t.key, "address", addr, "error", err)
 		}
 	}
+	t.addrs, t.hostErr = slices.Clone(addrs), nil
+	t.guarded = slices.DeleteFunc(t.guarded, func(addr netip.Addr) bool { return !slices.Contains(addrs, addr) })
 	for _, addr := range addrs {
-		if slices.Contains(old, addr) && !failed {
+		if slices.Contains(t.guarded, addr) {
 			continue
 		}
 		if err := a.cfg.HostRules.Add(addr, t.ref.uid); err != nil {
 			t.hostErr = fmt.Errorf("let the kubelet's probes through to %s: %w", addr, err)
+			continue
 		}
+		t.guarded = append(t.guarded, addr)
 	}
 }
 
