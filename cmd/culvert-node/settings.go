@@ -182,7 +182,7 @@ func (s *settings) declareIdentity(set *conf.Set) {
 func (s *settings) declareHow(set *conf.Set) {
 	conf.Add(set, &s.dns, conf.Bool, conf.Option{Flag: "dns", Env: []string{"ISTIO_META_DNS_CAPTURE"}, Usage: "capture DNS and answer for services of the mesh"})
 	conf.Add(set, &s.resolvConf, conf.File, conf.Option{Flag: "resolv-conf", Usage: "servers for forwarded questions whose own is not known, and for host names of ServiceEntries; default /etc/resolv.conf"})
-	conf.Add(set, &s.ipv6, conf.Bool, conf.Option{Flag: "ipv6", Env: []string{"IPV6_ENABLED"}, Usage: "serve IPv6 too"})
+	conf.Add(set, &s.ipv6, conf.Bool, conf.Option{Flag: "ipv6", Env: []string{"IPV6_ENABLED"}, Usage: "capture IPv6 too; false: it passes uncaptured, past all policies: only where there is no IPv6"})
 	conf.Add(set, &s.originalSrc, conf.OneOf(auto, on, off), conf.Option{Flag: "original-source", Env: []string{"ENABLE_ORIG_SRC"}, Usage: "let applications see the client's own address: true, false or auto"})
 	conf.Add(set, &s.outbound, egress.ParseMode, conf.Option{Flag: "outbound-traffic-policy", Env: []string{"CULVERT_OUTBOUND_TRAFFIC_POLICY"}, Usage: "what becomes of connections to destinations that the registry does not have: ALLOW_ANY: they pass through; REGISTRY_ONLY: they are refused. A namespace's annotation " + enrol.AnnotationOutbound + " goes before"})
 	conf.Add(set, &s.sameNode, conf.OneOf(encrypt, short), conf.Option{Flag: "same-node", Env: []string{"CULVERT_SAME_NODE"}, Usage: "between pods of this node: encrypt: a tunnel as between nodes; short: from application to application after the same checks, in clear inside the agent. What goes the short way passes by the CNI's NetworkPolicy: it needs --network-policies"})

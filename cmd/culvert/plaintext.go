@@ -18,9 +18,10 @@ func plaintextCommand() *cobra.Command {
 	cmd := &cobra.Command{
 		Use:   "plaintext",
 		Short: "List who still speaks plaintext to whom",
-		Long: `List who still speaks plaintext to pods of the mesh: whom a STRICT PeerAuthentication would shut out. It asks every agent
-for what it has seen since it started, so let the agents run over a whole business cycle before you trust an empty list.
-It needs the right to forward ports of the agents' pods.
+		Long: `List who still speaks plaintext to workloads that the mesh knows. Whoever speaks it to a pod of the mesh would be shut out by
+a STRICT PeerAuthentication; what pods of the mesh send to workloads that are not in it is listed too, and STRICT does not touch
+that. It asks every agent for what it has seen since it started, so let the agents run over a whole business cycle before you
+trust an empty list. It needs the rights to list pods in Culvert's namespace and to forward their ports.
 
 The exit status is 1 when the list may lack something, because an agent could not be asked or its table was full, and 2 when there is
 no list.`,
