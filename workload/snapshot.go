@@ -53,7 +53,8 @@ func (s *Snapshot) Workload(uid string) *Workload { return s.workloads.At(uid) }
 
 // WorkloadByAddress returns the workload that owns the address, or nil.
 // Host-network workloads own none. When several claim it, a pod wins (its
-// address is not chosen by a user), then one in the mesh, then the lowest UID.
+// address is not chosen by a user), a healthy one first, then one in the mesh,
+// then the lowest UID.
 func (s *Snapshot) WorkloadByAddress(addr NetworkAddress) *Workload {
 	return s.byAddress.first(addr.normal())
 }

@@ -138,7 +138,7 @@ func TestWorkloadByPod(t *testing.T) {
 	}
 }
 
-// TestOverlappingAddress: pods win, then members of the mesh; when the winner
+// TestOverlappingAddress: pods win, healthy ones first, then members of the mesh; when the winner
 // goes the next takes over.
 func TestOverlappingAddress(t *testing.T) {
 	vm := func(name string, mods ...func(*workload.Workload)) *workload.Workload {
@@ -160,6 +160,50 @@ func TestOverlappingAddress(t *testing.T) {
 	}
 	if got := s.Snapshot().WorkloadByAddress(addr("10.0.0.1")); got != nil {
 		t.Errorf("host-network workload %v is found by address", got)
+	}
+}
+
+// TestAddressOfDeadPod: istiod tells of a pod until its object is deleted. When a machine dies its pods stay for minutes, not
+// ready, and their addresses are given to new pods long before.
+func TestAddressOfDeadPod(t *testing.T) {
+	const at = "10.0.0.9"
+	dead := wt.Pod("a/db-0", []string{at}, wt.Unhealthy)
+	entry := wt.Pod("a/vm", []string{at})
+	entry.UID = "cluster1/networking.istio.io/WorkloadEntry/a/vm"
+	tests := []struct {
+		name  string
+		other *workload.Workload
+		takes bool
+	}{
+		{"mesh", wt.Pod("b/web-0", []string{at}), true},
+		{"plain", wt.Pod("b/job-0", []string{at}, wt.Plain), true},
+		{"not-ready-either", wt.Pod("b/web-0", []string{at}, wt.Unhealthy), false},
+		{"plain-and-not-ready", wt.Pod("a/a", []string{at}, wt.Plain, wt.Unhealthy), false},
+		{"no-pod", entry, false}, // users say of themselves that they are well
+	}
+	for _, tc := range tests {
+		t.Run(tc.name, func(t *testing.T) {
+			want := dead
+			if tc.takes {
+				want = tc.other
+			}
+			check := func(s *workload.Store, when string) {
+				t.Helper()
+				if got := s.Snapshot().WorkloadByAddress(addr(at)); got == nil || got.UID != want.UID {
+					t.Errorf("%s: the address is %v's, want %v's", when, got, want)
+				}
+			}
+			for _, order := range [][]*workload.Workload{{dead, tc.other}, {tc.other, dead}} {
+				s := wt.Store()
+				for _, w := range order {
+					s.Apply(wt.Events(w))
+				}
+				check(s, "arrived one by one")
+				s.Apply(wt.Events(wt.Pod("a/db-0", []string{at})))
+				s.Apply(wt.Events(dead))
+				check(s, "after the node has died")
+			}
+		})
 	}
 }
 

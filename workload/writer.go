@@ -230,8 +230,11 @@ func maskedPrefix(p NetworkPrefix) NetworkPrefix {
 }
 
 // compareClaims orders workloads that claim one address: pods, whose address
-// no user chose, before others; members of the mesh before others; then by
-// UID, so that every node decides alike.
+// no user chose, before others, and healthy ones first, because a pod whose node
+// has died is told of long after its address was given out again; members of the
+// mesh before others; then by UID, so that every node decides alike.
+//
+// What is no pod gains nothing by its health, which users choose.
 func compareClaims(a, b *Workload) int {
 	return cmp.Or(
 		cmp.Compare(claim(b), claim(a)),
@@ -242,7 +245,10 @@ func compareClaims(a, b *Workload) int {
 func claim(w *Workload) int {
 	n := 0
 	if w.IsPod() {
-		n += 2
+		n += 4
+		if w.Health == Healthy {
+			n += 2
+		}
 	}
 	if w.Protocol == HBONE {
 		n++
