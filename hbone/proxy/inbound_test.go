@@ -309,6 +309,28 @@ func TestPassthroughInbound(t *testing.T) {
 	}
 }
 
+// Plaintext that no ALLOW policy allows stays out, and so does what comes while a policy is missing.
+func TestPassthroughNeedsToBeAllowed(t *testing.T) {
+	r := newRig(t)
+	two := r.node(func(c *proxy.Config) { c.WorkloadTimeout = 50 * time.Millisecond })
+	server := two.pod("server", "127.0.10.2")
+	dst := r.echo(server.ip)
+	refused := func(n int) {
+		t.Helper()
+		wantReset(t, server.dialFrom(netip.MustParseAddr("127.0.40.1"), dst))
+		if f := two.seen.ended(t, proxy.Inbound, n); f.Flag != proxy.FlagDeny {
+			t.Errorf("flow ended with %v, flag %s", f.Err, f.Flag)
+		}
+	}
+	r.policies.Apply([]*policy.Policy{about("friends", policy.Allow, "client")}, nil)
+	refused(1)
+	r.policies.Apply(nil, []string{"default/friends"})
+	named := *server.w
+	named.AuthorizationPolicies = []string{"default/unknown"}
+	r.store.Apply([]workload.Event{workload.Upsert(&named)})
+	refused(2)
+}
+
 func TestPeerResetsBeforeTheAnswer(t *testing.T) {
 	r := newRig(t)
 	two := r.node(nil)

@@ -412,3 +412,20 @@ func TestDeletedWorkloadLeavesThePool(t *testing.T) {
 	client.dial(dst)
 	peer.Peer(t, 2).WaitRequest(t, 1)
 }
+
+// A tunnel to who has another identity now is for nobody new.
+func TestOtherIdentityLeavesThePool(t *testing.T) {
+	r := newRig(t)
+	client := r.node(nil).pod("client", "127.0.10.1")
+	server := r.workloadAt("server", "127.0.10.2", nil)
+	peer := r.peerAt(server)
+	c := client.dial(netip.AddrPortFrom(server.Addresses[0], 80))
+	_, _ = io.WriteString(c, "one")
+	p := peer.Peer(t, 1)
+	answer(t, p, 1, "200")
+	exchangeRead(t, c, "one")
+	other := *server
+	other.ServiceAccount = "other"
+	r.store.Apply([]workload.Event{workload.Upsert(&other)})
+	p.WaitGoAway(t, 1)
+}

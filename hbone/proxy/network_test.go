@@ -1,6 +1,7 @@
 package proxy_test
 
 import (
+	"context"
 	"errors"
 	"net"
 	"net/netip"
@@ -126,6 +127,29 @@ func testNetworkPolicyEgress(t *testing.T, r *rig) {
 	exchange(t, client.dial(vip), "hello") // judged by the endpoint, not by the service's address and port
 }
 
+// A tunnel that is there already is no way past the source's policies.
+func TestNetworkPolicyEgressByTunnelThatIsThere(t *testing.T) {
+	r := newRig(t)
+	set, one, two, client, server := evaluating(r)
+	open, shut := r.echo(server.ip), r.echo(server.ip)
+	exchange(t, client.dial(open), "hello")
+	if out, _ := client.Tunnels(); out != 1 {
+		t.Fatalf("%d tunnels, want one", out)
+	}
+	set.Apply([]netpol.Object{egressFrom("out", "client", netpol.Rule{
+		Peers: []netpol.Peer{{Pods: app1("server")}}, Ports: []netpol.Port{{Port: open.Port()}},
+	})}, nil)
+	wantReset(t, client.dial(shut))
+	denied(t, one.seen.ended(t, proxy.Outbound, 1), "netpol default/out")
+	two.seen.mu.Lock()
+	defer two.seen.mu.Unlock()
+	for _, f := range two.seen.opened {
+		if f.Direction == proxy.Inbound && f.Destination.Addr == shut {
+			t.Error("the server was asked")
+		}
+	}
+}
+
 // A target that the source's policies refuse is not tried, and nothing is held against it.
 func TestNetworkPolicyOtherEndpoint(t *testing.T) {
 	r := newRig(t)
@@ -169,6 +193,38 @@ func TestNetworkPolicyDeclaredWorkload(t *testing.T) {
 	}}}, nil)
 	wantReset(t, client.dial(vip))
 	denied(t, one.seen.ended(t, proxy.Outbound, 2), "cluster-netpol deny")
+}
+
+// A domain name is that of the addresses which it was resolved to. A workload that has addresses of its own may be declared under
+// any name.
+func TestNetworkPolicyDomain(t *testing.T) {
+	r := newRig(t)
+	asked, other := netip.MustParseAddr("127.0.30.1"), netip.MustParseAddr("127.0.31.1")
+	set := netpol.New()
+	one := r.node(func(c *proxy.Config) {
+		c.NetworkPolicies = set
+		c.Resolve = func(context.Context, *workload.Workload, string) ([]netip.Addr, error) {
+			return []netip.Addr{asked}, nil
+		}
+	})
+	client := one.pod("client", "127.0.10.1")
+	set.Apply([]netpol.Object{
+		&netpol.Namespace{Name: "default"}, networkPod(client.w), egressFrom("out", "client"),
+		&netpol.Policy{Tier: netpol.Admin, Name: "partners", Namespaces: &netpol.Selector{}, Egress: true, EgressRules: []netpol.Rule{
+			{Action: netpol.Allow, Peers: []netpol.Peer{{Domains: []string{"*.example"}}}, AnyPort: true},
+		}},
+	}, nil)
+	set.SetReady(true)
+	declared := func(name string, addrs ...netip.Addr) *workload.Workload {
+		return r.workloadAt(name, "127.0.30.9", func(w *workload.Workload) {
+			w.UID = "cluster1/networking.istio.io/WorkloadEntry/default/" + name
+			w.Addresses, w.Hostname, w.Protocol = addrs, "partner.example", workload.TCP
+		})
+	}
+	exchange(t, client.dial(r.service("127.0.20.1", 80, r.echo(asked).Port(), declared("by-name"))), "hello")
+	declared("by-address", other)
+	wantReset(t, client.dial(r.echo(other)))
+	denied(t, one.seen.ended(t, proxy.Outbound, 1), "netpol default/out")
 }
 
 // Addresses outside of the mesh are judged as blocks, in both directions.
@@ -398,4 +454,27 @@ func TestNetworkPolicyStranger(t *testing.T) {
 		}
 	}
 	exchange(t, other, "still")
+}
+
+// What somebody has declared at its address hides no pod from the policies of those that it connects to.
+func TestNetworkPolicyDeclaredStranger(t *testing.T) {
+	r := newRig(t)
+	set, _, two, _, server := evaluating(r)
+	app, evil := r.echo(server.ip), netip.MustParseAddr("127.0.42.1")
+	r.workloadAt("entry", evil.String(), func(w *workload.Workload) {
+		w.UID, w.Protocol = "cluster1/networking.istio.io/WorkloadEntry/default/entry", workload.TCP
+	})
+	set.Apply([]netpol.Object{
+		networkPod(&workload.Workload{UID: "cluster1//Pod/default/evil", Name: "evil", Namespace: "default"}),
+		&netpol.Policy{Tier: netpol.Admin, Name: "deny", Namespaces: &netpol.Selector{}, Ingress: true, IngressRules: []netpol.Rule{
+			{Action: netpol.Deny, Peers: []netpol.Peer{{Namespaces: &netpol.Selector{}, Pods: app1("evil")}}, AnyPort: true},
+		}},
+	}, nil)
+	before := server.dialFrom(evil, app)
+	exchange(t, before, "hello")
+	r.workloadAt("evil", evil.String(), func(w *workload.Workload) { w.Protocol = workload.TCP })
+	wantReset(t, before)
+	if f := two.seen.ended(t, proxy.Inbound, 1); f.Policy != "cluster-netpol deny" {
+		t.Errorf("flow ended with %v, policy %q", f.Err, f.Policy)
+	}
 }
