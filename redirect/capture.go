@@ -23,8 +23,10 @@ const (
 	PortHBONE    = nft.PortHBONE
 	PortDNS      = nft.PortDNS
 
-	// RouteTable and RulePriority are where the policy routing is.
-	RouteTable   = 100
+	// RouteTable and RulePriority are where the policy routing is. The table's number
+	// says "CULV": small ones belong to distributions, CNI plugins (sbr counts up from
+	// 100) and VPNs, and nobody chooses one of nine digits.
+	RouteTable   = 0x43554c56
 	RulePriority = 32764
 
 	// FirstReservedPort to LastReservedPort are no ephemeral ports in an enrolled

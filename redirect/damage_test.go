@@ -4,6 +4,7 @@ import (
 	"errors"
 	"fmt"
 	"os/exec"
+	"strconv"
 	"strings"
 	"testing"
 
@@ -50,6 +51,7 @@ func TestDamage(t *testing.T) {
 		}
 	}
 	const chain = "inet culvert nat_output"
+	table := strconv.Itoa(redirect.RouteTable)
 	tests := []struct {
 		name   string
 		damage []string // commands in the pod's namespace
@@ -74,10 +76,10 @@ func TestDamage(t *testing.T) {
 		{"ruleset_flushed", []string{"nft flush ruleset"}, []string{"table inet culvert is missing"}},
 		{"rule_v4_gone", []string{"ip rule del pref 32764"}, []string{"policy rule: IPv4 rule 32764"}},
 		{"rule_v6_gone", []string{"ip -6 rule del pref 32764"}, []string{"policy rule: IPv6 rule 32764"}},
-		{"rule_narrowed", []string{"ip rule del pref 32764", "ip rule add pref 32764 from 10.9.9.9 fwmark 0x111/0xfff lookup 100"},
+		{"rule_narrowed", []string{"ip rule del pref 32764", "ip rule add pref 32764 from 10.9.9.9 fwmark 0x111/0xfff lookup " + table},
 			[]string{"policy rule: IPv4 rule 32764"}},
-		{"route_v4_gone", []string{"ip route flush table 100"}, []string{"route: IPv4 local default route in table 100 is missing"}},
-		{"route_v6_gone", []string{"ip -6 route flush table 100"}, []string{"route: IPv6 local default route"}},
+		{"route_v4_gone", []string{"ip route flush table " + table}, []string{"route: IPv4 local default route in table " + table + " is missing"}},
+		{"route_v6_gone", []string{"ip -6 route flush table " + table}, []string{"route: IPv6 local default route"}},
 		{"loopback_down", []string{"ip link set lo down"}, []string{"loopback: interface lo is down"}},
 		{"timeout_lowered", []string{"echo 60 > /proc/sys/net/netfilter/nf_conntrack_tcp_timeout_close_wait"},
 			[]string{"sysctl: net/netfilter/nf_conntrack_tcp_timeout_close_wait is 60 instead of 43200"}},
