@@ -23,11 +23,12 @@ const (
 	PortHBONE    = nft.PortHBONE
 	PortDNS      = nft.PortDNS
 
-	// RouteTable and RulePriority are where the policy routing is. The table's number
-	// says "CULV": small ones belong to distributions, CNI plugins (sbr counts up from
-	// 100) and VPNs, and nobody chooses one of nine digits.
-	RouteTable   = 0x43554c56
-	RulePriority = 32764
+	// RouteTable is the table of the policy routing. Its number says "CULV": small ones
+	// belong to distributions, CNI plugins (sbr counts up from 100) and VPNs.
+	RouteTable = 0x43554c56
+	// RulePriority is that of the rule, unless an application has rules as early: then
+	// it is before these. Others say 220 (strongSwan), 1000 (VRFs), 5210 (Tailscale).
+	RulePriority = 200
 
 	// FirstReservedPort to LastReservedPort are no ephemeral ports in an enrolled
 	// namespace: an application's outgoing connection could otherwise have taken
@@ -210,8 +211,8 @@ func (c *Capture) Reserve() error {
 // ones stay captured. Routing comes first and rules last in one transaction, so a
 // failed Apply captures nothing.
 //
-// The findings are what could not be made right although traffic is captured, which
-// is sysctls that may not be written.
+// The findings are what could not be made right although traffic is captured: sysctls
+// that may not be written, policy rules of others that come before all.
 func (c *Capture) Apply() ([]Finding, error) {
 	saved, err := c.saved()
 	if err != nil {
@@ -220,7 +221,13 @@ func (c *Capture) Apply() ([]Finding, error) {
 	var left []Finding
 	err = c.ns.Do(func() error {
 		left = append(left, failed(rememberPorts(saved), reservePorts)...)
-		return addRouting(!c.o.Load().NoIPv6)
+		ipv6 := !c.o.Load().NoIPv6
+		if err := addRouting(ipv6); err != nil {
+			return err
+		}
+		routing, err := routingLeft(ipv6)
+		left = append(left, routing...)
+		return err
 	})
 	if err != nil {
 		return nil, fmt.Errorf("capture traffic in %s: %w", c.ns, err)

@@ -39,7 +39,16 @@ func noRoutingLeft() error {
 // dialFrom is the agent calling the app from a foreign address.
 func (l *lab) dialFrom(from, to string) *conn {
 	l.Helper()
-	return l.dial(l.pod, to, netnstest.Options{Mark: redirect.AgentMark, Transparent: true, Local: addrPort(from)})
+	return l.dial(l.pod, to, fromOf(from))
+}
+
+func (l *lab) tryDialFrom(from, to string) (*conn, error) {
+	l.Helper()
+	return l.tryDial(l.pod, to, fromOf(from))
+}
+
+func fromOf(addr string) netnstest.Options {
+	return netnstest.Options{Mark: redirect.AgentMark, Transparent: true, Local: addrPort(addr)}
 }
 
 // TestDamage does each kind of damage, wants Verify to name it, Repair to heal it,
@@ -74,10 +83,10 @@ func TestDamage(t *testing.T) {
 		{"table_deleted", []string{"nft delete table inet culvert"}, []string{"table inet culvert is missing"}},
 		{"table_dormant", []string{"nft add table inet culvert '{ flags dormant; }'"}, []string{"table inet culvert has flags 0x1"}},
 		{"ruleset_flushed", []string{"nft flush ruleset"}, []string{"table inet culvert is missing"}},
-		{"rule_v4_gone", []string{"ip rule del pref 32764"}, []string{"policy rule: IPv4 rule 32764"}},
-		{"rule_v6_gone", []string{"ip -6 rule del pref 32764"}, []string{"policy rule: IPv6 rule 32764"}},
-		{"rule_narrowed", []string{"ip rule del pref 32764", "ip rule add pref 32764 from 10.9.9.9 fwmark 0x111/0xfff lookup " + table},
-			[]string{"policy rule: IPv4 rule 32764"}},
+		{"rule_v4_gone", []string{"ip rule del pref 200"}, []string{"policy rule: IPv4 rule 200"}},
+		{"rule_v6_gone", []string{"ip -6 rule del pref 200"}, []string{"policy rule: IPv6 rule 200"}},
+		{"rule_narrowed", []string{"ip rule del pref 200", "ip rule add pref 200 from 10.9.9.9 fwmark 0x111/0xfff lookup " + table},
+			[]string{"policy rule: IPv4 rule 199"}},
 		{"route_v4_gone", []string{"ip route flush table " + table}, []string{"route: IPv4 local default route in table " + table + " is missing"}},
 		{"route_v6_gone", []string{"ip -6 route flush table " + table}, []string{"route: IPv6 local default route"}},
 		{"loopback_down", []string{"ip link set lo down"}, []string{"loopback: interface lo is down"}},

@@ -17,9 +17,12 @@ import (
 // the agent's transparent socket takes them. All functions work on the current
 // namespace.
 
-// formerTable is where earlier versions had the route, as istio-cni has: the CNI plugin
-// sbr takes tables from this number on.
-const formerTable = 100
+// Where earlier versions had route and rule, as istio-cni has: the CNI plugin sbr takes
+// tables from this number on, and any rule added later came before this one.
+const (
+	formerTable    = 100
+	formerPriority = 32764
+)
 
 func families(ipv6 bool) []int {
 	if ipv6 && hasIPv6() {
@@ -42,10 +45,10 @@ func familyName(family int) string {
 	return "IPv4"
 }
 
-func markRule(family, table int) *netlink.Rule {
+func markRule(family, table, priority int) *netlink.Rule {
 	mask := uint32(MarkMask)
 	r := netlink.NewRule()
-	r.Family, r.Priority, r.Table, r.Mark, r.Mask = family, RulePriority, table, ReturnMark, &mask
+	r.Family, r.Priority, r.Table, r.Mark, r.Mask = family, priority, table, ReturnMark, &mask
 	return r
 }
 
@@ -73,7 +76,7 @@ func addRouting(ipv6 bool) error {
 			return fmt.Errorf("add %s route of table %d: %w", familyName(family), RouteTable, err)
 		}
 		if err := ensureRule(family); err != nil {
-			return fmt.Errorf("add %s policy rule %d: %w", familyName(family), RulePriority, err)
+			return err
 		}
 		if err := deleteFormer(family, lo.Attrs().Index); err != nil {
 			return err
@@ -95,26 +98,52 @@ func ensureRoute(family, lo int) error {
 	return netlink.RouteAdd(localRoute(family, RouteTable, lo))
 }
 
-// ensureRule adds our policy rule unless it is there. The kernel takes a rule of the
-// same priority that is narrowed by more conditions for the same one and refuses
-// ours, so that one has to go.
+// ensureRule puts our policy rule where it belongs, and takes it away elsewhere.
 func ensureRule(family int) error {
-	for range 8 {
-		if there, err := hasRule(family, RouteTable); err != nil || there {
-			return err
-		}
-		err := netlink.RuleAdd(markRule(family, RouteTable))
-		if err == nil {
-			return nil
-		}
-		if !errors.Is(err, unix.EEXIST) {
-			return err
-		}
-		if err := netlink.RuleDel(markRule(family, RouteTable)); err != nil && !absent(err) {
-			return err
+	rules, err := listRules(family)
+	if err != nil {
+		return err
+	}
+	priority, _ := place(rules)
+	if !hasRule(rules, RouteTable, priority) {
+		if err := netlink.RuleAdd(markRule(family, RouteTable, priority)); err != nil {
+			return fmt.Errorf("add %s policy rule %d: %w", familyName(family), priority, err)
 		}
 	}
-	return unix.EEXIST
+	for _, r := range rules {
+		if r.Priority != priority && isMarkRule(r, RouteTable) {
+			if err := deleteRule(family, r.Table, r.Priority); err != nil {
+				return err
+			}
+		}
+	}
+	return nil
+}
+
+// place returns the priority by which our rule comes before all others but that of local
+// addresses, and a rule that comes before it nevertheless. The kernel puts a rule of which
+// nobody says where one before all but the first, and at 0 when it cannot count on down.
+// So ours moves when one was added, and the application's own stay in their order.
+func place(rules []netlink.Rule) (priority int, before *netlink.Rule) {
+	priority = RulePriority
+	first, needed := false, false // ours is the first of those at 0, and has to stay
+	for i, r := range rules {
+		switch {
+		case isMarkRule(r, RouteTable):
+			first = first || r.Priority == 0 && before == nil
+		case isFormer(r), r.Priority == 0 && r.Table == unix.RT_TABLE_LOCAL:
+		case r.Priority == 0 && first:
+			needed = true
+		case r.Priority == 0:
+			before = &rules[i]
+		default:
+			priority = min(priority, r.Priority-1)
+		}
+	}
+	if needed {
+		return 0, nil
+	}
+	return priority, before
 }
 
 func verifyRouting(ipv6 bool) ([]Finding, error) {
@@ -127,17 +156,19 @@ func verifyRouting(ipv6 bool) ([]Finding, error) {
 		found = append(found, Finding{PartLoopback, "interface lo is down"})
 	}
 	for _, family := range families(ipv6) {
-		there, err := hasRule(family, RouteTable)
+		rules, err := listRules(family)
 		if err != nil {
 			return nil, err
 		}
-		if !there {
-			found = append(found, Finding{PartRule, fmt.Sprintf("%s rule %d (mark %#x/%#x to table %d) is missing",
-				familyName(family), RulePriority, ReturnMark, MarkMask, RouteTable)})
+		priority, before := place(rules)
+		if !hasRule(rules, RouteTable, priority) {
+			found = append(found, Finding{PartRule, fmt.Sprintf("%s rule %d (mark %#x/%#x to table %d, before all others) is missing",
+				familyName(family), priority, ReturnMark, MarkMask, RouteTable)})
 		}
-		if former, err := hasRule(family, formerTable); err != nil {
-			return nil, err
-		} else if former {
+		if before != nil {
+			found = append(found, inTheWay(family, before))
+		}
+		if slices.ContainsFunc(rules, isFormer) {
 			found = append(found, Finding{PartRule, fmt.Sprintf("%s rule to table %d is an earlier agent's", familyName(family), formerTable)})
 		}
 		there, foreign, err := tableRoutes(family, RouteTable, lo.Attrs().Index)
@@ -155,22 +186,40 @@ func verifyRouting(ipv6 bool) ([]Finding, error) {
 	return found, nil
 }
 
-// hasRule reports whether our rule for a table is there.
-func hasRule(family, table int) (bool, error) {
-	rules, err := listRules(family)
-	if err != nil {
-		return false, err
-	}
-	for _, r := range rules {
-		// Anything that narrows the rule down makes it another one.
-		if r.Priority == RulePriority && r.Table == table && r.Mark == ReturnMark &&
-			r.Mask != nil && *r.Mask == MarkMask && r.Src == nil && r.Dst == nil && !r.Invert &&
-			r.IifName == "" && r.OifName == "" && r.IPProto <= 0 && r.Sport == nil && r.Dport == nil &&
-			r.UIDRange == nil && r.Tos == 0 {
-			return true, nil
+// routingLeft returns what addRouting cannot put right.
+func routingLeft(ipv6 bool) ([]Finding, error) {
+	var left []Finding
+	for _, family := range families(ipv6) {
+		rules, err := listRules(family)
+		if err != nil {
+			return nil, err
+		}
+		if _, before := place(rules); before != nil {
+			left = append(left, inTheWay(family, before))
 		}
 	}
-	return false, nil
+	return left, nil
+}
+
+func inTheWay(family int, r *netlink.Rule) Finding {
+	return Finding{PartRule, fmt.Sprintf("%s rule of somebody else comes before all others, and may lead answers past the agent: %v", familyName(family), r)}
+}
+
+// isMarkRule reports whether a rule is ours for a table, wherever it stands. Anything that
+// narrows it down makes it another one.
+func isMarkRule(r netlink.Rule, table int) bool {
+	return r.Table == table && r.Mark == ReturnMark &&
+		r.Mask != nil && *r.Mask == MarkMask && r.Src == nil && r.Dst == nil && !r.Invert &&
+		r.IifName == "" && r.OifName == "" && r.IPProto <= 0 && r.Sport == nil && r.Dport == nil &&
+		r.UIDRange == nil && r.Tos == 0
+}
+
+func isFormer(r netlink.Rule) bool {
+	return r.Priority == formerPriority && isMarkRule(r, formerTable)
+}
+
+func hasRule(rules []netlink.Rule, table, priority int) bool {
+	return slices.ContainsFunc(rules, func(r netlink.Rule) bool { return r.Priority == priority && isMarkRule(r, table) })
 }
 
 // listRules returns the policy rules in the order in which they are asked. A kernel
@@ -228,12 +277,23 @@ func deleteRouting() error {
 	}
 	var errs []error
 	for _, family := range []int{unix.AF_INET, unix.AF_INET6} {
-		if err := netlink.RuleDel(markRule(family, RouteTable)); err != nil && !absent(err) {
-			errs = append(errs, fmt.Errorf("delete %s policy rule %d: %w", familyName(family), RulePriority, err))
+		rules, err := listRules(family)
+		errs = append(errs, err)
+		for _, r := range rules {
+			if isMarkRule(r, RouteTable) {
+				errs = append(errs, deleteRule(family, r.Table, r.Priority))
+			}
 		}
 		errs = append(errs, deleteRoute(family, RouteTable, lo.Attrs().Index), deleteFormer(family, lo.Attrs().Index))
 	}
 	return errors.Join(errs...)
+}
+
+func deleteRule(family, table, priority int) error {
+	if err := netlink.RuleDel(markRule(family, table, priority)); err != nil && !absent(err) {
+		return fmt.Errorf("delete %s policy rule %d: %w", familyName(family), priority, err)
+	}
+	return nil
 }
 
 // deleteRoute removes our route of a table.
@@ -247,16 +307,15 @@ func deleteRoute(family, table, lo int) error {
 // deleteFormer removes what an earlier version of the agent has left in formerTable. Where
 // another rule leads there, the route may be somebody else's, for a transparent proxy.
 func deleteFormer(family, lo int) error {
-	there, err := hasRule(family, formerTable)
-	if err != nil || !there {
-		return err
-	}
-	if err := netlink.RuleDel(markRule(family, formerTable)); err != nil && !absent(err) {
-		return fmt.Errorf("delete %s policy rule of table %d: %w", familyName(family), formerTable, err)
-	}
 	rules, err := listRules(family)
-	if err != nil || slices.ContainsFunc(rules, func(r netlink.Rule) bool { return r.Table == formerTable }) {
+	if err != nil || !slices.ContainsFunc(rules, isFormer) {
 		return err
+	}
+	if err := deleteRule(family, formerTable, formerPriority); err != nil {
+		return err
+	}
+	if slices.ContainsFunc(rules, func(r netlink.Rule) bool { return r.Table == formerTable && !isFormer(r) }) {
+		return nil
 	}
 	return deleteRoute(family, formerTable, lo)
 }

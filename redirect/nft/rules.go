@@ -35,7 +35,7 @@ func Desired(o Options, saved map[string]string) (*Table, error) {
 	t.Sets = b.sets()
 	for _, c := range []Chain{
 		b.rawPrerouting(), b.rawOutput(), b.manglePrerouting(), b.mangleOutput(),
-		b.natPrerouting(), b.natOutput(), b.guardInput(), b.guardOutput(), b.fromNode(), b.fromHost(),
+		b.natPrerouting(), b.natOutput(), b.guardInput(), b.guardOutput(), b.guardReturn(), b.fromNode(), b.fromHost(),
 	} {
 		optional := c.Type != "nat"
 		if optional && len(c.Rules) == 0 {
@@ -214,6 +214,14 @@ func (b builder) guardOutput() Chain {
 	for _, captured := range b.captureOutbound() {
 		c.add(captured, counter(), drop())
 	}
+	return c
+}
+
+// guardReturn drops answers to the agent that are about to leave the pod, because a policy
+// rule of somebody else comes before ours: they are in plain text. They are sent again.
+func (b builder) guardReturn() Chain {
+	c := Chain{Name: "guard_return", Type: "filter", Hook: "postrouting", Priority: prioFilter}
+	c.add(b.family(), oifNot("lo"), mark(ReturnMark), counter(), drop())
 	return c
 }
 
