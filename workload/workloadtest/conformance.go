@@ -113,7 +113,7 @@ func full() State {
 	a.NativeTunnel, a.Capacity = true, 7
 	b := Pod("ns/b", nil, Plain, Unhealthy)
 	b.Hostname, b.NetworkMode, b.TrustDomain, b.ClusterID = "b.example.com", workload.HostNetwork, "other.domain", "cluster2"
-	svc := Service("ns/svc.ns", []string{"net1/10.1.0.1", "/fd00:1::1", "net1/10.2.0.0/16"}, Ports(80, 8080, 90, 0), Canonical, Private)
+	svc := Service("ns/svc.ns", []string{"net1/10.1.0.1", "/fd00:1::1", "net1/10.2.0.0/16"}, Ports(80, 8080, 90, 0, 95, 0), Canonical, Private)
 	svc.SubjectAltNames = []identity.ID{identity.MustParse("spiffe://cluster.local/ns/x/sa/y")}
 	svc.Waypoint = Gateway("/10.3.0.1", 15008)
 	svc.WeightedWaypoints = []workload.WeightedWaypoint{

@@ -2,6 +2,8 @@ package kube
 
 import (
 	"fmt"
+	"net/netip"
+	"slices"
 	"testing"
 	"time"
 
@@ -11,6 +13,7 @@ import (
 	"k8s.io/apimachinery/pkg/util/intstr"
 
 	"github.com/culvert-mesh/culvert/workload"
+	"github.com/culvert-mesh/culvert/workload/route"
 	"github.com/culvert-mesh/culvert/workload/workloadtest"
 )
 
@@ -326,6 +329,60 @@ func TestEndpointSliceOfManyPorts(t *testing.T) {
 	if got := w.ports("pod-7", "ns/"+webHost); len(got) != number || got[4711] != 4711 {
 		t.Errorf("%d ports, and 4711 is %d", len(got), got[4711])
 	}
+}
+
+// TestPortsOfSlices: an EndpointSlice has endpoints for its own ports only. What kube-proxy does with a Service without selector whose
+// ports have different endpoints (subsets of Endpoints, mirrored; operators that write slices) is the measure.
+func TestPortsOfSlices(t *testing.T) {
+	one := func(name, port string, number int32, e discoveryv1.Endpoint) *discoveryv1.EndpointSlice {
+		return slice(name, "web", endpoints(e), func(s *discoveryv1.EndpointSlice) {
+			if s.Ports[0].Name, s.Ports[0].Port = &port, &number; port == "" {
+				s.Ports[0].Name = nil
+			}
+		})
+	}
+	at := func(ip string) discoveryv1.Endpoint { return discoveryv1.Endpoint{Addresses: []string{ip}} }
+	ofPod := func(name string) discoveryv1.Endpoint {
+		return discoveryv1.Endpoint{TargetRef: &corev1.ObjectReference{Kind: "Pod", Namespace: "ns", Name: name}}
+	}
+	w := newWorld(t)
+	w.set(pod("front", []string{"10.0.0.1"}), pod("exporter", []string{"10.0.0.2"}))
+	w.set(service("web", []string{"10.1.0.1"}, func(s *corev1.Service) {
+		s.Spec.Selector = nil
+		s.Spec.Ports = []corev1.ServicePort{
+			{Name: "http", Port: 80, Protocol: corev1.ProtocolTCP}, {Name: "metrics", Port: 9090, Protocol: corev1.ProtocolTCP},
+			{Port: 7070, Protocol: corev1.ProtocolTCP},
+		}
+	}), one("web-http", "http", 80, at("192.0.2.1")), one("web-metrics", "metrics", 9091, at("192.0.2.2")), one("web-any", "", 7071, at("192.0.2.3")),
+		one("web-pod", "http", 8080, ofPod("front")), one("web-exporter", "metrics", 9091, ofPod("exporter")))
+	for port, want := range map[uint16][]string{
+		80: {"10.0.0.1:8080", "192.0.2.1:80"}, 9090: {"10.0.0.2:9091", "192.0.2.2:9091"}, 7070: {"192.0.2.3:7071"},
+	} {
+		if got := w.targets("10.1.0.1", port); !slices.Equal(got, want) {
+			t.Errorf("connections to port %d may go to %v, want %v", port, got, want)
+		}
+	}
+	// An agent that closes the world opens no more than that.
+	for at, want := range map[string]bool{"192.0.2.2:9091": true, "192.0.2.2:80": false, "192.0.2.2:9090": false} {
+		in := route.Input{Snapshot: w.store.Snapshot(), Source: &workload.Workload{Namespace: "ns"}, Destination: netip.MustParseAddrPort(at)}
+		if got := route.Registered(in); got != want {
+			t.Errorf("%s is registered: %v, want %v", at, got, want)
+		}
+	}
+}
+
+// targets returns where a connection to a Service may go.
+func (w *world) targets(vip string, port uint16) []string {
+	plan := route.Make(route.Input{
+		Snapshot: w.store.Snapshot(), Source: &workload.Workload{Namespace: "ns"},
+		Destination: netip.AddrPortFrom(netip.MustParseAddr(vip), port),
+	})
+	out := make([]string, 0, len(plan.Targets))
+	for _, target := range plan.Targets {
+		out = append(out, target.Dial.String())
+	}
+	slices.Sort(out)
+	return out
 }
 
 func TestNodeLocality(t *testing.T) {

@@ -35,6 +35,12 @@ func translateService(o *serviceObject, in serviceSurroundings, s *settings) *wo
 		// Other namespaces' ServiceEntries with the name never win over it.
 		Canonical: true, AppProtocols: appProtocols(o.ports),
 	}
+	if o.selector.empty() {
+		// Endpoints have the ports of their slices and no others, as to kube-proxy.
+		for port := range out.Ports {
+			out.Ports[port] = 0
+		}
+	}
 	_, out.IngressUseWaypoint = ingressUse(o.labels, in.namespace)
 	out.IngressUseWaypoint = out.IngressUseWaypoint && in.bound
 	return out

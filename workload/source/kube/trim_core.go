@@ -310,10 +310,14 @@ func trimSlice(s *discoveryv1.EndpointSlice) *sliceObject {
 		return o
 	}
 	for _, p := range s.Ports {
-		if p.Name == nil || p.Port == nil || !validPort(*p.Port) || p.Protocol != nil && *p.Protocol != corev1.ProtocolTCP {
+		if p.Port == nil || !validPort(*p.Port) || p.Protocol != nil && *p.Protocol != corev1.ProtocolTCP {
 			continue
 		}
-		o.ports = append(o.ports, servicePort{name: *p.Name, target: uint16(*p.Port)})
+		sp := servicePort{target: uint16(*p.Port)}
+		if p.Name != nil { // the API server fills in an empty one
+			sp.name = *p.Name
+		}
+		o.ports = append(o.ports, sp)
 	}
 	seen := make(map[netip.Addr]bool)
 	for i := range s.Endpoints {
