@@ -47,9 +47,13 @@ func NamespaceManifest(namespace string) string {
 	return b.String()
 }
 
-// ValueFaults says what is wrong with values that the chart's schema refuses, by the error that Helm makes of it. Of any
-// other error it is "".
+// ValueFaults says what is wrong with values that the chart's schema or templates refuse, by the error that Helm makes of
+// it. Of any other error it is "".
 func ValueFaults(err error) string {
+	if _, text, failed := strings.Cut(err.Error(), "execution error at ("); failed {
+		_, text, _ = strings.Cut(text, "): ")
+		return text
+	}
 	_, text, _ := strings.Cut(err.Error(), "don't meet the specifications of the schema")
 	var faults []string
 	for line := range strings.Lines(text) {
@@ -90,6 +94,9 @@ func Render(c *chart.Chart, namespace string, values map[string]any) (string, er
 	}
 	files, err := engine.Render(c, all)
 	if err != nil {
+		if faults := ValueFaults(err); faults != "" {
+			return "", fmt.Errorf("read values: %s", faults)
+		}
 		return "", fmt.Errorf("render chart: %w", err)
 	}
 	for name := range files {
