@@ -19,8 +19,8 @@ type Snapshot struct {
 
 	workloads hamt.Map[string, *Workload]
 	byAddress multi[NetworkAddress, *Workload]
-	externals multi[NetworkAddress, *Workload] // see Workload.External
-	byName    multi[podName, *Workload]
+	externals multi[NetworkAddress, *Workload]     // see Workload.External
+	byName    multi[podName, *Workload]            // without those that are External
 	byHost    multi[NamespacedHostname, *Workload] // workloads with a Hostname
 
 	services       hamt.Map[NamespacedHostname, *serviceEntry]
@@ -67,7 +67,8 @@ func (s *Snapshot) ExternalsByAddress(addr NetworkAddress) iter.Seq[*Workload] {
 }
 
 // WorkloadByPod returns the workload with this namespace, name and service
-// account, or nil. With a node, only workloads of that node are considered.
+// account, or nil. With a node, only workloads of that node are considered. One
+// that is External is nobody's pod, whatever the author of a slice says of it.
 func (s *Snapshot) WorkloadByPod(namespace, name, serviceAccount, node string) *Workload {
 	for w := range s.byName.all(podName{namespace, name}) {
 		if w.ServiceAccount == serviceAccount && (node == "" || w.Node == node) {

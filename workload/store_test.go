@@ -117,7 +117,9 @@ func TestWorkloadByPod(t *testing.T) {
 	a.Node = "node1"
 	b := wt.Pod("ns/a", nil)
 	b.UID, b.Node, b.ServiceAccount = "cluster2//Pod/ns/a", "node2", "other"
-	snap := wt.Snapshot(a, b)
+	slice := wt.Pod("ns/c", nil)
+	slice.UID, slice.Node = "cluster1/discovery.k8s.io/EndpointSlice/ns/c/192.0.2.1", "node1"
+	snap := wt.Snapshot(a, b, slice)
 	for _, tc := range []struct{ name, ns, pod, sa, node, want string }{
 		{"match", "ns", "a", "a", "node1", a.UID},
 		{"any-node", "ns", "a", "other", "", b.UID},
@@ -125,6 +127,7 @@ func TestWorkloadByPod(t *testing.T) {
 		{"other-account", "ns", "a", "x", "", ""},
 		{"other-namespace", "x", "a", "a", "", ""},
 		{"other-name", "ns", "b", "a", "", ""},
+		{"endpoint-of-slice", "ns", "c", "c", "node1", ""},
 	} {
 		t.Run(tc.name, func(t *testing.T) {
 			var got string

@@ -96,7 +96,9 @@ func (w *writer) upsertWorkload(given *Workload) {
 			s.externals = s.externals.with(w.owner, NewNetworkAddress(n.Network, a), n, compareUIDs)
 		}
 	}
-	s.byName = s.byName.with(w.owner, podName{n.Namespace, n.Name}, n, compareUIDs)
+	if !n.External() {
+		s.byName = s.byName.with(w.owner, podName{n.Namespace, n.Name}, n, compareUIDs)
+	}
 	if n.Hostname != "" {
 		s.byHost = s.byHost.with(w.owner, NamespacedHostname{n.Namespace, n.Hostname}, n, compareUIDs)
 	}
@@ -120,7 +122,9 @@ func (w *writer) dropWorkload(old *Workload) {
 			s.externals = s.externals.without(w.owner, NewNetworkAddress(old.Network, a), old)
 		}
 	}
-	s.byName = s.byName.without(w.owner, podName{old.Namespace, old.Name}, old)
+	if !old.External() {
+		s.byName = s.byName.without(w.owner, podName{old.Namespace, old.Name}, old)
+	}
 	if old.Hostname != "" {
 		s.byHost = s.byHost.without(w.owner, NamespacedHostname{old.Namespace, old.Hostname}, old)
 	}

@@ -27,10 +27,7 @@ func (st *state) flushPod(k key, b *batch) {
 }
 
 func (st *state) aroundPod(p *podObject, ns *namespaceObject) surroundings {
-	in := surroundings{services: st.membershipsOf(p), lost: st.conflict(p)}
-	if n := st.nodes[p.node.String()]; n != nil {
-		in.locality = n.locality
-	}
+	in := surroundings{services: st.membershipsOf(p), lost: st.conflict(p), locality: st.localityOf(p.node)}
 	st.govern(&in, p.namespace, p.labels)
 	if name, ok := p.labels.get(labelGatewayName); ok && st.waypointsByKey[key{p.namespace, name}] != nil {
 		// An instance of a gateway has no waypoint in front, and speaks nothing
@@ -41,6 +38,13 @@ func (st *state) aroundPod(p *podObject, ns *namespaceObject) surroundings {
 	}
 	in.waypoint = waypoints(st.waypoint).bind(p.labels, ns, trafficWorkload).address
 	return in
+}
+
+func (st *state) localityOf(node text) workload.Locality {
+	if n := st.nodes[node.String()]; n != nil {
+		return n.locality
+	}
+	return workload.Locality{}
 }
 
 func (st *state) govern(in *surroundings, namespace string, labels pairs) {
@@ -130,7 +134,7 @@ func (st *state) sliceWorkloads(k key) []*workload.Workload {
 	if pub.ref != (ref{kindService, owner}) {
 		return nil
 	}
-	return translateSlice(o, host, slicePorts(pub.ports, o.ports), &st.settings)
+	return translateSlice(o, host, slicePorts(pub.ports, o.ports), st.localityOf, &st.settings)
 }
 
 func (st *state) workloadEntry(r ref) []*workload.Workload {

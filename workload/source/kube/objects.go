@@ -152,6 +152,7 @@ type sliceObject struct {
 
 type sliceEndpoint struct {
 	addresses []netip.Addr
+	node      text
 	healthy   bool
 }
 

@@ -158,9 +158,9 @@ func randomObject(t *testing.T, r *rand.Rand) any {
 	case 4:
 		return slice(pick("s1", "s2"), pick("web", "db"), func(s *discoveryv1.EndpointSlice) {
 			s.Namespace = ns
-			name := pick("a", "b")
+			name, node := pick("a", "b"), pick("node1", "node2")
 			s.Endpoints = []discoveryv1.Endpoint{
-				{Addresses: []string{pick("192.0.2.1", "192.0.2.2")}},
+				{Addresses: []string{pick("192.0.2.1", "192.0.2.2")}, NodeName: &node},
 				{Addresses: []string{"10.0.0.1"}, TargetRef: &corev1.ObjectReference{Kind: "Pod", Namespace: ns, Name: name, UID: meta("", name).UID}},
 			}
 		})

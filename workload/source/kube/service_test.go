@@ -358,7 +358,7 @@ func TestPortsOfSlices(t *testing.T) {
 	for port, want := range map[uint16][]string{
 		80: {"10.0.0.1:8080", "192.0.2.1:80"}, 9090: {"10.0.0.2:9091", "192.0.2.2:9091"}, 7070: {"192.0.2.3:7071"},
 	} {
-		if got := w.targets("10.1.0.1", port); !slices.Equal(got, want) {
+		if got := w.targets("10.1.0.1", port, ""); !slices.Equal(got, want) {
 			t.Errorf("connections to port %d may go to %v, want %v", port, got, want)
 		}
 	}
@@ -371,10 +371,10 @@ func TestPortsOfSlices(t *testing.T) {
 	}
 }
 
-// targets returns where a connection to a Service may go.
-func (w *world) targets(vip string, port uint16) []string {
+// targets returns where a connection from the node to a Service may go.
+func (w *world) targets(vip string, port uint16, node string) []string {
 	plan := route.Make(route.Input{
-		Snapshot: w.store.Snapshot(), Source: &workload.Workload{Namespace: "ns"},
+		Snapshot: w.store.Snapshot(), Source: &workload.Workload{Namespace: "ns", Node: node},
 		Destination: netip.AddrPortFrom(netip.MustParseAddr(vip), port),
 	})
 	out := make([]string, 0, len(plan.Targets))
@@ -383,6 +383,41 @@ func (w *world) targets(vip string, port uint16) []string {
 	}
 	slices.Sort(out)
 	return out
+}
+
+// TestNodeOfSliceEndpoint: an endpoint of a slice names its node, by which internalTrafficPolicy Local and trafficDistribution choose,
+// also where it is no pod.
+func TestNodeOfSliceEndpoint(t *testing.T) {
+	near, far, local := "node1", "node2", corev1.ServiceInternalTrafficPolicyLocal
+	w := newWorld(t)
+	w.set(service("web", []string{"10.1.0.1"}, func(s *corev1.Service) {
+		s.Spec.Selector, s.Spec.InternalTrafficPolicy = nil, &local
+	}), slice("web-x", "web", endpoints(
+		discoveryv1.Endpoint{Addresses: []string{"192.0.2.1"}, NodeName: &near},
+		discoveryv1.Endpoint{Addresses: []string{"192.0.2.2"}, NodeName: &far},
+		discoveryv1.Endpoint{Addresses: []string{"192.0.2.3"}})))
+	for node, want := range map[string][]string{"node1": {"192.0.2.1:8080"}, "node2": {"192.0.2.2:8080"}, "node3": {}} {
+		if got := w.targets("10.1.0.1", 80, node); !slices.Equal(got, want) {
+			t.Errorf("connections from %s may go to %v, want %v", node, got, want)
+		}
+	}
+	at := func(zone string) {
+		t.Helper()
+		for ip, want := range map[string]string{"192.0.2.1": zone, "192.0.2.2": ""} {
+			if got := w.workload("Kubernetes/discovery.k8s.io/EndpointSlice/ns/web-x/" + ip).Locality.Zone; got != want {
+				t.Errorf("%s is in zone %q, want %q", ip, got, want)
+			}
+		}
+	}
+	node := &corev1.Node{ObjectMeta: metav1.ObjectMeta{Name: "node1", Labels: map[string]string{labelZone: "a"}}}
+	w.set(node)
+	at("a")
+	w.drop(node)
+	at("")
+	// It is not the pod of its name there.
+	if got := w.store.Snapshot().WorkloadByPod("ns", "web-x", workload.DefaultServiceAccount, "node1"); got != nil {
+		t.Errorf("the agent of node1 takes %s for a pod", got.UID)
+	}
 }
 
 func TestNodeLocality(t *testing.T) {

@@ -41,6 +41,7 @@ type state struct {
 	namingWaypoint   links[key]     // waypoint ─► objects whose labels name it
 	slicesOfService  links[key]
 	slicesOfPod      links[key]
+	slicesOnNode     links[text]
 	attached         links[ref]        // target ─► policies with targetRefs
 	entriesOfAddress links[netip.Addr] // ServiceEntries that claim it
 	machinesAt       links[netip.Addr] // WorkloadEntries that have it, and ServiceEntries with endpoints that do
@@ -76,7 +77,8 @@ func newState(s settings, log *slog.Logger) *state {
 		published: make(map[workload.NamespacedHostname]publishedService),
 		selecting: newSelectorIndex(), governing: newSelectorIndex(),
 		namingWaypoint: make(links[key]), slicesOfService: make(links[key]), slicesOfPod: make(links[key]),
-		attached: make(links[ref]), entriesOfAddress: make(links[netip.Addr]), machinesAt: make(links[netip.Addr]),
+		slicesOnNode: make(links[text]),
+		attached:     make(links[ref]), entriesOfAddress: make(links[netip.Addr]), machinesAt: make(links[netip.Addr]),
 		reserved: make(map[netip.Addr]key), reservedBy: make(map[key][]netip.Addr),
 		allocations:   make(map[key]allocation),
 		servicesOfVIP: make(links[netip.Addr]), podsOfAddress: make(claims),

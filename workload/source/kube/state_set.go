@@ -107,6 +107,7 @@ func (st *state) setSlice(r ref, old, next *sliceObject) {
 	st.mark(r)
 	st.slicesOfService.move(r, old.of(), next.of())
 	st.slicesOfPod.move(r, old.referred(), next.referred())
+	st.slicesOnNode.move(r, old.nodes(), next.nodes())
 	for _, k := range append(old.referred(), next.referred()...) {
 		st.markKey(kindPod, k)
 	}
@@ -126,6 +127,20 @@ func (o *sliceObject) referred() []key {
 	return slices.Clone(o.pods)
 }
 
+// nodes returns those that endpoints are on.
+func (o *sliceObject) nodes() []text {
+	if o == nil {
+		return nil
+	}
+	var out []text
+	for i := range o.endpoints {
+		if n := o.endpoints[i].node; n != (text{}) {
+			out = append(out, n)
+		}
+	}
+	return out
+}
+
 func (st *state) setNode(r ref, old, next *nodeObject) {
 	if next == nil {
 		delete(st.nodes, r.name)
@@ -138,6 +153,9 @@ func (st *state) setNode(r ref, old, next *nodeObject) {
 	}
 	for k := range st.pods.byNode[intern(r.name)] {
 		st.markKey(kindPod, k)
+	}
+	for s := range st.slicesOnNode[intern(r.name)] {
+		st.mark(s)
 	}
 }
 

@@ -137,8 +137,11 @@ func (e *endpoint) workload(s *settings) *workload.Workload {
 }
 
 // translateSlice returns the endpoints that only the slice knows. Nothing is
-// known of them but the address, which others may have too.
-func translateSlice(o *sliceObject, service workload.NamespacedHostname, ports workload.PortMap, s *settings) []*workload.Workload {
+// known of them but the address, which others may have too, and the node, by
+// which clients choose: that of a slice's author, who says it of his own service.
+func translateSlice(
+	o *sliceObject, service workload.NamespacedHostname, ports workload.PortMap, localityOf func(text) workload.Locality, s *settings,
+) []*workload.Workload {
 	out := make([]*workload.Workload, 0, len(o.endpoints))
 	for i := range o.endpoints {
 		e := &o.endpoints[i]
@@ -146,7 +149,7 @@ func translateSlice(o *sliceObject, service workload.NamespacedHostname, ports w
 			UID: s.sliceUID(o.key, e.addresses[0]), Name: o.name, Namespace: o.namespace,
 			TrustDomain: s.trustDomain, Network: s.network, WorkloadType: "deployment", ClusterID: s.cluster,
 			Addresses: e.addresses, NetworkMode: workload.HostNetwork, Capacity: 1,
-			Services: memberships{service: ports},
+			Node: e.node.String(), Locality: localityOf(e.node), Services: memberships{service: ports},
 		}
 		if !e.healthy {
 			w.Health = workload.Unhealthy

@@ -337,6 +337,9 @@ func trimSlice(s *discoveryv1.EndpointSlice) *sliceObject {
 
 func (o *sliceObject) addEndpoint(e *discoveryv1.Endpoint, seen map[netip.Addr]bool) {
 	se := sliceEndpoint{healthy: e.Conditions.Ready == nil || *e.Conditions.Ready}
+	if e.NodeName != nil {
+		se.node = intern(*e.NodeName)
+	}
 	for _, s := range e.Addresses {
 		a, ok := parseAddr(s)
 		if !ok {
