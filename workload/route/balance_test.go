@@ -221,7 +221,7 @@ func TestManySuspended(t *testing.T) {
 		in := input(source(), "127.0.0.3:80", pods(n)...)
 		in.Suspended = func(string, netip.AddrPort) bool { return true }
 		least := time.Hour
-		for range 7 {
+		for range 50 { // of which some have the processor for themselves, also on a busy machine
 			begin := time.Now()
 			if plan := route.Make(in); len(plan.Targets) != route.MaxTargets {
 				t.Fatalf("%d targets", len(plan.Targets))
