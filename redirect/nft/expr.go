@@ -94,6 +94,14 @@ func markFromCT() match {
 	}
 }
 
+// original matches packets of who opened the connection, and reply those of the other.
+func original() match { return ctDirection(0) }
+func reply() match    { return ctDirection(1) }
+
+func ctDirection(dir byte) match {
+	return match{&expr.Ct{Key: expr.CtKeyDIRECTION, Register: reg}, compare(expr.CmpOpEq, []byte{dir})}
+}
+
 // redirected matches packets of connections whose destination a redirect rule has
 // changed.
 func redirected() match {

@@ -165,8 +165,8 @@ func TestNftLists(t *testing.T) {
 	got := runNft(t, ns, "", "-n", "list", "table", "inet", "culvert")
 	for _, line := range []string{
 		"type route hook output priority -150; policy accept;",
-		"meta mark & 0x00000fff == 0x00000539 ct mark set ct mark & 0xfffff111 | 0x00000111",
-		"ct mark & 0x00000fff == 0x00000111 meta mark set ct mark",
+		"meta mark & 0x00000fff == 0x00000539 ct direction 0 ct mark set ct mark & 0xfffff111 | 0x00000111",
+		"ct mark & 0x00000fff == 0x00000111 ct direction 1 meta mark set ct mark",
 		"udp dport 53 meta mark & 0x00000fff == 0x00000539 ct zone set 1",
 		"redirect to :15001", "redirect to :15006", "redirect to :15053",
 		"ip daddr != 127.0.0.0/8 tcp dport != 15008",

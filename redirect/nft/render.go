@@ -48,19 +48,20 @@ type operand struct {
 type valueKind int
 
 const (
-	kindHex     valueKind = iota // raw bytes in hexadecimal
-	kindMark                     // number in host order, hexadecimal
-	kindPort                     // number in network order
-	kindAddr                     // IPv4 or IPv6 address
-	kindName                     // interface name
-	kindProto                    // tcp, udp or a number
-	kindFamily                   // ipv4, ipv6
-	kindTCPFlag                  // names joined by |
-	kindStatus                   // conntrack status bits
-	kindNumber                   // number in host order
-	kindEther                    // protocol of a frame
-	kindDSCP4                    // the byte of an IPv4 header that holds the DSCP
-	kindDSCP6                    // the two bytes of an IPv6 header that hold it
+	kindHex       valueKind = iota // raw bytes in hexadecimal
+	kindMark                       // number in host order, hexadecimal
+	kindPort                       // number in network order
+	kindAddr                       // IPv4 or IPv6 address
+	kindName                       // interface name
+	kindProto                      // tcp, udp or a number
+	kindFamily                     // ipv4, ipv6
+	kindTCPFlag                    // names joined by |
+	kindStatus                     // conntrack status bits
+	kindNumber                     // number in host order
+	kindDirection                  // original, reply
+	kindEther                      // protocol of a frame
+	kindDSCP4                      // the byte of an IPv4 header that holds the DSCP
+	kindDSCP6                      // the two bytes of an IPv6 header that hold it
 )
 
 func (r *renderer) say(format string, args ...any) {
@@ -157,6 +158,8 @@ func ctOperand(e element) (operand, bool) {
 		return operand{text: "ct mark", kind: kindMark}, true
 	case unix.NFT_CT_STATUS:
 		return operand{text: "ct status", kind: kindStatus}, true
+	case unix.NFT_CT_DIRECTION:
+		return operand{text: "ct direction", kind: kindDirection}, true
 	case unix.NFT_CT_ZONE:
 		return operand{text: "ct zone", kind: kindNumber}, true
 	}
@@ -333,6 +336,8 @@ func formatValue(kind valueKind, b []byte, whole int) string {
 		return nameOf(map[byte]string{unix.IPPROTO_TCP: "tcp", unix.IPPROTO_UDP: "udp"}, b[0])
 	case kind == kindFamily && len(b) == 1:
 		return nameOf(map[byte]string{unix.NFPROTO_IPV4: "ipv4", unix.NFPROTO_IPV6: "ipv6"}, b[0])
+	case kind == kindDirection && len(b) == 1:
+		return nameOf(map[byte]string{0: "original", 1: "reply"}, b[0])
 	case kind == kindTCPFlag && len(b) == 1:
 		return flags(uint32(b[0]), []string{"fin", "syn", "rst", "psh", "ack", "urg", "ecn", "cwr"})
 	case kind == kindStatus && len(b) == 4:

@@ -101,20 +101,21 @@ func (b builder) rawOutput() Chain {
 }
 
 // manglePrerouting remembers the connections that the agent opens towards the
-// application: they loop through lo with the agent's mark still on them.
+// application: they loop through lo with the agent's mark still on them. So do its
+// answers to what the application opens.
 func (b builder) manglePrerouting() Chain {
 	c := Chain{Name: "mangle_prerouting", Type: "filter", Hook: "prerouting", Priority: prioMangle}
-	c.add(b.family(), mark(AgentMark), setCTMark(ReturnMark))
+	c.add(b.family(), mark(AgentMark), original(), setCTMark(ReturnMark))
 	return c
 }
 
-// mangleOutput puts the mark on the application's answers. The chain is of type
-// route because a changed mark must choose the route again; what the agent sends on
-// such a connection keeps its mark, because that choice takes a twentieth of the
-// time that sending takes.
+// mangleOutput puts the mark on the application's answers, which with
+// net.ipv4.tcp_fwmark_accept have the agent's. The chain is of type route because a
+// changed mark must choose the route again; what the agent sends on such a connection
+// keeps its mark, because that choice takes a twentieth of the time that sending takes.
 func (b builder) mangleOutput() Chain {
 	c := Chain{Name: "mangle_output", Type: "route", Hook: "output", Priority: prioMangle}
-	c.add(b.family(), markNot(AgentMark), ctMark(ReturnMark), markFromCT())
+	c.add(b.family(), ctMark(ReturnMark), reply(), markFromCT())
 	return c
 }
 
