@@ -3,6 +3,7 @@ package podset
 import (
 	"context"
 	"fmt"
+	"net/netip"
 	"os"
 	"slices"
 	"strconv"
@@ -81,9 +82,10 @@ func (w *worker) searchForeign() {
 	}
 	w.blind = ""
 	seen := map[uint64]int{}
+	accepted := acceptedFrom(marked, own)
 	var report []redirect.Socket
 	for _, s := range marked {
-		if own[s.Inode] {
+		if own[s.Inode] || s.Protocol == "tcp" && accepted[ends{s.Local, s.Remote}] {
 			continue
 		}
 		seen[s.Cookie] = min(w.foreign[s.Cookie]+1, 3)
@@ -96,6 +98,20 @@ func (w *worker) searchForeign() {
 		w.s.counters.foreign.Add(uint64(len(report)))
 		w.event(Event{Kind: EventForeign, Sockets: report})
 	}
+}
+
+type ends struct{ local, remote netip.AddrPort }
+
+// acceptedFrom returns the other ends of the agent's connections. An application's have the mark from the agent with
+// net.ipv4.tcp_fwmark_accept, which takes them past nothing.
+func acceptedFrom(marked []redirect.Socket, own map[uint64]bool) map[ends]bool {
+	accepted := map[ends]bool{}
+	for _, s := range marked {
+		if own[s.Inode] && s.Protocol == "tcp" && s.Remote.Port() != 0 {
+			accepted[ends{s.Remote, s.Local}] = true
+		}
+	}
+	return accepted
 }
 
 // yieldPause is how often a leaving pod is looked at in which another agent has connections.

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"net/netip"
 	"strings"
 	"testing"
 	"testing/synctest"
@@ -369,6 +370,15 @@ func TestForeignSockets(t *testing.T) {
 		synctest.Wait()
 		if got := w.eventKinds(); got != "" {
 			t.Errorf("events %q for a socket seen once", got)
+		}
+		client, server := netip.MustParseAddrPort("10.0.0.9:1234"), netip.MustParseAddrPort("10.0.0.2:8080")
+		call := redirect.Socket{Protocol: "tcp", Local: client, Remote: server, Inode: 1, Cookie: 11}
+		accepted := redirect.Socket{Protocol: "tcp", Local: server, Remote: client, Inode: 3, Cookie: 30}
+		set(own, call, accepted) // with net.ipv4.tcp_fwmark_accept
+		time.Sleep(5 * time.Minute)
+		synctest.Wait()
+		if got := w.eventKinds(); got != "" {
+			t.Errorf("events %q for what the application accepted from the agent", got)
 		}
 		set(own, foreign)
 		time.Sleep(5 * time.Minute)
