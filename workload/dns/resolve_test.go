@@ -145,6 +145,7 @@ func TestResolve(t *testing.T) {
 		{"aaaa-of-ipv4-only", "ipv4.localhost.", aaaa, noData},
 		{"wildcard", "foo.wildcard.", a, found("", "10.10.10.10")},
 		{"wildcard-specific", "a.b.wildcard.", a, found("", "11.11.11.11")},
+		{"escaped-dot-below-wildcard", `a\.b.wildcard.`, a, forward},
 		{"wildcard-itself-is-no-match-for-its-parent", "wildcard.", a, forward},
 		{"wildcard-domain", "foo.svc.mesh.company.net.", a, found("", "10.1.2.3")},
 		{"wildcard-namespace-domain", "foo.foons.svc.mesh.company.net.", a, found("", "10.1.2.3")},
@@ -216,6 +217,29 @@ func TestServiceGoesBeforeEntriesOfOthers(t *testing.T) {
 		store.Replace(nil, []*workload.Service{with(kube("web", "shop", "nw1/10.0.0.1"), canonical), entry})
 		if got := r.Resolve(store.Snapshot(), dns.Client{Namespace: "client", Network: "nw1"}, strings.Replace(host, "*", "other", 1), dns.TypeA); !slices.Equal(got.Addrs, addrs("6.6.6.6")) {
 			t.Errorf("%s of the own namespace is %v", host, got.Addrs)
+		}
+	}
+}
+
+// TestFirstMatchCounts: among services of other namespaces, the name itself goes before stars, and a longer name under a star
+// before a shorter one, also when a search domain has to go first.
+func TestFirstMatchCounts(t *testing.T) {
+	r, err := dns.New(dns.Config{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	store := workload.New()
+	store.Replace(nil, []*workload.Service{
+		service("one", "www.shop.example", "nw1/10.0.0.1"), service("two", "*.shop.example", "nw1/10.0.0.2"),
+		service("three", "*.example", "nw1/10.0.0.3"),
+	})
+	for name, ip := range map[string]string{
+		"www.shop.example.": "10.0.0.1", "api.shop.example.": "10.0.0.2", "shop.example.": "10.0.0.3",
+		"www.shop.example.client.svc.cluster.local.": "10.0.0.1",
+	} {
+		got := r.Resolve(store.Snapshot(), dns.Client{Namespace: "client", Network: "nw1"}, name, dns.TypeA)
+		if want := addrs(ip); !slices.Equal(got.Addrs, want) {
+			t.Errorf("%s is %v, want %v", name, got.Addrs, want)
 		}
 	}
 }

@@ -43,6 +43,11 @@ func TestInbound(t *testing.T) {
 	serviceWaypoint := func(ref string) func(*mesh) {
 		return func(m *mesh) { m.service.Waypoint = wt.Gateway("/"+ref, 15008) }
 	}
+	clientWaypoint := func(ref string) func(*mesh) {
+		return func(m *mesh) {
+			m.objects[0] = wt.Pod("default/client", []string{clientIP}, func(w *workload.Workload) { w.Waypoint = wt.Gateway("/"+ref, 15008) })
+		}
+	}
 	weighted := func(m *mesh) {
 		m.service.WeightedWaypoints = []workload.WeightedWaypoint{{Destination: *wt.Gateway("default/waypoint.default", 15008), Weight: 1}}
 	}
@@ -120,6 +125,17 @@ func TestInbound(t *testing.T) {
 		{name: "unknown-address", local: waypointIP, authority: "1.2.3.4:8080", status: 400, err: route.ErrIPMismatch},
 		{name: "service-waypoint-used-for-workload", mods: []func(*mesh){serviceWaypoint(waypointIP)}, local: waypointIP, authority: serverIP + ":8080", status: 400, err: route.ErrIPMismatch},
 		{name: "workload-waypoint-used-for-service", mods: []func(*mesh){workloadWaypoint(waypointIP)}, local: waypointIP, authority: serverVIP + ":8080", status: 400, err: route.ErrIPMismatch},
+		{name: "ipv6-mismatch", local: serverIP, authority: "[fd00::9]:8080", status: 400, err: route.ErrIPMismatch},
+		// A waypoint stands in for those that refer to itself: for nobody who refers to another pod or service.
+		{name: "waypoint-is-another-pod", mods: []func(*mesh){clientWaypoint(waypointIP)}, local: serverIP, authority: clientIP + ":8080", status: 400, err: route.ErrIPMismatch},
+		{name: "waypoint-is-another-service", mods: []func(*mesh){clientWaypoint(waypointVIP)}, local: serverIP, authority: clientIP + ":8080", status: 400, err: route.ErrIPMismatch},
+		{
+			name: "workload-goes-before-vip",
+			mods: []func(*mesh){serviceWaypoint(waypointIP), func(m *mesh) {
+				m.service.VIPs = wt.Service("a/b", []string{clientIP}).VIPs
+			}},
+			local: waypointIP, authority: clientIP + ":8080", status: 400, err: route.ErrIPMismatch,
+		},
 		{name: "waypoint-reference-unknown", mods: []func(*mesh){workloadWaypoint("10.99.0.1")}, local: waypointIP, authority: serverIP + ":8080", status: 400, err: route.ErrIPMismatch},
 		{name: "illegal-port", local: serverIP, authority: serverIP + ":15008", status: 503, err: route.ErrSelfCall},
 		{name: "illegal-port-before-tunnel", mods: []func(*mesh){atServer}, local: serverIP, authority: serverIP + ":15001", status: 503, err: route.ErrSelfCall},

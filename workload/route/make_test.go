@@ -423,6 +423,7 @@ func TestFromWaypoint(t *testing.T) {
 		{"waypoint-unhealthy", wt.Pod("ns/waypoint", []string{"127.0.0.5"}, wt.In("ns/waypoint.com", 15008, 15008), wt.Unhealthy), "127.0.0.5", true},
 		{"other-address", waypoint, "127.0.0.8", false},
 		{"same-identity-other-pod", impostor, "127.0.0.7", false},
+		{"same-address-other-identity", wt.Pod("ns/a", []string{"127.0.0.1"}), "127.0.0.5", false}, // applications choose their address
 	} {
 		t.Run(tc.name, func(t *testing.T) {
 			in := input(tc.src, "127.0.0.2:80", svc, waypoint, dst, wt.Pod("ns/w2", []string{"127.0.0.6"}, wt.In("ns/waypoint.com", 15008, 15008)), tc.src)
@@ -432,6 +433,16 @@ func TestFromWaypoint(t *testing.T) {
 				t.Errorf("%v %s", p.Kind, text(p.Targets[0]))
 			}
 		})
+	}
+}
+
+// TestServiceOfAnotherNetworkIsNotPassed: an address of a service in the node's network is none outside of the mesh, although the
+// caller's own network has no such service.
+func TestServiceOfAnotherNetworkIsNotPassed(t *testing.T) {
+	in := input(source(), "127.0.0.3:80", wt.Service("ns/example.com", []string{"remote/127.0.0.3"}, wt.Ports(80, 8080)))
+	in.Network = "remote"
+	if p := route.Make(in); p.Kind != route.Reject || len(p.Targets) > 0 || !errors.Is(p.Err, route.ErrNoHealthyUpstream) {
+		t.Errorf("%v, %d targets, %v", p.Kind, len(p.Targets), p.Err)
 	}
 }
 
