@@ -50,6 +50,7 @@ func TestServiceWaypoint(t *testing.T) {
 		{"not-ready-does-not-fall-back", label(labelUseWaypoint, "x"), label(labelUseWaypoint, "wp"), gateway(t, "wp", ""),
 			workloadtest.Gateway("ns/x.waypointisnotready.invalid", 15008), "WaypointIsNotReady", ""},
 		{"for-workloads", label(labelUseWaypoint, "wp"), nil, gateway(t, "wp", `labels: {istio.io/waypoint-for: workload}`), nil, "UnsupportedTrafficType", ""},
+		{"for-workloads-not-ready", label(labelUseWaypoint, "wp"), nil, notReady(gateway(t, "wp", `labels: {istio.io/waypoint-for: workload}`)), nil, "UnsupportedTrafficType", ""},
 		{"for-all", label(labelUseWaypoint, "wp"), nil, gateway(t, "wp", `labels: {istio.io/waypoint-for: all}`), ready, "WaypointAccepted", ""},
 		{"waypoint-itself", map[string]string{labelUseWaypoint: "wp", labelManaged: managedMeshController}, nil, gateway(t, "wp", ""), nil, "", ""},
 		{"other-namespace-denies", map[string]string{labelUseWaypoint: "wp", labelUseWaypointNS: "other"}, nil, gateway(t, "wp", "namespace: other"),
@@ -145,6 +146,35 @@ func TestCanary(t *testing.T) {
 	}), service("web", nil))
 	if got := w.service("ns/" + webHost).WeightedWaypoints; len(got) != 2 || got[1].Weight != 10 {
 		t.Errorf("inherited canary: %v", got)
+	}
+}
+
+// TestCanaryOfOthers: a canary that lets nobody of the namespace attach, or takes no traffic of services, gets nothing, and the
+// service's condition says so.
+func TestCanaryOfOthers(t *testing.T) {
+	const all = "allowedRoutes: {namespaces: {from: All}}"
+	for _, tt := range []struct {
+		name   string
+		canary *unstructured.Unstructured
+		note   string // empty: it gets its share
+	}{
+		{"closed", gateway(t, "canary", "namespace: other"), "not permitted to attach"},
+		{"open", gateway(t, "canary", "namespace: other", all), ""},
+		{"for_others", gateway(t, "canary", "namespace: other, labels: {istio.io/waypoint-for: workload}", all), "does not support"},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			w := newWorld(t)
+			w.set(namespace("other"), gateway(t, "wp", ""), tt.canary, service("web", nil, func(s *corev1.Service) {
+				s.Labels = map[string]string{labelUseWaypoint: "wp", labelCanary: "canary", labelCanaryNS: "other"}
+				s.Annotations = map[string]string{annotationCanaryWeight: "50"}
+			}))
+			if got := w.service("ns/" + webHost).WeightedWaypoints; (len(got) == 0) != (tt.note != "") {
+				t.Errorf("waypoints are %v", got)
+			}
+			if c := w.condition(kindService, "web", conditionBound); !c.Status || !strings.Contains(c.Message, tt.note) {
+				t.Errorf("condition is %+v", c)
+			}
+		})
 	}
 }
 

@@ -6,6 +6,7 @@ import (
 
 	discovery "github.com/envoyproxy/go-control-plane/envoy/service/discovery/v3"
 	"google.golang.org/protobuf/encoding/protowire"
+	"google.golang.org/protobuf/proto"
 	"istio.io/istio/pkg/workloadapi"
 	"istio.io/istio/pkg/workloadapi/security"
 
@@ -30,11 +31,18 @@ func TestFailClosed(t *testing.T) {
 	match := func(m *security.Match) func(*security.Authorization) {
 		return func(a *security.Authorization) { a.Groups[0].Rules[0].Matches = []*security.Match{m} }
 	}
-	unknown := func() *security.Match {
-		m := &security.Match{DestinationPorts: []uint32{80}}
+	// strange gives a message a field that nobody knows.
+	strange := func(m proto.Message) {
 		m.ProtoReflect().SetUnknown(protowire.AppendVarint(protowire.AppendTag(nil, 99, protowire.VarintType), 1))
-		return m
 	}
+	unknown := &security.Match{DestinationPorts: []uint32{80}}
+	strange(unknown)
+	strangeString := &security.StringMatch{MatchType: &security.StringMatch_Exact{Exact: "x"}}
+	strange(strangeString)
+	strangeAccount := &security.ServiceAccountMatch{Namespace: "x", ServiceAccount: "y"}
+	strange(strangeAccount)
+	strangeAddress := &security.Address{Address: []byte{9, 9, 9, 9}, Length: 32}
+	strange(strangeAddress)
 	named := func(a *security.Authorization) *discovery.Resource { return resource(t, "ns/p", "v1", a) }
 	tests := []struct {
 		name     string
@@ -61,7 +69,22 @@ func TestFailClosed(t *testing.T) {
 		{"bad-address", named(authorization(match(&security.Match{NotSourceIps: []*security.Address{{Address: []byte{1}}}}))), true, false, true},
 		{"bad-prefix-length", named(authorization(match(&security.Match{SourceIps: []*security.Address{{Address: []byte{1, 2, 3, 4}, Length: 33}}}))), true, false, true},
 		{"port-that-wraps", named(authorization(match(&security.Match{DestinationPorts: []uint32{65536 + 80}}))), true, false, true},
-		{"unknown-condition", named(authorization(match(unknown()))), true, false, true},
+		{"unknown-condition", named(authorization(match(unknown))), true, false, true},
+		{"unknown-condition-of-a-group", named(authorization(func(a *security.Authorization) { strange(a.Groups[0]) })), true, false, true},
+		{"unknown-condition-of-a-clause", named(authorization(func(a *security.Authorization) { strange(a.Groups[0].Rules[0]) })), true, false, true},
+		// A value that is not understood, beside others that match: without it the match would be wider, not empty.
+		{"bad-address-beside-a-port", named(authorization(match(&security.Match{
+			DestinationPorts: []uint32{80}, NotSourceIps: []*security.Address{{Address: []byte{1}}},
+		}))), true, false, true},
+		{"unknown-part-of-a-string", named(authorization(match(&security.Match{
+			DestinationPorts: []uint32{80}, NotNamespaces: []*security.StringMatch{strangeString},
+		}))), true, false, true},
+		{"unknown-part-of-an-account", named(authorization(match(&security.Match{
+			DestinationPorts: []uint32{80}, NotServiceAccounts: []*security.ServiceAccountMatch{strangeAccount},
+		}))), true, false, true},
+		{"unknown-part-of-an-address", named(authorization(match(&security.Match{
+			DestinationPorts: []uint32{80}, NotSourceIps: []*security.Address{strangeAddress},
+		}))), true, false, true},
 	}
 	for _, tt := range tests {
 		t.Run(tt.name, func(t *testing.T) {
