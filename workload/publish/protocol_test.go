@@ -246,6 +246,22 @@ func TestExpiredNonceIsIgnored(t *testing.T) {
 	}
 }
 
+// TestNonceOfAnotherType: an answer about one type is none to a response of another, whose client is waited for still.
+func TestNonceOfAnotherType(t *testing.T) {
+	f := start(t, nil)
+	c := f.dial(t, "Bearer good")
+	c.send(subscribe(publish.AddressType, nil))
+	r := c.receive()
+	c.send(subscribe(publish.AuthorizationType, nil))
+	c.send(&discovery.DeltaDiscoveryRequest{TypeUrl: publish.AuthorizationType, ResponseNonce: r.GetNonce()})
+	f.observed.eventually(t, "the answer is seen", "expired "+publish.AuthorizationType, 1)
+	select {
+	case r := <-c.responses:
+		t.Errorf("sent %v before the answer", r)
+	default:
+	}
+}
+
 // TestOnDemand: a client of names gets what it asks for by any of the names, with
 // the workloads of services, and from then on their changes.
 func TestOnDemand(t *testing.T) {

@@ -5,13 +5,17 @@ import (
 	"errors"
 	"strings"
 	"testing"
+	"testing/synctest"
 	"time"
 
 	discovery "github.com/envoyproxy/go-control-plane/envoy/service/discovery/v3"
 	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/metadata"
 	"google.golang.org/grpc/status"
 	"google.golang.org/protobuf/types/known/structpb"
 
+	"github.com/culvert-mesh/culvert/workload"
+	"github.com/culvert-mesh/culvert/workload/policy"
 	"github.com/culvert-mesh/culvert/workload/publish"
 	"github.com/culvert-mesh/culvert/workload/workloadtest"
 )
@@ -64,6 +68,19 @@ func TestRefused(t *testing.T) {
 	}
 }
 
+// TestLongTokenIsNotPassedOn: what is too long to be a token is not passed on.
+func TestLongTokenIsNotPassedOn(t *testing.T) {
+	f := start(t, func(c *publish.Config) {
+		c.Authenticate = func(_ context.Context, token string) (publish.Peer, error) {
+			t.Errorf("asked about a token of %d bytes", len(token))
+			return agent, nil
+		}
+	})
+	if err := f.dial(t, "Bearer "+strings.Repeat("x", 20<<10)).ended(); status.Code(err) != codes.Unauthenticated {
+		t.Errorf("stream ended with %v, want Unauthenticated", err)
+	}
+}
+
 // TestStrangersInLog: whoever reaches the port cannot fill the disk.
 func TestStrangersInLog(t *testing.T) {
 	f := start(t, nil)
@@ -109,6 +126,26 @@ func TestTokenIsLookedAtAgain(t *testing.T) {
 	}
 }
 
+// TestTokenOfAnotherNow: a stream goes on only for the peer that it was begun by.
+func TestTokenOfAnotherNow(t *testing.T) {
+	first := true // one call after the other
+	f := start(t, func(c *publish.Config) {
+		c.Reauthenticate = 5 * time.Millisecond
+		c.Authenticate = func(context.Context, string) (publish.Peer, error) {
+			p := agent
+			if !first {
+				p.PodUID = "uid-b"
+			}
+			first = false
+			return p, nil
+		}
+	})
+	if err := f.dial(t, "Bearer good").ended(); status.Code(err) != codes.Unauthenticated {
+		t.Errorf("stream ended with %v, want Unauthenticated", err)
+	}
+	f.observed.eventually(t, "refusal is counted", "refused token", 1)
+}
+
 // TestAuthenticationAway: a client that cannot be judged comes back later.
 func TestAuthenticationAway(t *testing.T) {
 	f := start(t, func(c *publish.Config) {
@@ -119,4 +156,33 @@ func TestAuthenticationAway(t *testing.T) {
 	if err := f.dial(t, "Bearer good").ended(); status.Code(err) != codes.Unavailable {
 		t.Errorf("stream ended with %v, want Unavailable", err)
 	}
+}
+
+// asking is the server's end of a stream of which only the metadata has come.
+type asking struct {
+	discovery.AggregatedDiscoveryService_DeltaAggregatedResourcesServer
+	ctx context.Context
+}
+
+func (a asking) Context() context.Context { return a.ctx }
+
+// TestAuthenticationHangs: that nobody answers in time says nothing about a token.
+func TestAuthenticationHangs(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		s, err := publish.New(publish.Config{
+			Store: workload.New(), Policies: policy.New(), Ready: make(chan struct{}), Observer: newObserved(),
+			Authenticate: func(ctx context.Context, _ string) (publish.Peer, error) {
+				<-ctx.Done()
+				return publish.Peer{}, ctx.Err()
+			},
+		})
+		if err != nil {
+			t.Fatal(err)
+		}
+		md := metadata.Pairs("authorization", "Bearer good")
+		err = s.DeltaAggregatedResources(asking{ctx: metadata.NewIncomingContext(t.Context(), md)})
+		if status.Code(err) != codes.Unavailable {
+			t.Errorf("stream ended with %v, want Unavailable", err)
+		}
+	})
 }
