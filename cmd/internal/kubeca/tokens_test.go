@@ -169,6 +169,9 @@ func TestAuthenticateRefuses(t *testing.T) {
 		{"audience_of_others", ours("others"), new(status(func(s *authenticationv1.TokenReviewStatus) { s.Audiences = []string{"vault"} })), "the token is not for this audience", 1},
 		{"person", ours("person"), new(status(func(s *authenticationv1.TokenReviewStatus) { s.User.Username = "admin" })), `the token is that of "admin", which is no service account`, 1},
 		{"node", ours("node"), new(status(func(s *authenticationv1.TokenReviewStatus) { s.User.Username = "system:node:a" })), "which is no service account", 1},
+		{"stranger_of_that_form", ours("stranger"), new(status(func(s *authenticationv1.TokenReviewStatus) {
+			s.User.Username = "oidc:serviceaccount:culvert-system:culvert-node"
+		})), "which is no service account", 1},
 		{"nameless", ours("nameless"), new(status(func(s *authenticationv1.TokenReviewStatus) { s.User.Username = "system:serviceaccount::" })), "which is no service account", 1},
 		{"not_bound", ours("secret"), new(status(func(s *authenticationv1.TokenReviewStatus) { s.User.Extra = nil })), "the token of culvert-system/culvert-node is not bound to a pod", 1},
 		{"half_bound", ours("half"), new(status(func(s *authenticationv1.TokenReviewStatus) {
