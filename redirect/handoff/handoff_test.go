@@ -8,6 +8,7 @@ import (
 	"net"
 	"os"
 	"path/filepath"
+	"runtime"
 	"strings"
 	"sync"
 	"testing"
@@ -211,6 +212,80 @@ func TestForeignUserIsRefused(t *testing.T) {
 	if n := h.calls(); n != 0 {
 		t.Errorf("handler was called %d times", n)
 	}
+}
+
+// TestForeignUserKeepsNothingOpen: what a user sends along who may not is closed.
+func TestForeignUserKeepsNothingOpen(t *testing.T) {
+	path := serve(t, handoff.Config{Handler: &pods{}, AllowUID: func(uint32) bool { return false }})
+	ns := netnstest.New(t)
+	before := openFiles(t)
+	for range 4 {
+		c := dial(t, path)
+		if err := c.Add(t.Context(), alice, ns); err == nil || !strings.Contains(err.Error(), "may not hand over pods") {
+			t.Errorf("Add = %v, want a refusal", err)
+		}
+		_ = c.Close()
+	}
+	wantOpen(t, before)
+}
+
+// TestOtherUsersMayNot: whoever gets as far as the socket has to be root or the agent's own user, unless told otherwise.
+func TestOtherUsersMayNot(t *testing.T) {
+	netnstest.Require(t)
+	h := &pods{have: map[string]handoff.Status{}}
+	path := serve(t, handoff.Config{Handler: h})
+	for name, mode := range map[string]os.FileMode{filepath.Dir(path): 0o755, path: 0o666} {
+		if err := os.Chmod(name, mode); err != nil {
+			t.Fatal(err)
+		}
+	}
+	const nobody = 65534
+	var text string
+	done := make(chan error, 1)
+	go func() {
+		runtime.LockOSThread() // and never unlocked: the thread ends with its credentials
+		var err error
+		text, err = askAs(nobody, path)
+		done <- err
+	}()
+	switch err := <-done; {
+	case errors.Is(err, errNoSuchUser):
+		netnstest.Unable(t, err.Error())
+	case err != nil:
+		t.Fatal(err)
+	}
+	if !strings.Contains(text, "user 65534 may not hand over pods") || h.calls() != 0 {
+		t.Errorf("answer %q, handler was called %d times", text, h.calls())
+	}
+}
+
+var errNoSuchUser = errors.New("cannot become another user (run as root)")
+
+// askAs asks for the list as another user. The calling thread is that user's from then on.
+func askAs(uid int, path string) (string, error) {
+	if err := unix.Unshare(unix.CLONE_FS); err != nil { // the directory changes for this thread alone
+		return "", err
+	}
+	if err := unix.Chdir(filepath.Dir(path)); err != nil { // those above are the test's alone
+		return "", err
+	}
+	if _, _, errno := unix.RawSyscall(unix.SYS_SETRESUID, ^uintptr(0), uintptr(uid), ^uintptr(0)); errno != 0 {
+		return "", fmt.Errorf("%w: %w", errNoSuchUser, errno)
+	}
+	fd, err := unix.Socket(unix.AF_UNIX, unix.SOCK_SEQPACKET|unix.SOCK_CLOEXEC, 0)
+	if err != nil {
+		return "", err
+	}
+	defer unix.Close(fd)
+	if err := unix.Connect(fd, &unix.SockaddrUnix{Name: filepath.Base(path)}); err != nil {
+		return "", err
+	}
+	if _, err := unix.Write(fd, []byte(`{"v":1,"op":"list"}`)); err != nil {
+		return "", err
+	}
+	b := make([]byte, handoff.MaxResponse)
+	n, err := unix.Read(fd, b)
+	return string(b[:max(n, 0)]), err
 }
 
 // TestSuccessor: a second server on the path takes over without a gap, and the end of
@@ -457,6 +532,7 @@ func TestHostileMessages(t *testing.T) {
 		{"bad_uid", strings.Replace(add, `"u"`, `"../u"`, 1), []int{nsfd}, "is not allowed"},
 		{"bad_name", strings.Replace(add, `"n"`, `"n\n"`, 1), []int{nsfd}, "is not allowed"},
 		{"long_name", strings.Replace(add, `"n"`, `"`+strings.Repeat("n", 254)+`"`, 1), []int{nsfd}, "not between"},
+		{"long_uid", strings.Replace(add, `"u"`, `"`+strings.Repeat("u", 129)+`"`, 1), []int{nsfd}, "not between"},
 		{"no_service_account", strings.Replace(add, `"sa"`, `""`, 1), []int{nsfd}, "service account"},
 		{"remove_nothing", `{"v":1,"op":"remove"}`, nil, "not between"},
 		{"wrong_type", `{"v":1,"op":"remove","uid":7}`, nil, "parse request"},
@@ -490,13 +566,10 @@ func TestHostileMessages(t *testing.T) {
 	if n := h.calls(); n != 0 {
 		t.Errorf("handler was called %d times", n)
 	}
-	for deadline := time.Now().Add(5 * time.Second); openFiles(t) > before; time.Sleep(10 * time.Millisecond) {
-		if time.Now().After(deadline) {
-			t.Fatalf("%d descriptors are open, %d before", openFiles(t), before)
-		}
-	}
+	wantOpen(t, before)
 }
 
+// openFiles counts the open files of the process.
 func openFiles(t *testing.T) int {
 	t.Helper()
 	entries, err := os.ReadDir("/proc/self/fd")
@@ -504,6 +577,16 @@ func openFiles(t *testing.T) int {
 		t.Fatal(err)
 	}
 	return len(entries)
+}
+
+// wantOpen waits until no more files than that are open.
+func wantOpen(t *testing.T, before int) {
+	t.Helper()
+	for deadline := time.Now().Add(5 * time.Second); openFiles(t) > before; time.Sleep(10 * time.Millisecond) {
+		if time.Now().After(deadline) {
+			t.Fatalf("%d descriptors are open, %d before", openFiles(t), before)
+		}
+	}
 }
 
 func TestClientRefusesBadPod(t *testing.T) {
