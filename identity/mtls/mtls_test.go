@@ -165,6 +165,8 @@ func TestHandshake(t *testing.T) {
 			clientReason: mtls.ReasonRefusedByPeer, serverReason: mtls.ReasonBadCertificate},
 		{name: "client_may_sign", client: raw(t, ca, func(c *x509.Certificate) { c.KeyUsage |= x509.KeyUsageCertSign }), server: good, expected: []identity.ID{api},
 			clientReason: mtls.ReasonRefusedByPeer, serverReason: mtls.ReasonBadCertificate},
+		{name: "client_may_sign_lists", client: raw(t, ca, func(c *x509.Certificate) { c.KeyUsage |= x509.KeyUsageCRLSign }), server: good, expected: []identity.ID{api},
+			clientReason: mtls.ReasonRefusedByPeer, serverReason: mtls.ReasonBadCertificate},
 		{name: "client_for_servers_only", server: good, expected: []identity.ID{api},
 			client:       raw(t, ca, func(c *x509.Certificate) { c.ExtKeyUsage = []x509.ExtKeyUsage{x509.ExtKeyUsageServerAuth} }),
 			clientReason: mtls.ReasonRefusedByPeer, serverReason: mtls.ReasonBadCertificate},

@@ -215,6 +215,21 @@ func TestOneCleanWayIsEnough(t *testing.T) {
 	}
 }
 
+// TestNamesakesShareNoVerdict has two authorities of one name, as a rotation leaves them: that a list is not the one's
+// says nothing about the other.
+func TestNamesakesShareNoVerdict(t *testing.T) {
+	old, fresh := identitytest.NewCA(t, "td"), identitytest.NewCA(t, "td")
+	revoked, sound := old.SVID(t, apiID), fresh.SVID(t, webID)
+	both := identity.NewBundle(old.TrustDomain, []*x509.Certificate{old.Certificate, fresh.Certificate})
+	rev := lists(t, old.CRL(t, revoked.Leaf(), sound.Leaf()))
+	if err := rev.Check(sound.Certificates, both); err != nil {
+		t.Errorf("refused by another authority's list: %v", err)
+	}
+	if got := mtls.Reason(rev.Check(revoked.Certificates, both)); got != mtls.ReasonRevoked {
+		t.Errorf("revoked certificate: %q, want %q", got, mtls.ReasonRevoked)
+	}
+}
+
 // TestIssuerWithoutListBit has a root whose key usage does not allow revocation
 // lists, like that of istiod's own authority.
 func TestIssuerWithoutListBit(t *testing.T) {
