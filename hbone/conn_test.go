@@ -8,6 +8,7 @@ import (
 	"io"
 	"net"
 	"net/netip"
+	"os"
 	"testing"
 	"time"
 
@@ -16,7 +17,9 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/culvert-mesh/culvert/hbone"
+	"github.com/culvert-mesh/culvert/hbone/h2"
 	"github.com/culvert-mesh/culvert/hbone/loop"
+	"github.com/culvert-mesh/culvert/hbone/tunnel"
 	"github.com/culvert-mesh/culvert/identity"
 	"github.com/culvert-mesh/culvert/identity/identitytest"
 	"github.com/culvert-mesh/culvert/identity/mtls"
@@ -70,6 +73,21 @@ func newMesh(t testing.TB, expected string, authorize func([]*x509.Certificate, 
 	return m
 }
 
+// ends are both ends of one stream.
+func ends(t *testing.T) (client, server *hbone.Conn) {
+	t.Helper()
+	m := newMesh(t, bob, nil)
+	c, err := m.dialer.Dial(t.Context(), m.addr, hbone.Request{Authority: "10.0.0.1:80"})
+	if err != nil {
+		t.Fatal(err)
+	}
+	s, err := m.listener.Accept()
+	if err != nil {
+		t.Fatal(err)
+	}
+	return c, s.(*hbone.Conn)
+}
+
 const bob = "spiffe://cluster.local/ns/b/sa/bob"
 
 // TestConn runs the standard conformance suite of net.Conn over a stream.
@@ -105,16 +123,56 @@ func TestRequestReachesTheServer(t *testing.T) {
 
 // TestWriteBehindCloseWrite: what can never be sent is not waited for.
 func TestWriteBehindCloseWrite(t *testing.T) {
-	m := newMesh(t, bob, nil)
-	c, err := m.dialer.Dial(t.Context(), m.addr, hbone.Request{Authority: "10.0.0.1:80"})
-	if err != nil {
-		t.Fatal(err)
-	}
+	c, _ := ends(t)
 	if err := c.CloseWrite(); err != nil {
 		t.Fatal(err)
 	}
 	if n, err := c.Write([]byte("hello")); n != 0 || !errors.Is(err, io.ErrClosedPipe) {
 		t.Errorf("writing behind CloseWrite: %d, %v", n, err)
+	}
+}
+
+// TestWriteDeadline: a write that took too long tells how much of it went, and the direction can be ended still.
+func TestWriteDeadline(t *testing.T) {
+	c, s := ends(t)
+	_ = c.SetWriteDeadline(time.Now().Add(50 * time.Millisecond))
+	n, err := c.Write(make([]byte, 16<<20))
+	if !errors.Is(err, os.ErrDeadlineExceeded) || n == 0 || n >= 16<<20 {
+		t.Fatalf("wrote %d bytes, %v", n, err)
+	}
+	if err := c.CloseWrite(); err != nil {
+		t.Fatal(err)
+	}
+	_ = s.SetReadDeadline(time.Now().Add(10 * time.Second))
+	if got, err := io.Copy(io.Discard, s); got != int64(n) || err != nil {
+		t.Errorf("%d bytes arrived, %v; %d were said to be written", got, err, n)
+	}
+}
+
+// TestResetBehindTheEnd: what was read to its end has ended well, whatever comes later; writing tells why it cannot.
+func TestResetBehindTheEnd(t *testing.T) {
+	c, s := ends(t)
+	_ = c.SetDeadline(time.Now().Add(10 * time.Second))
+	if err := s.CloseWrite(); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := c.Read(make([]byte, 1)); err != io.EOF {
+		t.Fatalf("end reads as %v", err)
+	}
+	s.Abort()
+	var err error
+	for err == nil {
+		_, err = c.Write([]byte("x"))
+	}
+	noted := make(chan struct{})
+	c.Tunnel().Post(func() { close(noted) }) // the loop is done with the reset
+	<-noted
+	_, err = c.Write([]byte("x"))
+	if reset, ok := errors.AsType[*tunnel.ResetError](err); !ok || reset.Code != h2.ConnectError {
+		t.Errorf("writing fails with %v", err)
+	}
+	if _, err := c.Read(make([]byte, 1)); err != io.EOF {
+		t.Errorf("end reads as %v behind a reset", err)
 	}
 }
 
@@ -160,6 +218,33 @@ func TestRefusals(t *testing.T) {
 			t.Errorf("got %v", err)
 		}
 	})
+}
+
+// TestRefusedReachesNobody: what Authorize refuses, and what asks for nothing, is never accepted.
+func TestRefusedReachesNobody(t *testing.T) {
+	const allowed = "10.0.0.1:80"
+	m := newMesh(t, bob, func(_ []*x509.Certificate, r hbone.Request) hbone.Status {
+		if r.Authority == allowed || r.Authority == "" {
+			return hbone.StatusOK
+		}
+		return hbone.StatusUnauthorized
+	})
+	for authority, want := range map[string]hbone.Status{"10.0.0.1:81": hbone.StatusUnauthorized, "": hbone.StatusBadRequest} {
+		_, err := m.dialer.Dial(t.Context(), m.addr, hbone.Request{Authority: authority})
+		if se, ok := errors.AsType[*hbone.StatusError](err); !ok || se.Status != want {
+			t.Errorf("%q: got %v, want status %d", authority, err, want)
+		}
+	}
+	if _, err := m.dialer.Dial(t.Context(), m.addr, hbone.Request{Authority: allowed}); err != nil {
+		t.Fatal(err)
+	}
+	c, err := m.listener.Accept()
+	if err != nil {
+		t.Fatal(err)
+	}
+	if got := c.(*hbone.Conn).Request.Authority; got != allowed {
+		t.Errorf("accepted a connection to %q", got)
+	}
 }
 
 func TestPlaintextIsReported(t *testing.T) {
