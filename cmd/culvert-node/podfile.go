@@ -31,6 +31,9 @@ type podFile struct {
 	content []byte
 }
 
+// podKeys is what a list has of each pod, for faults.
+const podKeys = "{uid, name, namespace, serviceAccount, netns}"
+
 type listedPod struct {
 	UID            string `yaml:"uid"`
 	Name           string `yaml:"name"`
@@ -45,31 +48,47 @@ type listedPod struct {
 func (p *listedPod) UnmarshalYAML(node *yaml.Node) error {
 	type plain listedPod
 	if node.Kind != yaml.MappingNode {
-		return fmt.Errorf("line %d: a pod is a mapping", node.Line)
+		return fmt.Errorf("line %d: want a pod %s", node.Line, podKeys)
+	}
+	for i := 0; i+1 < len(node.Content); i += 2 {
+		key, value := node.Content[i], node.Content[i+1]
+		if value.Kind == yaml.AliasNode {
+			value = value.Alias
+		}
+		switch key.Value {
+		case "uid", "name", "namespace", "serviceAccount", "netns":
+			if value.Kind != yaml.ScalarNode {
+				return fmt.Errorf("line %d: %s: want a text", key.Line, key.Value)
+			}
+		default:
+			return fmt.Errorf("line %d: unknown key %.40q: want a pod %s", key.Line, key.Value, podKeys)
+		}
 	}
 	if err := node.Decode((*plain)(p)); err != nil {
 		return err
 	}
 	p.line = node.Line
-	for i := 0; i+1 < len(node.Content); i += 2 {
-		switch key := node.Content[i]; key.Value {
-		case "uid", "name", "namespace", "serviceAccount", "netns":
-		default:
-			return fmt.Errorf("line %d: unknown key %q", key.Line, key.Value)
-		}
-	}
 	return nil
 }
 
 // decodePods reads a list; all its faults are reported, each with file and line.
 func decodePods(name string, content []byte) ([]listedPod, error) {
 	var list []listedPod
+	var doc yaml.Node
 	dec := yaml.NewDecoder(bytes.NewReader(content))
-	if err := dec.Decode(&list); err != nil && !errors.Is(err, io.EOF) {
+	if err := dec.Decode(&doc); err != nil && !errors.Is(err, io.EOF) {
 		return nil, placed(name, err)
 	}
 	if err := dec.Decode(new(yaml.Node)); !errors.Is(err, io.EOF) {
 		return nil, fmt.Errorf("%s: has more than one document", name)
+	}
+	if len(doc.Content) > 0 {
+		if root := doc.Content[0]; root.Kind != yaml.SequenceNode && root.Tag != "!!null" {
+			return nil, fmt.Errorf("%s:%d: want a list of pods %s", name, root.Line, podKeys)
+		}
+		if err := doc.Decode(&list); err != nil {
+			return nil, placed(name, err)
+		}
 	}
 	var faults []error
 	byUID, byNetNS := map[string]int{}, map[string]int{}

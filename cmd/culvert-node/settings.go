@@ -4,10 +4,12 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
+	"net"
 	"net/netip"
 	"os"
 	"path/filepath"
 	"runtime"
+	"strconv"
 	"strings"
 	"time"
 
@@ -152,7 +154,7 @@ func (s *settings) declareWhat(set *conf.Set) {
 	conf.Add(set, &s.capture, conf.Bool, conf.Option{Flag: "capture", Usage: "apply the redirect rules in dedicated mode"})
 	conf.Add(set, &s.leave, conf.Bool, conf.Option{Flag: "remove-rules-on-exit", Usage: "remove the redirect rules when stopped; pods leave the mesh then instead of being refused"})
 	conf.Add(set, &s.workloads, conf.File, conf.Option{Flag: "workloads", Env: []string{"LOCAL_XDS_PATH"}, Usage: "YAML file of workloads, services and policies, watched for changes"})
-	conf.Add(set, &s.xdsAddress, conf.String, conf.Option{Flag: "xds-address", Env: []string{"XDS_ADDRESS"}, Usage: "discovery server, host:port"})
+	conf.Add(set, &s.xdsAddress, parseServer, conf.Option{Flag: "xds-address", Env: []string{"XDS_ADDRESS"}, Usage: "discovery server, host:port"})
 	conf.Add(set, &s.xdsRootCA, conf.String, conf.Option{Flag: "xds-root-ca", Env: []string{"XDS_ROOT_CA"}, Usage: "roots of the discovery server: file, PEM or SYSTEM"})
 	conf.Add(set, &s.xdsHostname, conf.String, conf.Option{Flag: "xds-hostname", Env: []string{"ALT_XDS_HOSTNAME"}, Usage: "name in the discovery server's certificate, if not the host of its address"})
 	conf.Add(set, &s.node, conf.String, conf.Option{Flag: "node", Env: []string{"NODE_NAME"}, Usage: "name of this node"})
@@ -168,7 +170,7 @@ func (s *settings) declareWhat(set *conf.Set) {
 func (s *settings) declareIdentity(set *conf.Set) {
 	conf.Add(set, &s.caCert, conf.File, conf.Option{Flag: "ca-cert", Usage: "certificate of an authority in a file (culvert ca init)"})
 	conf.Add(set, &s.caKey, conf.File, conf.Option{Flag: "ca-key", Usage: "its private key"})
-	conf.Add(set, &s.caAddress, conf.String, conf.Option{Flag: "ca-address", Env: []string{"CA_ADDRESS"}, Usage: "server of the Istio certificate service, host:port"})
+	conf.Add(set, &s.caAddress, parseServer, conf.Option{Flag: "ca-address", Env: []string{"CA_ADDRESS"}, Usage: "server of the Istio certificate service, host:port"})
 	conf.Add(set, &s.caRootCA, conf.String, conf.Option{Flag: "ca-root-ca", Env: []string{"CA_ROOT_CA"}, Usage: "roots of the certificate server: file, PEM or SYSTEM"})
 	conf.Add(set, &s.caHostname, conf.String, conf.Option{Flag: "ca-hostname", Env: []string{"ALT_CA_HOSTNAME"}, Usage: "name in the certificate server's certificate, if not the host of its address"})
 	conf.Add(set, &s.tokenFile, conf.File, conf.Option{Flag: "token-file", Env: []string{"AUTH_TOKEN"}, Usage: "bearer token for discovery and certificates, read for each call"})
@@ -204,6 +206,19 @@ func parseMode(text string) (mode, error) {
 	return conf.OneOf(modeNode, modeDedicated)(text)
 }
 
+// parseServer reads host:port, with or without "https://" before it, as ztunnel does.
+func parseServer(text string) (string, error) {
+	address := strings.TrimSuffix(strings.TrimPrefix(text, "https://"), "/")
+	host, port, err := net.SplitHostPort(address)
+	if err != nil || host == "" {
+		return "", errors.New("not of the form host:port")
+	}
+	if n, err := strconv.ParseUint(port, 10, 16); err != nil || n == 0 {
+		return "", errors.New("not a port from 1 to 65535 behind the host")
+	}
+	return address, nil
+}
+
 // evaluates reports whether the agent evaluates NetworkPolicies.
 func (s *settings) evaluates() bool {
 	return s.networkPol == networkOn || s.networkPol == networkAuto && s.workloads != ""
@@ -217,6 +232,12 @@ func (s *settings) check(set *conf.Set) {
 			return errors.New("give --workloads or --xds-address: without either nothing is known")
 		case s.workloads != "" && s.xdsAddress != "":
 			return errors.New("give --workloads or --xds-address, not both")
+		}
+		return nil
+	})
+	set.Check("xds-address", func() error {
+		if s.xdsAddress != "" && s.xdsRootCA == "" {
+			return errors.New("needs --xds-root-ca (or $XDS_ROOT_CA): a file, PEM or SYSTEM")
 		}
 		return nil
 	})
@@ -270,7 +291,7 @@ func (s *settings) checkSource() error {
 	case s.spireAdmin != "" && s.mode != modeNode:
 		return errors.New("--spire-admin-socket is only for --mode=node; in dedicated mode give --spiffe-endpoint-socket")
 	case s.caAddress != "" && s.caRootCA == "":
-		return errors.New("--ca-address needs --ca-root-ca")
+		return errors.New("--ca-address needs --ca-root-ca (or $CA_ROOT_CA): a file, PEM or SYSTEM")
 	}
 	return nil
 }

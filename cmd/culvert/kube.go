@@ -1,7 +1,9 @@
 package main
 
 import (
+	"cmp"
 	"errors"
+	"fmt"
 
 	"github.com/spf13/cobra"
 	"k8s.io/cli-runtime/pkg/genericclioptions"
@@ -49,7 +51,30 @@ func (f kubeFlags) connect() (*access.Access, error) {
 	if !f.configured() {
 		return nil, errNoCluster
 	}
+	if err := f.namesCluster(); err != nil {
+		return nil, err
+	}
 	return access.Connect(f)
+}
+
+// namesCluster returns an error for a kubeconfig that leads to no cluster: the library would try localhost then. What cannot
+// be read is left to it to tell.
+func (f kubeFlags) namesCluster() error {
+	raw, err := f.ToRawKubeConfigLoader().RawConfig()
+	if err != nil {
+		return nil //nolint:nilerr // see above
+	}
+	if _, err := rest.InClusterConfig(); err == nil {
+		return nil
+	}
+	name := cmp.Or(*f.Context, raw.CurrentContext)
+	if name == "" {
+		return errors.New("find cluster: the kubeconfig has no current context: give --context")
+	}
+	if c := raw.Contexts[name]; c != nil && raw.Clusters[c.Cluster] == nil {
+		return fmt.Errorf("find cluster: context %s names cluster %q, which the kubeconfig does not have", name, c.Cluster)
+	}
+	return nil
 }
 
 // configured reports whether something names a cluster: a kubeconfig, or the pod that this runs in. A kubeconfig that

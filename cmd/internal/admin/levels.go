@@ -110,7 +110,7 @@ func (f *filter) with(directives string) (*filter, error) {
 		scope, name := cut(clause)
 		level, ok := parseLevel(name)
 		if !ok {
-			return nil, fmt.Errorf("level %s is invalid", clause)
+			return nil, fmt.Errorf("level %s is invalid: want error, warn, info, debug, trace or off, or scope=level", clause)
 		}
 		if scope == "" {
 			c.global = level

@@ -25,6 +25,8 @@ func Config(kubeconfig string) (*rest.Config, error) {
 	switch {
 	case errors.Is(err, rest.ErrNotInCluster):
 		return nil, errors.New("find the API server: this is not a pod: give --kubeconfig")
+	case kubeconfig != "" && clientcmd.IsEmptyConfig(err):
+		return nil, fmt.Errorf("find the API server: %s names no cluster: its current context, or the cluster of that, is missing", kubeconfig)
 	case err != nil:
 		return nil, fmt.Errorf("find the API server: %w", err)
 	}

@@ -1,6 +1,7 @@
 package authz
 
 import (
+	"cmp"
 	"errors"
 	"fmt"
 	"maps"
@@ -111,7 +112,7 @@ func (w *World) find(r Ref) ([]*pod, error) {
 	text := "no pods of " + r.String() + " in what was read"
 	switch {
 	case w.namespaces[r.namespace] == nil:
-		text = "namespace " + r.namespace + " is not known" + hint(r.namespace, w.Namespaces())
+		text = "namespace " + r.namespace + " is not known" + cmp.Or(hint(r.namespace, w.Namespaces()), ": give another with -n, or as NAMESPACE/KIND/NAME")
 	case r.labels == nil:
 		text += hint(r.name, names)
 	}

@@ -127,7 +127,8 @@ spec: {selector: {app: away}, ports: [{port: 80}]}
 `)
 	for text, want := range map[string]string{
 		"deployment/wbe": "did you mean web?", "bnak/pod/x": "namespace bnak is not known; did you mean bank?", "bank/pod/teler-0": "did you mean teller-0?",
-		"empty/pod/x": "no pods of empty/pod/x in what was read", "service/crat": "did you mean cart?", "service/away": "no pods of shop/service/away in what was read",
+		"default/pod/x": "namespace default is not known: give another with -n, or as NAMESPACE/KIND/NAME",
+		"empty/pod/x":   "no pods of empty/pod/x in what was read", "service/crat": "did you mean cart?", "service/away": "no pods of shop/service/away in what was read",
 		"app=nobody": "no pods of shop/app=nobody",
 	} {
 		if _, err := w.find(mustRef(t, text)); err == nil || !strings.Contains(err.Error(), want) {

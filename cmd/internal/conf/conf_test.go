@@ -153,8 +153,9 @@ func TestChecksRunOnSettings(t *testing.T) {
 
 func TestHelp(t *testing.T) {
 	s, _ := declare(nil)
-	life, ipv6, addresses := 24*time.Hour, true, []netip.Addr{netip.MustParseAddr("10.0.0.1"), netip.IPv6Loopback()}
+	life, rest, ipv6, addresses := 24*time.Hour, time.Duration(0), true, []netip.Addr{netip.MustParseAddr("10.0.0.1"), netip.IPv6Loopback()}
 	conf.Add(s, &life, conf.Duration(0, 48*time.Hour), conf.Option{Flag: "life", Usage: "how long it lives"})
+	conf.Add(s, &rest, conf.Duration(0, 48*time.Hour), conf.Option{Flag: "rest", Usage: "how long it rests; default as long as it lives"})
 	conf.Add(s, &ipv6, conf.Bool, conf.Option{Flag: "ipv6", Usage: "serve it too"})
 	conf.Add(s, &addresses, conf.List(conf.Addr), conf.Option{Flag: "addresses", Usage: "whom"})
 	if err := s.Parse([]string{"--loops=x", "--help"}); !errors.Is(err, conf.ErrHelp) {
@@ -166,6 +167,7 @@ func TestHelp(t *testing.T) {
 		"--drain-timeout  time to finish connections (default 5s; $DRAIN)",
 		"--node           name of the node (required; $CULVERT_NODE, $NODE_NAME)",
 		"--life           how long it lives (default 24h)\n",
+		"--rest           how long it rests; default as long as it lives\n",
 		"--addresses      whom (default 10.0.0.1,::1)\n",
 		"--ranges         address ranges\n",
 		"--capture        apply the capture rules\n",

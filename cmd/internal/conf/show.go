@@ -43,7 +43,7 @@ func (s *Set) Usage(w io.Writer) {
 		switch {
 		case o.Required:
 			notes = append(notes, "required")
-		case o.fallback != "" && !o.Secret && o.fallback != "false":
+		case o.fallback != "" && !o.Secret && o.fallback != "false" && o.fallback != "0s":
 			notes = append(notes, "default "+o.fallback)
 		}
 		if len(o.Env) > 0 {
