@@ -273,9 +273,3 @@ func editDistance(a, b string) int {
 	}
 	return row[len(b)]
 }
-
-// Given reports whether the option of the flag was set by flag or environment rather than by default.
-func (s *Set) Given(flag string) bool {
-	o := s.byFlag[flag]
-	return o != nil && o.given
-}

@@ -40,15 +40,6 @@ func Int[T ~int | ~int32 | ~int64 | ~uint16 | ~uint32](low, high T) Parser[T] {
 	}
 }
 
-// Port takes a TCP or UDP port other than 0.
-func Port(text string) (uint16, error) {
-	n, err := strconv.ParseUint(text, 10, 16)
-	if err != nil || n == 0 {
-		return 0, errors.New("not a port from 1 to 65535")
-	}
-	return uint16(n), nil
-}
-
 // Duration takes Go's notation (1m30s) between low and high, both included.
 func Duration(low, high time.Duration) Parser[time.Duration] {
 	return func(text string) (time.Duration, error) {
@@ -61,21 +52,6 @@ func Duration(low, high time.Duration) Parser[time.Duration] {
 		}
 		return d, nil
 	}
-}
-
-// Bytes takes a size: a number with an optional suffix Ki, Mi or Gi.
-func Bytes(text string) (int64, error) {
-	number, shift := text, 0
-	for suffix, bits := range map[string]int{"Ki": 10, "Mi": 20, "Gi": 30} {
-		if n, ok := strings.CutSuffix(text, suffix); ok {
-			number, shift = n, bits
-		}
-	}
-	n, err := strconv.ParseInt(number, 10, 64)
-	if err != nil || n < 0 || n > (1<<62)>>shift {
-		return 0, errors.New("not a size such as 65536, 64Ki or 4Mi")
-	}
-	return n << shift, nil
 }
 
 // Addr takes an IP address.
@@ -96,18 +72,6 @@ func AddrPort(text string) (netip.AddrPort, error) {
 	return a, nil
 }
 
-// Prefix takes an address range in CIDR notation without bits set behind its length.
-func Prefix(text string) (netip.Prefix, error) {
-	p, err := netip.ParsePrefix(text)
-	if err != nil {
-		return netip.Prefix{}, errors.New("not a range such as 10.0.0.0/8")
-	}
-	if p != p.Masked() {
-		return netip.Prefix{}, fmt.Errorf("bits set behind the prefix: did you mean %s?", p.Masked())
-	}
-	return p, nil
-}
-
 // File takes the path of a readable regular file (or of a link to one).
 func File(text string) (string, error) {
 	f, err := os.Open(text)
@@ -121,18 +85,6 @@ func File(text string) (string, error) {
 	}
 	if info.IsDir() {
 		return "", errors.New("is a directory")
-	}
-	return text, nil
-}
-
-// Dir takes the path of a directory that exists.
-func Dir(text string) (string, error) {
-	info, err := os.Stat(text)
-	if err != nil {
-		return "", reason(err)
-	}
-	if !info.IsDir() {
-		return "", errors.New("is no directory")
 	}
 	return text, nil
 }

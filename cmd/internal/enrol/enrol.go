@@ -102,12 +102,6 @@ func (s Settings) exclusion(pod Pod) string {
 	return ""
 }
 
-// Hopeless reports whether what does not change in a pod's life keeps it out, so that it needs not be followed.
-func Hopeless(pod Pod, s Settings) bool {
-	pod.Terminal, pod.Annotations = false, nil
-	return s.exclusion(pod) != ""
-}
-
 // boolean reads an annotation as the reference does: a value that is not a boolean counts as absent, with a warning.
 func (r *reader) boolean(key string) (value, present bool) {
 	text, present := r.pod[key]

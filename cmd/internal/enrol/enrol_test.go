@@ -47,27 +47,6 @@ func TestSelection(t *testing.T) {
 	}
 }
 
-func TestHopeless(t *testing.T) {
-	s := enrol.Settings{Exclude: []string{"kube-system"}}
-	for _, tt := range []struct {
-		name string
-		pod  enrol.Pod
-		want bool
-	}{
-		{"host_network", enrol.Pod{HostNetwork: true}, true},
-		{"excluded", enrol.Pod{Namespace: "kube-system"}, true},
-		{"ended", enrol.Pod{Terminal: true}, false},
-		{"sidecar", enrol.Pod{Annotations: labels{enrol.AnnotationSidecar: "x"}}, false},
-		{"unlabelled", enrol.Pod{}, false},
-	} {
-		t.Run(tt.name, func(t *testing.T) {
-			if got := enrol.Hopeless(tt.pod, s); got != tt.want {
-				t.Errorf("got %v, want %v", got, tt.want)
-			}
-		})
-	}
-}
-
 // Selectors of the administrator's own take the place of the default ones.
 func TestOwnSelectors(t *testing.T) {
 	own := []selector.Selector{{Pod: selector.Labels{{Key: "a", Operator: selector.Exists}}}}

@@ -2,7 +2,7 @@
 // all have ended.
 //
 // It leaves to the components what draining means, and to main what exit code an outcome deserves. A Group is run once;
-// Stop, Stopping and Drained may be used from any goroutine.
+// Stop and Drained may be used from any goroutine.
 package run
 
 import (
@@ -80,9 +80,6 @@ func New(cfg Config, components ...Component) (*Group, error) {
 
 // Stop begins the first stage of stopping. It does not wait, and may be called at any time and often.
 func (g *Group) Stop() { g.stopOnce.Do(func() { close(g.stop) }) }
-
-// Stopping is closed when the group begins to stop, for whatever reason.
-func (g *Group) Stopping() <-chan struct{} { return g.stop }
 
 // Drained is closed when the first stage of stopping is over.
 func (g *Group) Drained() <-chan struct{} { return g.drained }
