@@ -5,8 +5,9 @@
 set -euo pipefail
 export PATH="$PATH:/usr/sbin:/sbin"
 
-# program → Debian package
-need=(nft:nftables conntrack:conntrack haproxy:haproxy nginx:nginx-light wrk:wrk iperf3:iperf3 openssl:openssl tcpdump:tcpdump)
+# program, or file → Debian package. The race detector takes a C compiler and what it links to.
+need=(nft:nftables conntrack:conntrack haproxy:haproxy nginx:nginx-light wrk:wrk iperf3:iperf3 openssl:openssl gcc:gcc
+  /usr/include/stdlib.h:libc6-dev)
 if [ "${1:-}" = cluster ]; then
   need=(etcd:etcd-server containerd:containerd runc:runc iptables:iptables conntrack:conntrack nft:nftables ip:iproute2 nsenter:util-linux
     sysctl:procps /usr/lib/cni/bridge:containernetworking-plugins)
@@ -14,7 +15,7 @@ fi
 
 missing=()
 for pair in "${need[@]}"; do
-  command -v "${pair%%:*}" >/dev/null || missing+=("${pair##*:}")
+  command -v "${pair%%:*}" >/dev/null || [ -f "${pair%%:*}" ] || missing+=("${pair##*:}")
 done
 [ ${#missing[@]} -gt 0 ] || exit 0
 

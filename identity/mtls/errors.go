@@ -13,7 +13,7 @@ import (
 	"github.com/culvert-mesh/culvert/identity"
 )
 
-// The reasons that Reason returns. They are stable: logs and metrics carry them.
+// The reasons that Reason returns; those of a certificate are in the texts of errors too. They are stable: logs carry them.
 const (
 	ReasonExpired          = "expired"
 	ReasonNotYetValid      = "not yet valid"
@@ -95,8 +95,8 @@ func (e *RevokedError) Error() string {
 	return fmt.Sprintf("revoked: peer %s: certificate %x of issuer %q is on the revocation list", e.Peer, e.Serial, e.Issuer)
 }
 
-// Reason returns the short stable text for logs and metric labels that says why
-// a handshake or a later check failed; empty for nil.
+// Reason returns the short stable text that says why a handshake or a later check
+// failed; empty for nil.
 func Reason(err error) string {
 	if err == nil {
 		return ""
