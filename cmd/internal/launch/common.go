@@ -22,7 +22,7 @@ func Defaults() Common {
 // Declare adds the flags, and the check that nobody else reaches the admin server.
 func (c *Common) Declare(set *conf.Set) {
 	conf.Add(set, &c.Admin, conf.AddrPort, conf.Option{Flag: "admin-address", Usage: "address of the admin server; loopback only"})
-	conf.Add(set, &c.LogLevel, conf.String, conf.Option{Flag: "log-level", Env: []string{"CULVERT_LOG"}, Usage: "debug, info, warn or error; scope=level pairs, separated by commas, for parts"})
+	conf.Add(set, &c.LogLevel, conf.String, conf.Option{Flag: "log-level", Env: []string{"CULVERT_LOG"}, Usage: "error, warn, info, debug, trace or off; scope=level pairs, separated by commas, for parts"})
 	conf.Add(set, &c.LogFormat, conf.OneOf("text", "json"), conf.Option{Flag: "log-format", Env: []string{"LOG_FORMAT"}, Usage: "text or json"})
 	set.Check("admin-address", func() error {
 		if !c.Admin.Addr().IsLoopback() {
