@@ -343,7 +343,11 @@ func (a *Agent) WithAddresses(f func(map[netip.Addr]string) error) error {
 	addrs := map[netip.Addr]string{}
 	a.mu.Lock()
 	for uid, t := range a.tracked {
-		for _, addr := range t.addrs {
+		of := t.addrs
+		if p := a.pod(t.key); len(of) == 0 && !t.leaving && p != nil && p.uid() == uid {
+			of = p.addrs() // it was not found yet, and may heed the mark since an earlier agent
+		}
+		for _, addr := range of {
 			addrs[addr] = uid
 		}
 	}

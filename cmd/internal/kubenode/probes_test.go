@@ -6,6 +6,7 @@ import (
 	"slices"
 	"sync"
 	"testing"
+	"time"
 
 	"github.com/culvert-mesh/culvert/cmd/internal/kubenode"
 	"github.com/culvert-mesh/culvert/redirect"
@@ -126,6 +127,29 @@ func TestWhereProbesAreHeeded(t *testing.T) {
 	}
 	h.with(func() { h.hostErr = nil })
 	h.at("10.0.0.2", "fd00::8")
+}
+
+// TestProbesOfPodsNotFound: the host goes on guarding the address of a pod that an earlier agent has enrolled and this one does
+// not find at its start.
+func TestProbesOfPodsNotFound(t *testing.T) {
+	h := newHeeding(t)
+	h.pod("team/a", "u1", "10.0.0.2", nil)
+	h.start()
+	select {
+	case <-h.agent.Ready():
+	case <-time.After(patience):
+		t.Fatal("the agent is not ready")
+	}
+	if err := h.agent.WithAddresses(func(addrs map[netip.Addr]string) error {
+		if fmt.Sprint(addrs) != "map[10.0.0.2:u1]" {
+			t.Errorf("addresses of pods are %v", addrs)
+		}
+		return nil
+	}); err != nil {
+		t.Fatal(err)
+	}
+	h.process("u1", "10.0.0.2")
+	h.at("10.0.0.2")
 }
 
 // TestProbesOfRunningPods: a pod that an earlier agent has enrolled, and let heed the mark at any address, heeds it where the
