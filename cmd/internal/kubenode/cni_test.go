@@ -288,3 +288,38 @@ func TestNameWithoutUID(t *testing.T) {
 		}
 	}
 }
+
+// TestReplacedWhileItWaits: a namespace is never given to the pod that has taken the name since it came.
+func TestReplacedWhileItWaits(t *testing.T) {
+	r := newRig(t)
+	r.namespace("team", ambient, nil)
+	r.namespace("plain", nil, nil)
+	r.pod("team/a", "u1", "", nil)
+	synced := make(chan struct{})
+	r.run(func(c *kubenode.Config) { c.Synced = synced })
+	ctx, cancel := context.WithCancel(t.Context())
+	defer cancel()
+	ns := netnstest.New(t)
+	got := make(chan bool, 1)
+	go func() {
+		enrolled, _ := r.plugin().CNIAdd(ctx, starting("team/a", "u1", "10.0.0.2"), dup(t, ns))
+		got <- enrolled
+	}()
+	time.Sleep(100 * time.Millisecond) // until it waits for the mesh
+	r.pod("team/a", "u2", "", nil)
+	r.pod("plain/b", "u3", "", nil)
+	if _, err := r.plugin().CNIAdd(ctx, starting("plain/b", "u3"), netnstest.New(t)); err != nil { // the agent knows of all three
+		t.Fatal(err)
+	}
+	close(synced)
+	var enrolled bool
+	select {
+	case enrolled = <-got:
+	case <-time.After(100 * time.Millisecond):
+		cancel()
+		enrolled = <-got
+	}
+	if pods := r.set.Pods(); enrolled || len(pods) > 0 {
+		t.Errorf("ADD = %v, pods are %v", enrolled, pods)
+	}
+}
