@@ -46,8 +46,8 @@ type entry struct {
 	svid     *svid.SVID
 	next     *svid.SVID // takes the place of svid when it is due; nil if none
 	err      error      // of the latest fetch
-	failures int   // in a row
-	pushes   int   // SVIDs that the source has announced on its own
+	failures int        // in a row
+	pushes   int        // SVIDs that the source has announced on its own
 
 	due      time.Time
 	priority priority
