@@ -223,6 +223,7 @@ func TestServiceByVIP(t *testing.T) {
 		{"shared-own-namespace", []any{wt.Service("a/s.a", []string{ip}), wt.Service("b/s.b", []string{ip})}, ip, "b", "b/s.b"},
 		{"shared-other-namespace", []any{wt.Service("b/s.b", []string{ip}), wt.Service("a/s.a", []string{ip})}, ip, "c", "a/s.a"},
 		{"canonical", []any{wt.Service("a/s.a", []string{ip}), wt.Service("b/s.b", []string{ip}, wt.Canonical)}, ip, "c", "b/s.b"},
+		{"own-canonical-before-own", []any{wt.Service("a/r.a", []string{ip}), wt.Service("a/s.a", []string{ip}, wt.Canonical)}, ip, "a", "a/s.a"},
 		{"own-before-canonical", []any{wt.Service("a/s.a", []string{ip}), wt.Service("b/s.b", []string{ip}, wt.Canonical)}, ip, "a", "a/s.a"},
 		{"private-own", []any{wt.Service("a/s.a", []string{ip}, wt.Private)}, ip, "a", "a/s.a"},
 		{"private-other", []any{wt.Service("a/s.a", []string{ip}, wt.Private)}, ip, "b", ""},
