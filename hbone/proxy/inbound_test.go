@@ -79,6 +79,7 @@ func TestInboundStatuses(t *testing.T) {
 		{"method", ok, hbonetest.Fields(":method", "GET", ":scheme", "https", ":path", "/", ":authority", dst.String()), 400, true, proxy.FlagConnect, "only CONNECT"},
 		{"no-port", ok, connect("127.0.10.2"), 400, true, proxy.FlagConnect, "authority"},
 		{"no-authority", ok, hbonetest.Fields(":method", "CONNECT"), 400, true, proxy.FlagConnect, "authority"},
+		{"long-authority", ok, connect(strings.Repeat("x", 300) + ":80"), 400, true, proxy.FlagConnect, proxy.ErrLongAuthority.Error()},
 		{"foreign-address", ok, connect("127.0.10.9:80"), 400, true, proxy.FlagConnect, "ip mismatch: 127.0.10.2 != 127.0.10.9"},
 		{"unknown-host", ok, connect("nobody.example:80"), 503, true, proxy.FlagConnect, "nobody.example"},
 		{"own-port", ok, connect("127.0.10.2:15008"), 503, true, proxy.FlagConnect, "attempted recursive call to ourselves"},
@@ -232,6 +233,10 @@ func TestInboundSourceNames(t *testing.T) {
 	}
 	f = flow(3, "x-forwarded-network", "NET1")
 	if f.Source.Workload != known {
+		t.Errorf("source is %+v", f.Source)
+	}
+	f = flow(4, "baggage", baggage+",x="+strings.Repeat("x", 2<<10), "x-forwarded-network", "net2")
+	if f.Source.Workload != nil || f.Source.Baggage != nil { // nobody can have a flow keep that much
 		t.Errorf("source is %+v", f.Source)
 	}
 }
