@@ -110,6 +110,15 @@ func TestPodTranslation(t *testing.T) {
 	}
 }
 
+// TestDisabledGoesBeforeNativeTunnel: a pod that takes plaintext alone is announced so, although it could end tunnels itself.
+func TestDisabledGoesBeforeNativeTunnel(t *testing.T) {
+	s := defaults()
+	p := trimPod(pod("web-0", []string{"10.0.0.1"}, func(p *corev1.Pod) { p.Labels[labelTunnel] = tunnelHTTP }))
+	if got := translatePod(p, surroundings{disabled: true}, &s); got.Protocol != workload.TCP || got.NativeTunnel {
+		t.Errorf("protocol is %v, native tunnel %t", got.Protocol, got.NativeTunnel)
+	}
+}
+
 func owned(kind, name string, labels map[string]string) func(*corev1.Pod) {
 	return func(p *corev1.Pod) {
 		yes := true
