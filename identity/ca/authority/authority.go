@@ -9,7 +9,6 @@ import (
 	"crypto/x509"
 	"errors"
 	"fmt"
-	"strings"
 	"time"
 
 	"github.com/culvert-mesh/culvert/identity"
@@ -72,28 +71,16 @@ func (cfg Config) WithDefaults() (Config, error) {
 		value time.Duration
 	}{{"validity", cfg.TTL}, {"longest validity", cfg.MaxTTL}, {"settle time", cfg.Settle}, {"overlap", cfg.Overlap}} {
 		if d.value < time.Second {
-			faults = append(faults, fmt.Errorf("%s of %s is less than a second", d.name, brief(d.value)))
+			faults = append(faults, fmt.Errorf("%s of %s is less than a second", d.name, d.value))
 		}
 	}
 	if cfg.TTL > cfg.MaxTTL {
-		faults = append(faults, fmt.Errorf("validity %s is more than the longest, %s", brief(cfg.TTL), brief(cfg.MaxTTL)))
+		faults = append(faults, fmt.Errorf("validity %s is more than the longest, %s", cfg.TTL, cfg.MaxTTL))
 	}
 	if least := 2 * cfg.rotationTime(); cfg.RootTTL < least {
-		faults = append(faults, fmt.Errorf("a root's life of %s has no room for a rotation, it takes %s at least", brief(cfg.RootTTL), brief(least)))
+		faults = append(faults, fmt.Errorf("a root's life of %s has no room for a rotation, it takes %s at least", cfg.RootTTL, least))
 	}
 	return cfg, errors.Join(faults...)
-}
-
-// brief writes 24h, as settings do, and not 24h0m0s.
-func brief(d time.Duration) string {
-	text := d.String()
-	if short, whole := strings.CutSuffix(text, "m0s"); whole {
-		text = short + "m"
-	}
-	if short, whole := strings.CutSuffix(text, "h0m"); whole {
-		text = short + "h"
-	}
-	return text
 }
 
 // rotationTime is from a new root's appearance to the end of the last leaf

@@ -282,10 +282,10 @@ func TestConfigRefuses(t *testing.T) {
 		err  string
 	}{
 		{"nothing", authority.Config{}, "no trust domain"},
-		{"order", authority.Config{TrustDomain: td, TTL: 2 * time.Hour, MaxTTL: time.Hour}, "validity 2h is more than the longest, 1h"},
+		{"order", authority.Config{TrustDomain: td, TTL: 2 * time.Hour, MaxTTL: time.Hour}, "validity 2h0m0s is more than the longest, 1h0m0s"},
 		{"short", authority.Config{TrustDomain: td, MaxTTL: time.Millisecond}, "longest validity of 1ms is less than a second"},
-		{"negative", authority.Config{TrustDomain: td, Settle: -time.Hour}, "settle time of -1h is less than a second"},
-		{"root", authority.Config{TrustDomain: td, MaxTTL: time.Hour, RootTTL: 3 * time.Hour}, "a root's life of 3h has no room for a rotation, it takes 4h at least"},
+		{"negative", authority.Config{TrustDomain: td, Settle: -time.Hour}, "settle time of -1h0m0s is less than a second"},
+		{"root", authority.Config{TrustDomain: td, MaxTTL: time.Hour, RootTTL: 3 * time.Hour}, "a root's life of 3h0m0s has no room for a rotation, it takes 4h0m0s at least"},
 	} {
 		t.Run(tt.name, func(t *testing.T) {
 			if _, err := tt.cfg.WithDefaults(); err == nil || !strings.Contains(err.Error(), tt.err) {
